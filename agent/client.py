@@ -1,0 +1,134 @@
+"""How the manager asks an agent to do something."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.wire import Fact, KernelSpec, RunRead
+from domain.ids import AgentId, KernelId, RunId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelAddress:
+    """Where a kernel is: its host, and the attempt that is meant."""
+
+    agent_id: AgentId
+    kernel_id: KernelId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStat:
+    """A file in a session. Times are unix seconds."""
+
+    name: str  #: relative to the listed folder, or the path that was asked for
+    type: str  #: file, directory, link, fifo, socket, device
+    size: int
+    mtime: float
+    mode: int  #: permission bits
+    owner: int
+    group: int
+    link_target: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePage:
+    files: Sequence[FileStat]
+    next_cursor: str | None
+
+
+class Download(Protocol):
+    """Bytes on their way out of a session. Always closed, also when it is not read to its end."""
+
+    stat: FileStat | None  #: None for archives
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class AgentClient(Protocol):
+    """Every call raises `AgentUnavailable` when the agent is not connected to this process or does not answer in time,
+    and the domain error that the agent names otherwise. A timeout means *unknown*: ask again."""
+
+    def is_connected(self, agent_id: AgentId) -> bool: ...
+
+    async def ensure(
+        self, where: KernelAddress, *, generation: int, want: str, spec: KernelSpec | None, grace_seconds: float = 10.0
+    ) -> Fact:
+        """Make it so, and answer with what is true at this moment; the rest follows as facts.
+
+        A lower (attempt, generation) than the agent has seen is refused as stale, an equal one is answered with the
+        present fact, GONE of an unknown kernel leaves a tombstone.
+        """
+        ...
+
+    async def execute(
+        self,
+        where: KernelAddress,
+        run_id: RunId,
+        *,
+        mode: str,
+        code: str,
+        opts: dict[str, Any],
+        timeout_seconds: float | None,
+        wait_seconds: float,
+        max_bytes: int,
+    ) -> RunRead:
+        """Start the run, at most once per run id however often this is called, and answer like `read` from seq 0."""
+        ...
+
+    async def read(
+        self, where: KernelAddress, run_id: RunId | str, *, from_seq: int, max_bytes: int, wait_seconds: float
+    ) -> RunRead:
+        """Output from `from_seq` on; waits up to `wait_seconds` when there is none yet. The run `"log"` is the container's log."""
+        ...
+
+    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None: ...
+
+    async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
+        """SIGINT to one run or to whatever runs; False when nothing ran."""
+        ...
+
+    async def kill(self, where: KernelAddress, run_id: RunId) -> bool: ...
+
+    async def complete(
+        self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
+    ) -> dict[str, Any]: ...
+
+    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage: ...
+
+    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+        """`op` is mkdir, move, copy, remove, stat or chmod."""
+        ...
+
+    async def upload(
+        self,
+        where: KernelAddress,
+        path: str,
+        body: AsyncIterator[bytes],
+        *,
+        size: int | None,
+        mode: int | None = None,
+        overwrite: bool = True,
+        sha256: str | None = None,
+    ) -> FileStat:
+        """Write a file as the session's user: whole or not at all."""
+        ...
+
+    async def download(
+        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+    ) -> Download: ...
+
+    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
+        """A tar stream of files and folders; links stay links."""
+        ...
+
+    async def statistics(self, where: KernelAddress) -> dict[str, Any]:
+        """{cpu_seconds, mem_bytes, mem_peak_bytes, pids, oom_kills, disk_bytes, ...}, from the cgroup's own files."""
+        ...
+
+    def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+        """Progress {current, total, message} until the image is there."""
+        ...

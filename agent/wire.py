@@ -1,0 +1,172 @@
+"""What manager and agent say to each other. Both sides import this file; nothing else is shared.
+
+Messages are msgpack maps over one WebSocket per manager process (`agent/rpc.py` carries them). Bulk data goes over
+TCP connections of its own, which the agent dials with a ticket. Times are unix seconds, sizes bytes unless the name
+says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final, Self, TypeVar
+from uuid import UUID
+
+PROTOCOL_VERSION: Final = 1
+#: One WebSocket frame; longer messages are split, so that none holds up the others.
+MAX_FRAME_BYTES: Final = 64 * 1024
+#: One whole message, put together again.
+MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
+
+# Requests from manager to agent. Each name is a method of `agent.client.AgentClient`, whose docstring says what it does.
+ENSURE: Final = "ensure"
+EXECUTE: Final = "execute"
+READ: Final = "read"
+INPUT: Final = "input"
+INTERRUPT: Final = "interrupt"
+KILL: Final = "kill"
+COMPLETE: Final = "complete"
+LIST_FILES: Final = "list_files"
+MANAGE_FILE: Final = "manage_file"
+OPEN_STREAM: Final = "open_stream"
+STATISTICS: Final = "statistics"
+PULL_IMAGE: Final = "pull_image"
+PING: Final = "ping"
+
+# From agent to manager. `hello` opens a connection; `facts` and `runs_done` are answered, and sent again until they are.
+HELLO: Final = "hello"
+HEARTBEAT: Final = "heartbeat"
+FACTS: Final = "facts"
+RUNS_DONE: Final = "runs_done"
+PROGRESS: Final = "progress"
+
+M = TypeVar("M", bound="Message")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A value that travels as a msgpack map of its fields."""
+
+    def pack(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def unpack(cls, data: dict[str, Any]) -> Self:
+        """From the other side: unknown fields are left out, so that N and N-1 understand each other."""
+        names = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec(Message):
+    """Everything an agent needs to bring one kernel up. Holds no credential, key id or e-mail address."""
+
+    session_id: str
+    session_name: str
+    role: str = "main"  #: main, or worker
+    index: int = 1
+    image: str  #: as the engine knows it
+    architecture: str = "x86_64"
+    slots: dict[str, int] = field(default_factory=dict)  #: milli-CPU, MiB, units
+    devices: dict[str, int] = field(default_factory=dict)  #: allocated devices, by slot name `gpu/UUID`
+    environ: dict[str, str] = field(default_factory=dict)
+    bootstrap_script: str | None = None
+    bootstrap_required: bool = False
+    #: a batch session's work: the kernel is EXITED with its result when this ends. Its run id is the kernel id.
+    startup_command: str | None = None
+    shm_mib: int | None = None  #: None: half of the memory
+    disk_quota_mib: int | None = None  #: of /home/work; None: the agent's default
+    pids: int | None = None  #: None: the agent's default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact(Message):
+    """What is true of one kernel on its agent. A newer (boot_no, seq) replaces an older one, whoever carries it."""
+
+    kernel_id: str
+    attempt: int
+    generation: int  #: of the intent that the agent has taken on
+    observed: str  #: domain.session.KernelState
+    exit: dict[str, Any] | None = None  #: {reason, exit_code, signal, message, finished}; see `exit_record`
+    started_at: float | None = None
+    #: notices for the owner: {kind, message, log_tail}, such as a bootstrap script that failed
+    notices: list[dict[str, Any]] = field(default_factory=list)
+    container_id: str | None = None
+    boot_no: int = 0
+    seq: int = 0
+
+
+def exit_record(
+    reason: str,
+    message: str,
+    *,
+    exit_code: int | None = None,
+    signal: int | None = None,
+    finished: bool = False,
+) -> dict[str, Any]:
+    """How a kernel ended.
+
+    `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
+    bootstrap_failed, agent_restarted; `finished` is true when the main work came to its own end.
+    """
+    return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentHello(Message):
+    """The first message on every connection."""
+
+    protocol: int = PROTOCOL_VERSION
+    agent_id: str
+    uid: str  #: of the data dir: a new one means that the agent remembers nothing
+    boot_no: int  #: counts starts of the daemon on this data dir
+    version: str
+    hostname: str
+    architecture: str
+    resources: dict[str, int]  #: advertised capacity, after --reserve: cpu milli, mem MiB, ...
+    info: dict[str, Any] = field(default_factory=dict)  #: engine version, live_restore, kernel, warnings for admins
+    facts: list[dict[str, Any]] = field(default_factory=list)  #: the full inventory
+    images: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(Message):
+    """The manager's answer to hello."""
+
+    manager_id: str
+    role: str  #: api, control or proxy; facts go to a control
+    managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial
+    heartbeat_seconds: float = 5.0
+    lease_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRead(Message):
+    """A piece of one run's output: ring records as the runner wrote them, `!IQBd` header (length, seq, kind, time) and payload."""
+
+    run_id: str
+    records: bytes = b""
+    next_seq: int = 0  #: read on from here
+    gap: tuple[int, int] | None = None  #: [first, last] sequence numbers that are no longer kept, before `records`
+    status: str = "running"  #: queued, running, waiting_input, done
+    #: {exit_code, signal, reason, namespace_lost, finished_at, started_at, bytes}; reason as in docs/runner.md
+    done: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDone(Message):
+    """A finished run, told again until acknowledged."""
+
+    run_id: str
+    kernel_id: str
+    attempt: int
+    started_at: float | None
+    finished_at: float
+    exit_code: int | None
+    signal: int | None = None
+    reason: str = "finished"
+    last_seq: int = 0
+    output_bytes: int = 0
+
+
+def run_id_text(run_id: UUID) -> str:
+    return run_id.hex

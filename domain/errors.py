@@ -1,0 +1,406 @@
+"""Every failure a caller can be told about: a stable code, an HTTP status, one sentence that says what to do next.
+
+A class's docstring is its default message; `python -m domain.errors` prints docs/errors.md from these classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class MoorageError(Exception):
+    """The request could not be carried out."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    #: whether the same request may succeed when it is sent again, unchanged
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, **facts: object) -> None:
+        self.message = message or (self.__doc__ or "").split("\n\n")[0].replace("\n    ", " ").strip()
+        super().__init__(self.message)
+        self.facts = facts
+
+
+# -- the request itself -------------------------------------------------------------------------------------------
+class InvalidRequest(MoorageError):
+    """The request is malformed: check its fields against /docs."""
+
+    code, http_status = "invalid_request", 400
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not valid JSON."""
+
+    code = "invalid_json"
+
+
+class UnsupportedMediaType(MoorageError):
+    """The body is of a kind that this address does not take; send application/json."""
+
+    code, http_status = "unsupported_media_type", 415
+
+
+class RequestTooLarge(MoorageError):
+    """The body is larger than this address takes; send files through the file routes."""
+
+    code, http_status = "request_too_large", 413
+
+
+class InvalidName(InvalidRequest):
+    """A session's name has 4 to 64 letters, digits, '_', '-' or '.', and begins and ends with a letter, digit or '_'."""
+
+    code = "invalid_name"
+
+
+class InvalidConfiguration(MoorageError):
+    """The session's parameters contradict each other or the image; change the named field."""
+
+    code, http_status = "invalid_configuration", 422
+
+
+class InvalidResources(InvalidConfiguration):
+    """The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."""
+
+    code = "invalid_resources"
+
+
+class ResourcesImpossible(InvalidConfiguration):
+    """No host of this installation could ever hold this session, not even an empty one; ask for less."""
+
+    code = "resources_impossible"
+
+
+class RouteNotFound(MoorageError):
+    """There is nothing at this address; the routes are listed at /docs."""
+
+    code, http_status = "route_not_found", 404
+
+
+class MethodNotAllowed(MoorageError):
+    """This address does not take this method; the routes are listed at /docs."""
+
+    code, http_status = "method_not_allowed", 405
+
+
+# -- who is asking ------------------------------------------------------------------------------------------------
+class Unauthenticated(MoorageError):
+    """The request carries no valid credential; send 'Authorization: Bearer ACCESS_KEY.SECRET_KEY'."""
+
+    code, http_status = "unauthenticated", 401
+
+
+class PermissionDenied(MoorageError):
+    """You may not do this; ask an administrator."""
+
+    code, http_status = "permission_denied", 403
+
+
+class TooManyRequests(MoorageError):
+    """Too many requests; wait as long as Retry-After says."""
+
+    code, http_status, retryable = "too_many_requests", 429, True
+
+
+# -- things that are not there --------------------------------------------------------------------------------------
+class NotFound(MoorageError):
+    """There is no such thing, or it is not yours."""
+
+    code, http_status = "not_found", 404
+
+
+class SessionNotFound(NotFound):
+    """There is no such session, or it is not yours; 'moorage ps' lists yours."""
+
+    code = "session_not_found"
+
+
+class ImageNotFound(NotFound):
+    """No image of this name is registered here; 'moorage admin image ls' lists what there is."""
+
+    code = "image_not_found"
+
+
+class RunNotFound(NotFound):
+    """There is no such execution, or its output is no longer kept."""
+
+    code = "run_not_found"
+
+
+class TaskNotFound(NotFound):
+    """There is no such background task, or it is not yours."""
+
+    code = "task_not_found"
+
+
+class AgentNotFound(NotFound):
+    """There is no such agent."""
+
+    code = "agent_not_found"
+
+
+class UserNotFound(NotFound):
+    """There is no such user."""
+
+    code = "user_not_found"
+
+
+class ProjectNotFound(NotFound):
+    """There is no such project, or you are not a member of it."""
+
+    code = "project_not_found"
+
+
+class KeypairNotFound(NotFound):
+    """There is no such keypair."""
+
+    code = "keypair_not_found"
+
+
+# -- conflicts ------------------------------------------------------------------------------------------------------
+class Conflict(MoorageError):
+    """This contradicts what is there already."""
+
+    code, http_status = "conflict", 409
+
+
+class NameTaken(Conflict):
+    """You already have a live session with this name; choose another, or pass reuse_if_exists."""
+
+    code = "name_taken"
+
+
+class AlreadyExists(Conflict):
+    """There is one of this name already."""
+
+    code = "already_exists"
+
+
+class StillInUse(Conflict):
+    """It is still in use; end what uses it first."""
+
+    code = "still_in_use"
+
+
+class WrongStatus(Conflict):
+    """The session is in a status that does not allow this."""
+
+    code = "wrong_status"
+
+
+class SessionNotReady(WrongStatus):
+    """The session is not running yet; wait for RUNNING ('moorage wait NAME') and ask again."""
+
+    code, retryable = "session_not_ready", True
+
+
+class SessionEnded(WrongStatus):
+    """The session has ended; restart it, or create a new one."""
+
+    code = "session_ended"
+
+
+class PreconditionFailed(MoorageError):
+    """The session was changed by someone else in between; read it again and repeat with its new ETag."""
+
+    code, http_status = "precondition_failed", 412
+
+
+class IdempotencyMismatch(MoorageError):
+    """This Idempotency-Key was used for another request; use a new key for a new request."""
+
+    code, http_status = "idempotency_mismatch", 422
+
+
+class RequestInProgress(Conflict):
+    """The same request is being carried out right now; ask again with the same Idempotency-Key."""
+
+    code, retryable = "request_in_progress", True
+
+
+# -- resources and places -------------------------------------------------------------------------------------------
+class ResourceUnavailable(MoorageError):
+    """The resources did not become free within max_wait; ask for less, or wait longer."""
+
+    code, http_status, retryable = "resource_unavailable", 503, True
+
+
+class QuotaExceeded(MoorageError):
+    """This would exceed a quota; end or remove something, or ask an administrator for more."""
+
+    code, http_status = "quota_exceeded", 422
+
+
+class AgentUnavailable(MoorageError):
+    """The session's host cannot be reached at the moment; the session goes on there: ask again shortly."""
+
+    code, http_status, retryable = "agent_unavailable", 503, True
+
+
+class NoAgents(AgentUnavailable):
+    """No host is connected that could take this session; an administrator adds one with 'moorage agent join'."""
+
+    code = "no_agents"
+
+
+class DatabaseUnavailable(MoorageError):
+    """The database cannot be reached at the moment; nothing was lost: ask again shortly, with the same Idempotency-Key."""
+
+    code, http_status, retryable = "database_unavailable", 503, True
+
+
+class StorageFull(DatabaseUnavailable):
+    """The manager's disk is full; running sessions go on, new ones are not admitted."""
+
+    code = "storage_full"
+
+
+# -- running code -----------------------------------------------------------------------------------------------------
+class ExecutionTimeout(MoorageError):
+    """The code ran longer than its timeout and was stopped; its output so far is kept."""
+
+    code, http_status = "execution_timeout", 408
+
+
+class ResourceExhausted(MoorageError):
+    """The session ran out of memory, processes or disk space."""
+
+    code, http_status = "resource_exhausted", 507
+
+
+class RunnerLost(MoorageError):
+    """The session's runner is gone, and with it the running code; restart the session."""
+
+    code, http_status = "runner_lost", 502
+
+
+class NoPython(InvalidConfiguration):
+    """The image has no Python; run commands with mode 'batch' instead."""
+
+    code = "no_python"
+
+
+class NotWaitingForInput(Conflict):
+    """This execution is not running any more, so nothing can be fed to it."""
+
+    code = "not_waiting_for_input"
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+class FileError(MoorageError):
+    """The file operation failed."""
+
+    code, http_status = "file_error", 400
+
+
+class FileNotFound(FileError):
+    """There is no such file in the session."""
+
+    code, http_status = "file_not_found", 404
+
+
+class FilePermissionDenied(FileError):
+    """The session's user may not read or write this file."""
+
+    code, http_status = "file_permission_denied", 403
+
+
+class InvalidPath(FileError):
+    """The path leads outside the session's folders or through a symbolic link; name a file under /home/work."""
+
+    code = "invalid_path"
+
+
+class NotARegularFile(FileError):
+    """This is a directory, device, pipe or link, not a regular file."""
+
+    code = "not_a_regular_file"
+
+
+class FileExists(FileError):
+    """There is a file of this name already; pass overwrite, or choose another name."""
+
+    code, http_status = "file_exists", 409
+
+
+class RangeNotSatisfiable(FileError):
+    """The requested range lies outside the file."""
+
+    code, http_status = "range_not_satisfiable", 416
+
+
+class TransferFailed(FileError):
+    """The transfer broke off and nothing was kept; repeat it."""
+
+    code, http_status, retryable = "transfer_failed", 502, True
+
+
+# -- services (declared here with the rest of the seed's scenarios; raised by the service actions) -----------------------
+class ServiceError(MoorageError):
+    """The service could not be started or reached."""
+
+    code, http_status = "service_error", 502
+
+
+class PortConflict(Conflict):
+    """Another service of this session uses this port already; choose another port."""
+
+    code = "port_conflict"
+
+
+class ServiceFailed(ServiceError):
+    """The service's process ended or did not answer in time; its last output is attached."""
+
+    code = "service_failed"
+
+
+class ServiceUnreachable(ServiceError):
+    """The service cannot be reached through the proxy at the moment; ask again shortly."""
+
+    code, retryable = "service_unreachable", True
+
+
+class Internal(MoorageError):
+    """Something went wrong in Moorage itself; report the request id to your administrator."""
+
+    code, http_status = "internal", 500
+
+
+def all_errors(base: type[MoorageError] = MoorageError) -> Iterator[type[MoorageError]]:
+    """Every error class, depth first, in the order of this file."""
+    yield base
+    for child in base.__subclasses__():
+        yield from all_errors(child)
+
+
+#: By code, for both ends of a wire: an error sent as a code comes back as the same class.
+BY_CODE = {error.code: error for error in all_errors()}
+
+
+def from_code(code: str, message: str, **facts: object) -> MoorageError:
+    return BY_CODE.get(code, Internal)(message, **facts)
+
+
+def as_markdown() -> str:
+    rows = [
+        f"| `{error.code}` | {error.http_status} | {'yes' if error.retryable else ''} | {error().message} |"
+        for error in sorted(all_errors(), key=lambda e: (e.http_status, e.code))
+    ]
+    return "\n".join(
+        [
+            "# Errors",
+            "",
+            "Generated by `python -m domain.errors`; do not edit. Every error is an RFC 9457 problem document with a",
+            "stable `code`. *Retry*: the same request, unchanged, may succeed later.",
+            "",
+            "| code | HTTP | retry | meaning |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
