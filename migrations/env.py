@@ -1,0 +1,52 @@
+"""Alembic's entry: one connection, one lock, bounded waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from alembic import context
+from sqlalchemy import Connection, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from repositories.database import sqlalchemy_url
+from repositories.tables import PARTITIONED, metadata
+
+#: Only one manager migrates at a time; the others wait and find nothing left to do.
+_LOCK = 7_260_001
+
+
+def _include(_object: object, name: str | None, kind: str, reflected: bool, _other: object) -> bool:
+    is_partition = kind == "table" and reflected and any((name or "").startswith(f"{table}_p") for table in PARTITIONED)
+    return not is_partition
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        include_object=_include,
+        compare_type=True,
+        compare_server_default=False,
+    )
+    with context.begin_transaction():
+        # A migration that cannot have its locks quickly gives up, instead of stopping everybody behind it.
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        connection.execute(text("SET LOCAL statement_timeout = '10min'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        context.run_migrations()
+
+
+async def _main() -> None:
+    url = context.config.get_main_option("sqlalchemy.url") or sqlalchemy_url(os.environ["DATABASE_URL"])
+    engine = create_async_engine(url, poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+    await engine.dispose()
+
+
+if (given := context.config.attributes.get("connection")) is not None:
+    run(given)
+else:
+    asyncio.run(_main())

@@ -1,0 +1,1 @@
+"""All SQL. Methods never commit: the processor, or a loop of the control process, opens the transaction."""

@@ -1,0 +1,147 @@
+"""The pool, transactions, and the border where PostgreSQL's errors become the domain's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import orjson
+
+from domain.errors import (
+    AlreadyExists,
+    Conflict,
+    DatabaseUnavailable,
+    MoorageError,
+    NameTaken,
+    QuotaExceeded,
+    RequestInProgress,
+    StillInUse,
+    StorageFull,
+)
+
+Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+
+_BY_CONSTRAINT: Final[dict[str, type[MoorageError]]] = {
+    "sessions_live_name_key": NameTaken,
+    "quotas_limit_check": QuotaExceeded,
+    "users_email_key": AlreadyExists,
+    "projects_domain_name_key": AlreadyExists,
+    "images_pkey": AlreadyExists,
+    "image_aliases_pkey": AlreadyExists,
+    "keypairs_pkey": AlreadyExists,
+}
+_UNREACHABLE: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+class Database:
+    """Connections to one PostgreSQL. Open with `await Database.connect(dsn)`, close with `await close()`."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], dsn: str) -> None:
+        self._pool = pool
+        self.dsn = dsn
+
+    @classmethod
+    async def connect(cls, dsn: str, *, min_size: int = 1, max_size: int = 16) -> Database:
+        with translated():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=min_size,
+                max_size=max_size,
+                init=_prepare,
+                reset=_no_reset,
+                timeout=10,
+                command_timeout=30,
+                server_settings={"application_name": "moorage", "jit": "off"},
+            )
+        return cls(pool, dsn)
+
+    async def close(self) -> None:
+        self._pool.terminate() if self._pool.is_closing() else await self._pool.close()
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Connection]:
+        """A connection on which every statement is its own transaction."""
+        with translated():
+            async with self._pool.acquire(timeout=10) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        with translated():
+            async with self._pool.acquire(timeout=10) as connection, connection.transaction():
+                yield connection
+
+
+async def _prepare(connection: asyncpg.Connection[Any]) -> None:
+    await connection.set_type_codec("jsonb", schema="pg_catalog", format="binary", encoder=_encode, decoder=_decode)
+
+
+async def _no_reset(_connection: asyncpg.Connection[Any]) -> None:
+    """Nothing here sets session state, so there is none to reset (a fifth of a short statement's time)."""
+
+
+def _encode(value: Any) -> bytes:
+    return b"\x01" + orjson.dumps(value, default=_default)
+
+
+def _decode(data: bytes) -> Any:
+    return orjson.loads(data[1:])
+
+
+def _default(value: object) -> object:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+class translated:
+    """`with translated(): ...` raises PostgreSQL's refusals as domain errors, by constraint name and SQLSTATE."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None or isinstance(error, MoorageError):
+            return
+        if isinstance(error, asyncpg.DiskFullError):
+            raise StorageFull from error
+        if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError):
+            raise RequestInProgress from error
+        if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+            name = error.constraint_name or ""
+            if kind := _BY_CONSTRAINT.get(name):
+                raise kind(error.detail if kind is QuotaExceeded else None) from error
+            if isinstance(error, asyncpg.ForeignKeyViolationError):
+                raise StillInUse(constraint=name) from error
+            if isinstance(error, asyncpg.UniqueViolationError):
+                raise Conflict(constraint=name) from error
+        if isinstance(error, _UNREACHABLE):
+            raise DatabaseUnavailable from error
+
+
+def sqlalchemy_url(dsn: str) -> str:
+    """asyncpg's DSN as SQLAlchemy wants it."""
+    parts = urlsplit(dsn)
+    query = urlencode(parse_qsl(parts.query))
+    return urlunsplit(("postgresql+asyncpg", parts.netloc, parts.path, query, ""))
+
+
+def hint(error: BaseException) -> str | None:
+    """PostgreSQL's own words, for logs."""
+    cause = error.__cause__
+    return str(cause) if isinstance(cause, asyncpg.PostgresError) else None

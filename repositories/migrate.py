@@ -1,0 +1,28 @@
+"""Bring a database to this version's schema, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+import migrations
+from repositories.database import sqlalchemy_url
+
+
+def config(dsn: str) -> Config:
+    """Alembic's configuration for one database, wherever this is installed."""
+    made = Config()
+    made.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    made.set_main_option("sqlalchemy.url", sqlalchemy_url(dsn).replace("%", "%%"))
+    return made
+
+
+def upgrade(dsn: str, revision: str = "head") -> None:
+    """Blocking; runs its own event loop. Safe to call from several managers at once."""
+    command.upgrade(config(dsn), revision)
+
+
+def downgrade(dsn: str, revision: str) -> None:
+    command.downgrade(config(dsn), revision)

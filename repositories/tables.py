@@ -1,0 +1,430 @@
+"""Every table, as Alembic's target; the invariants that a row can break are constraints here.
+
+Nothing executes through these objects but dynamic searches: the statements of the hot paths are text beside their use.
+Triggers and functions are in migrations/versions; `tests/repositories/test_schema.py` holds both against each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from domain.principal import Role
+from domain.session import FINAL, Event, KernelState, SessionTypes, Status, Want
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+#: Grown tables that are cut into ranges of time and forgotten by dropping whole partitions.
+PARTITIONED: Final = ("events", "audit")
+
+
+def _one_of(column: str, words: Any) -> str:
+    return f"{column} IN ({', '.join(repr(str(w)) for w in words)})"
+
+
+def _at(name: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, sa.DateTime(timezone=True), **options)
+
+
+def _now(name: str) -> sa.Column[Any]:
+    return _at(name, nullable=False, server_default=sa.func.now())
+
+
+def _json(name: str, default: str | None = "{}", nullable: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, JSONB, nullable=nullable, server_default=sa.text(f"'{default}'") if default else None)
+
+
+def _int(name: str, default: int = 0) -> sa.Column[Any]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text(str(default)))
+
+
+def _flag(name: str, default: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.true() if default else sa.false())
+
+
+NOT_FINAL: Final = f"status NOT IN ({', '.join(repr(str(s)) for s in sorted(FINAL))})"
+
+# -- who ---------------------------------------------------------------------------------------------------------
+domains = sa.Table("domains", metadata, sa.Column("name", sa.Text, primary_key=True), _flag("active", True), _now("created_at"))
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("domain", sa.ForeignKey("domains.name"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    _now("created_at"),
+    sa.UniqueConstraint("domain", "name"),
+)
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("email", sa.Text, nullable=False, unique=True),
+    sa.Column("username", sa.Text, nullable=False),
+    sa.Column("domain", sa.ForeignKey("domains.name"), nullable=False),
+    sa.Column("role", sa.Text, nullable=False, server_default="user"),
+    _flag("active", True),
+    _now("created_at"),
+    sa.CheckConstraint(_one_of("role", Role), name="role"),
+)
+project_members = sa.Table(
+    "project_members",
+    metadata,
+    sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Index(None, "user_id"),
+)
+keypairs = sa.Table(
+    "keypairs",
+    metadata,
+    sa.Column("access_key", sa.Text, primary_key=True),
+    sa.Column("secret_hash", sa.LargeBinary, nullable=False),  # sha256 of 32 random bytes: nothing to guess, so no slow hash
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    _flag("active", True),
+    _now("created_at"),
+    sa.Index(None, "user_id"),
+)
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("token_hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("access_key", sa.ForeignKey("keypairs.access_key", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    _at("expires_at", nullable=False),
+    _now("created_at"),
+    sa.Index(None, "access_key"),
+)
+
+# -- what runs where ---------------------------------------------------------------------------------------------
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("architecture", sa.Text, nullable=False),
+    _json("labels"),
+    _now("created_at"),
+)
+image_aliases = sa.Table(
+    "image_aliases",
+    metadata,
+    sa.Column("alias", sa.Text, primary_key=True),
+    sa.Column("image", sa.ForeignKey("images.name", ondelete="CASCADE"), nullable=False),
+    sa.Index(None, "image"),
+)
+agents = sa.Table(
+    "agents",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("uid", sa.Text),  # of its data dir; NULL until its first hello
+    sa.Column("fingerprint", sa.Text, nullable=False),  # sha256 of its certificate
+    sa.Column("hostname", sa.Text, nullable=False, server_default=""),
+    sa.Column("architecture", sa.Text, nullable=False, server_default=""),
+    sa.Column("version", sa.Text, nullable=False, server_default=""),
+    _flag("schedulable", True),
+    _int("boot_no"),
+    _json("info"),
+    sa.Column("images", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+    _at("seen_at"),
+    _at("lease_until"),
+    _flag("lost"),
+    _now("created_at"),
+)
+agent_tokens = sa.Table(
+    "agent_tokens",
+    metadata,
+    sa.Column("secret_hash", sa.LargeBinary, primary_key=True),
+    _at("expires_at", nullable=False),
+    _at("used_at"),
+    sa.Column("agent_id", sa.Text),
+    _now("created_at"),
+)
+managers = sa.Table(
+    "managers",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("agent_url", sa.Text),
+    _now("started_at"),
+    _now("seen_at"),
+)
+resources = sa.Table(
+    "resources",
+    metadata,
+    sa.Column("agent_id", sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    _int("capacity"),  # never below `used`, also when the agent now reports less
+    _int("reported"),
+    _int("used"),
+    sa.CheckConstraint("used BETWEEN 0 AND capacity", name="used"),
+    sa.CheckConstraint("reported BETWEEN 0 AND capacity", name="reported"),
+)
+
+# -- sessions ----------------------------------------------------------------------------------------------------
+session_transition = sa.Table(
+    "session_transition",
+    metadata,
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("event", sa.Text, primary_key=True),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.UniqueConstraint("source", "event", "target"),
+    sa.CheckConstraint(_one_of("event", Event), name="event"),
+)
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False),
+    sa.Column("access_key", sa.Text, nullable=False),
+    sa.Column("domain", sa.ForeignKey("domains.name"), nullable=False),
+    sa.Column("project_id", sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("session_type", sa.Text, nullable=False),
+    sa.Column("cluster_mode", sa.Text, nullable=False),
+    _int("cluster_size", 1),
+    sa.Column("image", sa.Text, nullable=False),
+    sa.Column("architecture", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("prev_status", sa.Text),
+    sa.Column("status_reason", sa.Text),
+    _int("attempt", 1),
+    _int("version", 1),
+    _int("activity"),  # counts what changes the row without changing its version: runs and transfers
+    _json("requested_slots"),
+    sa.Column("tag", sa.Text),
+    _json("environ"),
+    sa.Column("bootstrap_script", sa.Text),
+    _flag("bootstrap_required"),
+    sa.Column("startup_command", sa.Text),
+    sa.Column("shm_mib", sa.BigInteger),
+    _int("priority", 10),
+    sa.Column("timeout_seconds", sa.Double),
+    sa.Column("max_wait_seconds", sa.Double),
+    sa.Column("result", sa.Text, nullable=False, server_default="UNDEFINED"),
+    sa.Column("exit_code", sa.Integer),
+    _flag("failed"),
+    _flag("agent_lost"),
+    _json("notices", "[]"),
+    _now("created_at"),
+    _now("status_changed_at"),
+    _at("started_at"),
+    _at("ended_at"),
+    _at("expires_at"),  # PENDING: max_wait is over; RUNNING: the lifetime is
+    _at("deadline_at"),  # of a status that is meant to pass (domain.session.DEADLINES)
+    _at("last_activity_at"),
+    _int("execution_count"),
+    _int("bytes_in"),
+    _int("bytes_out"),
+    sa.Column("main_kernel_id", sa.Uuid, nullable=False),
+    sa.CheckConstraint(_one_of("status", Status), name="status"),
+    sa.CheckConstraint(_one_of("session_type", SessionTypes), name="session_type"),
+    sa.CheckConstraint("result IN ('UNDEFINED', 'SUCCESS', 'FAILURE')", name="result"),
+    sa.CheckConstraint(f"(ended_at IS NULL) = ({NOT_FINAL})", name="ended_at"),
+    sa.Index("sessions_live_name_key", "user_id", "name", unique=True, postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index("sessions_queue_idx", "priority", "created_at", postgresql_where=sa.text("status = 'PENDING'")),
+    sa.Index("sessions_expires_idx", "expires_at", postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index("sessions_deadline_idx", "deadline_at", postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index("sessions_list_idx", "user_id", "created_at", "id"),
+    sa.Index("sessions_all_idx", "created_at", "id"),
+    sa.Index("sessions_ended_idx", "ended_at", postgresql_where=sa.text("ended_at IS NOT NULL")),
+)
+kernels = sa.Table(
+    "kernels",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    _int("attempt", 1),
+    sa.Column("role", sa.Text, nullable=False, server_default="main"),
+    _int("idx", 1),
+    _json("spec"),  # agent.wire.KernelSpec
+    _json("slots"),
+    # what the manager wants; nobody else writes these
+    sa.Column("agent_id", sa.ForeignKey("agents.id")),
+    sa.Column("want", sa.Text, nullable=False, server_default="NONE"),
+    _int("generation"),
+    _at("next_try_at"),
+    _int("tries"),
+    sa.Column("claimed_by", sa.Uuid),
+    _at("claimed_until"),
+    # what the agent says; nobody else writes these
+    sa.Column("observed", sa.Text),
+    _int("seen_generation"),
+    _json("exit", None, nullable=True),
+    sa.Column("container_id", sa.Text),
+    _int("boot_no"),
+    _int("report_seq"),
+    _at("started_at"),
+    _now("created_at"),
+    sa.CheckConstraint(_one_of("want", Want), name="want"),
+    sa.CheckConstraint(_one_of("observed", KernelState), name="observed"),
+    sa.CheckConstraint("(want = 'NONE') = (agent_id IS NULL)", name="agent"),
+    sa.CheckConstraint("seen_generation <= generation", name="seen_generation"),
+    sa.Index(None, "session_id", "attempt"),
+    sa.Index("kernels_intent_idx", "agent_id", "next_try_at", postgresql_where=sa.text("seen_generation < generation")),
+    sa.Index("kernels_on_agent_idx", "agent_id", postgresql_where=sa.text("want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'")),
+)
+allocations = sa.Table(
+    "allocations",
+    metadata,
+    sa.Column("kernel_id", sa.ForeignKey("kernels.id"), primary_key=True),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["agent_id", "name"], ["resources.agent_id", "resources.name"]),
+    sa.CheckConstraint("amount > 0", name="amount"),
+    sa.Index(None, "agent_id", "name"),
+)
+status_history = sa.Table(
+    "status_history",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    _int("attempt", 1),
+    sa.Column("source", sa.Text),  # NULL: the creation
+    sa.Column("event", sa.Text),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    _at("at", nullable=False),
+    sa.ForeignKeyConstraint(
+        ["source", "event", "target"],
+        ["session_transition.source", "session_transition.event", "session_transition.target"],
+        name="status_history_transition_fkey",
+    ),
+    sa.CheckConstraint("(source IS NULL) = (event IS NULL) AND (source IS NOT NULL OR target = 'PENDING')", name="creation"),
+)
+quotas = sa.Table(
+    "quotas",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True),  # user, project, domain
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),  # a slot, or `sessions`
+    _int("max_amount"),
+    _int("used"),
+    sa.CheckConstraint("scope IN ('user', 'project', 'domain')", name="scope"),
+    sa.CheckConstraint("max_amount >= 0 AND used >= 0", name="amounts"),
+)
+quota_uses = sa.Table(
+    "quota_uses",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["scope", "scope_id", "name"], ["quotas.scope", "quotas.scope_id", "quotas.name"], ondelete="CASCADE"),
+    sa.CheckConstraint("amount > 0", name="amount"),
+)
+
+# -- what happened -----------------------------------------------------------------------------------------------
+executions = sa.Table(
+    "executions",
+    metadata,
+    sa.Column("run_id", sa.Uuid, primary_key=True),
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("kernel_id", sa.Uuid, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    _int("attempt", 1),
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("mode", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="running"),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("signal", sa.Integer),
+    sa.Column("reason", sa.Text),
+    _now("started_at"),
+    _at("finished_at"),
+    _int("last_seq"),
+    _int("output_bytes"),
+    sa.Column("tail", sa.LargeBinary),  # the last 1 MiB of ring records, taken over when the session ends
+    sa.CheckConstraint("status IN ('running', 'done')", name="status"),
+    sa.CheckConstraint("(finished_at IS NULL) = (status = 'running')", name="finished_at"),
+    sa.Index(None, "session_id", "started_at"),
+    sa.Index("executions_running_idx", "kernel_id", postgresql_where=sa.text("status = 'running'")),
+    sa.Index("executions_finished_idx", "finished_at"),
+)
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("user_id", sa.Uuid, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    _json("answer", None, nullable=True),
+    _now("created_at"),
+    sa.Index(None, "created_at"),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    _at("at", primary_key=True, server_default=sa.func.now()),
+    sa.Column("seq", sa.BigInteger),  # stamped by the sequencer after the commit, without holes
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("session_id", sa.Uuid),
+    sa.Column("user_id", sa.Uuid),  # who may see it; NULL: administrators only
+    sa.Column("domain", sa.Text),
+    _json("cause"),
+    _json("data"),
+    sa.Index("events_unstamped_idx", "id", postgresql_where=sa.text("seq IS NULL")),
+    sa.Index(None, "seq"),
+    postgresql_partition_by="RANGE (at)",
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    _at("at", primary_key=True, server_default=sa.func.now()),
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("user_id", sa.Uuid),
+    sa.Column("access_key", sa.Text),
+    sa.Column("owner_access_key", sa.Text),  # whose session, when another acted on it
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("target", sa.Text),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text),
+    _int("repeats", 1),  # coalesced denials
+    sa.Column("chain", sa.LargeBinary),  # over the batch that it was stamped in
+    sa.Index("audit_unstamped_idx", "id", postgresql_where=sa.text("seq IS NULL")),
+    sa.Index(None, "seq"),
+    postgresql_partition_by="RANGE (at)",
+)
+sequencer = sa.Table(
+    "sequencer",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),  # events, audit
+    _int("epoch", 1),
+    _int("last_seq"),
+    sa.Column("head", sa.LargeBinary),
+)
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("action", sa.Text, nullable=False),
+    _json("arguments"),
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("session_id", sa.Uuid),
+    sa.Column("status", sa.Text, nullable=False, server_default="queued"),
+    _json("progress"),
+    _json("result", None, nullable=True),
+    _json("error", None, nullable=True),
+    _flag("cancel"),
+    sa.Column("claimed_by", sa.Uuid),
+    _at("lease_until"),
+    _now("created_at"),
+    _at("finished_at"),
+    sa.CheckConstraint("status IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="status"),
+    sa.Index("tasks_open_idx", "lease_until", postgresql_where=sa.text("status IN ('queued', 'running')")),
+    sa.Index(None, "user_id", "created_at"),
+    sa.Index(None, "finished_at"),
+)
