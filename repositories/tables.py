@@ -55,7 +55,9 @@ def _flag(name: str, default: bool = False) -> sa.Column[Any]:
 NOT_FINAL: Final = f"status NOT IN ({', '.join(repr(str(s)) for s in sorted(FINAL))})"
 
 # -- who ---------------------------------------------------------------------------------------------------------
-domains = sa.Table("domains", metadata, sa.Column("name", sa.Text, primary_key=True), _flag("active", True), _now("created_at"))
+domains = sa.Table(
+    "domains", metadata, sa.Column("name", sa.Text, primary_key=True), _flag("active", True), _now("created_at")
+)
 projects = sa.Table(
     "projects",
     metadata,
@@ -88,7 +90,9 @@ keypairs = sa.Table(
     "keypairs",
     metadata,
     sa.Column("access_key", sa.Text, primary_key=True),
-    sa.Column("secret_hash", sa.LargeBinary, nullable=False),  # sha256 of 32 random bytes: nothing to guess, so no slow hash
+    sa.Column(
+        "secret_hash", sa.LargeBinary, nullable=False
+    ),  # sha256 of 32 random bytes: nothing to guess, so no slow hash
     sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     _flag("active", True),
     _now("created_at"),
@@ -271,7 +275,11 @@ kernels = sa.Table(
     sa.CheckConstraint("seen_generation <= generation", name="seen_generation"),
     sa.Index(None, "session_id", "attempt"),
     sa.Index("kernels_intent_idx", "agent_id", "next_try_at", postgresql_where=sa.text("seen_generation < generation")),
-    sa.Index("kernels_on_agent_idx", "agent_id", postgresql_where=sa.text("want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'")),
+    sa.Index(
+        "kernels_on_agent_idx",
+        "agent_id",
+        postgresql_where=sa.text("want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'"),
+    ),
 )
 allocations = sa.Table(
     "allocations",
@@ -300,7 +308,9 @@ status_history = sa.Table(
         ["session_transition.source", "session_transition.event", "session_transition.target"],
         name="status_history_transition_fkey",
     ),
-    sa.CheckConstraint("(source IS NULL) = (event IS NULL) AND (source IS NOT NULL OR target = 'PENDING')", name="creation"),
+    sa.CheckConstraint(
+        "(source IS NULL) = (event IS NULL) AND (source IS NOT NULL OR target = 'PENDING')", name="creation"
+    ),
 )
 quotas = sa.Table(
     "quotas",
@@ -321,7 +331,9 @@ quota_uses = sa.Table(
     sa.Column("scope_id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.ForeignKeyConstraint(["scope", "scope_id", "name"], ["quotas.scope", "quotas.scope_id", "quotas.name"], ondelete="CASCADE"),
+    sa.ForeignKeyConstraint(
+        ["scope", "scope_id", "name"], ["quotas.scope", "quotas.scope_id", "quotas.name"], ondelete="CASCADE"
+    ),
     sa.CheckConstraint("amount > 0", name="amount"),
 )
 
