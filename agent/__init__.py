@@ -1,0 +1,1 @@
+"""The daemon on GPU hosts, and the manager's client for it."""

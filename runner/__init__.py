@@ -1,0 +1,1 @@
+"""The program inside every container; standard library only."""
