@@ -158,7 +158,9 @@ DEADLINES: Final[Mapping[Status, Deadline]] = MappingProxyType(
         Status.PREPARING: Deadline(300, Event.FAIL, "the containers did not come up in time"),
         Status.PULLING: Deadline(1800, Event.FAIL, "the image could not be fetched in time"),
         Status.RESTARTING: Deadline(300, Event.FAIL, "the containers did not come up again in time"),
-        Status.TERMINATING: Deadline(180, Event.FORCE, "the host did not confirm the end; its slots stay taken until it does"),
+        Status.TERMINATING: Deadline(
+            180, Event.FORCE, "the host did not confirm the end; its slots stay taken until it does"
+        ),
     }
 )
 
@@ -252,7 +254,9 @@ class Session:
     status_reason: str | None = None
     attempt: int = 1
     version: int = 1
+    activity: int = 0  #: counts runs and transfers, which change the row but not its version
     requested_slots: ResourceSlot
+    occupied_slots: ResourceSlot = field(default_factory=ResourceSlot)  #: what its kernels hold on their hosts
     tag: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     bootstrap_script: str | None = None

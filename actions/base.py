@@ -1,0 +1,252 @@
+"""How an action is declared, and what it is given when it runs."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform, get_args
+from uuid import UUID
+
+from pydantic import ConfigDict
+
+from agent.client import AgentClient, KernelAddress
+from domain.errors import SessionNotReady
+from domain.ids import AccessKey, RunId, SessionId
+from domain.principal import Principal, Role
+from domain.session import ANY_STATUS, Session, Status
+from repositories.unit import Repositories
+
+R = TypeVar("R", covariant=True)
+W = TypeVar("W", bound="Call")
+
+
+class Effect(StrEnum):
+    """What an action touches; it decides who commits and what a repeated request gets."""
+
+    READ = "read"  #: writes nothing; audited only when it reads another's data
+    DATABASE = "database"  #: the processor's one transaction: key, change, answer, audit, event
+    AGENT = "agent"  #: calls the agent with no transaction open; the idempotency key is the run's id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asks for what, when."""
+
+    by: Principal
+    owner: Principal  #: whose sessions are meant: `by`, unless an administrator named another
+    now: datetime
+    request_id: str | None = None
+    key: str | None = None  #: the Idempotency-Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Call):
+    """What a READ action is given: repositories on a connection without a transaction."""
+
+    db: Repositories
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work(Reading):
+    """What a DATABASE action is given: repositories inside the processor's transaction, and no agents."""
+
+    #: (topic, session) pairs that other processes are told of after the commit
+    announcements: list[tuple[str, SessionId | None]] = field(default_factory=list)
+
+    def announce(self, topic: str, session_id: SessionId | None = None) -> None:
+        self.announcements.append((topic, session_id))
+
+
+class Service(Protocol):
+    """The part of `manager.world.SessionService` that actions use."""
+
+    @property
+    def agents(self) -> AgentClient: ...
+
+    def reading(self, call: Call) -> AbstractAsyncContextManager[Reading]: ...
+
+    def work(self, call: Call) -> AbstractAsyncContextManager[Work]:
+        """A short transaction of an AGENT action's own; what it announces is sent after the commit."""
+        ...
+
+    def new_id(self) -> UUID: ...
+
+    def now(self) -> datetime: ...
+
+    async def wait_for_session(
+        self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
+    ) -> Session:
+        """The session as it is when `until` holds or the time is over; woken by changes, not by a timer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote(Call):
+    """What an AGENT action is given: agents, and short transactions of its own between the calls."""
+
+    service: Service
+    run_id: RunId  #: derived from the idempotency key, so that a retry finds the same run
+
+    @property
+    def agents(self) -> AgentClient:
+        return self.service.agents
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Every action's answer. Failures are raised, so an answer that arrived is a success."""
+
+    @property
+    def success(self) -> bool:
+        return True
+
+
+Permission = Callable[[Principal, Session | None], bool]
+
+
+def owner_or_admin(by: Principal, session: Session | None) -> bool:
+    return session is None or by.user_id == session.user_id or _administers(by, session)
+
+
+def may_look(by: Principal, session: Session | None) -> bool:
+    return owner_or_admin(by, session) or by.role is Role.MONITOR
+
+
+def any_user(by: Principal, session: Session | None) -> bool:
+    return by.role is not Role.MONITOR
+
+
+def anyone(by: Principal, session: Session | None) -> bool:
+    return True
+
+
+def superadmin(by: Principal, session: Session | None) -> bool:
+    return by.is_admin
+
+
+def superadmin_or_monitor(by: Principal, session: Session | None) -> bool:
+    return by.sees_all
+
+
+def _administers(by: Principal, session: Session) -> bool:
+    return by.is_admin or (by.role is Role.DOMAIN_ADMIN and by.domain == session.domain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the processor checks and keeps for every call of one action."""
+
+    allow: Permission
+    effect: Effect
+    when: frozenset[Status] = ANY_STATUS
+    deadline_seconds: float = 60.0
+    background: bool = False  #: `.start()` answers a task at once
+
+
+class Action(ABC, Generic[W, R]):
+    """A request as a value, named by a verb. `W` is what it is given to work with, `R` its answer."""
+
+    rules: ClassVar[Rules]
+    name: ClassVar[str]  #: create_from_params, execute_session, ...
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True, str_max_length=4 * 1024 * 1024
+    )
+
+    def target(self) -> str | None:
+        """What the audit log names as the object of this action."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionAction(Action[W, R]):
+    """An action on one existing session, which the processor has loaded and checked."""
+
+    #: an id, or a name among the owner's live sessions
+    session_name: str
+    #: who asks, for in-process callers; doors pass the principal that they have authenticated
+    access_key: AccessKey | None = None
+    #: whose session, when an administrator acts for another
+    owner_access_key: AccessKey | None = None
+
+    def target(self) -> str | None:
+        return self.session_name
+
+    @abstractmethod
+    async def run(self, call: W, session: Session, /) -> R: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAction(Action[W, R]):
+    """An action on several sessions, with one outcome for each: a failure of one does not stop the others."""
+
+    access_key: AccessKey | None = None
+    owner_access_key: AccessKey | None = None
+
+    @abstractmethod
+    def targets(self) -> Sequence[SessionId]: ...
+
+    def target(self) -> str | None:
+        return ",".join(str(target) for target in self.targets()[:20])
+
+    @abstractmethod
+    async def run(self, call: W, session: Session, /) -> R:
+        """The outcome for one of the targets."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeAction(Action[W, R]):
+    """An action on no particular session: create, list, match, and everything about users, images and agents."""
+
+    access_key: AccessKey | None = None
+    owner_access_key: AccessKey | None = None
+
+    @abstractmethod
+    async def run(self, call: W, /) -> R: ...
+
+
+class Settles(ABC):
+    """An action whose effect goes on after its commit, such as a creation; `settled` waits for it."""
+
+    @abstractmethod
+    async def settled(self, service: Service, answer: Any, seconds: float | None) -> Any:
+        """The answer once the session is running or final, or as it is after `seconds`."""
+        ...
+
+
+ACTIONS: dict[str, type[Action[Any, Any]]] = {}
+_EFFECT_BY_CONTEXT = {Reading: Effect.READ, Work: Effect.DATABASE, Remote: Effect.AGENT}
+C = TypeVar("C", bound=type[Action[Any, Any]])
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def action(rules: Rules) -> Callable[[C], C]:
+    """Make a class a frozen dataclass with these rules, and list it in `ACTIONS`. A mistake fails the import."""
+
+    def declare(cls: C) -> C:
+        if not cls.__doc__:
+            raise TypeError(f"{cls.__name__} needs a docstring")
+        cls.rules = rules
+        cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Action")).lower()
+        if cls.name in ACTIONS:
+            raise TypeError(f"there is an action {cls.name} already")
+        context = next(get_args(base)[0] for base in cls.__orig_bases__ if get_args(base))  # type: ignore[attr-defined]
+        if _EFFECT_BY_CONTEXT.get(context) is not rules.effect:
+            raise TypeError(f"{cls.__name__} is given {context.__name__}, which does not fit effect {rules.effect}")
+        dataclass(frozen=True, kw_only=True)(cls)
+        ACTIONS[cls.name] = cls
+        return cls
+
+    return declare
+
+
+def main_kernel(session: Session) -> KernelAddress:
+    """Where a session's executions, files and logs are."""
+    if session.agent_id is None:
+        raise SessionNotReady(status=session.status)
+    return KernelAddress(agent_id=session.agent_id, kernel_id=session.main_kernel_id, attempt=session.attempt)

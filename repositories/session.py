@@ -1,0 +1,430 @@
+"""Sessions: one owner's view, and the administrators' view of everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from domain.errors import NameTaken, PreconditionFailed, SessionEnded, SessionNotFound, SessionNotReady, WrongStatus
+from domain.ids import AccessKey, AgentId, KernelId, SessionId
+from domain.names import as_uuid
+from domain.resources import ResourceSlot
+from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
+from repositories import tables
+from repositories.database import Connection
+from repositories.transit import Cause, Moved, transit
+
+_COLUMNS: Final = """
+    s.id, s.name, s.user_id, s.access_key, s.domain, p.name AS project, s.session_type, s.cluster_mode, s.cluster_size,
+    s.image, s.architecture, s.status, s.status_reason, s.attempt, s.version, s.activity, s.requested_slots, s.tag,
+    s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
+    s.max_wait_seconds, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
+    s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
+    s.main_kernel_id, k.agent_id, a.slots AS occupied
+"""
+#: The main kernel says where the session is; what it holds is what the allocations say, of all its kernels.
+_FROM: Final = """
+    sessions s
+    JOIN projects p ON p.id = s.project_id
+    LEFT JOIN kernels k ON k.id = s.main_kernel_id
+    LEFT JOIN LATERAL (
+        SELECT jsonb_object_agg(name, amount) AS slots FROM (
+            SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
+            FROM allocations al JOIN kernels ak ON ak.id = al.kernel_id WHERE ak.session_id = s.id GROUP BY 1) held
+    ) a ON s.status NOT IN ('PENDING', 'CANCELLED')
+"""
+_BY_ID: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.id = $1 AND ($2::uuid IS NULL OR s.user_id = $2) AND ($3::text IS NULL OR s.domain = $3)"
+_NOT_FINAL: Final = tables.NOT_FINAL.replace("status", "s.status")
+_BY_NAME: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = $1 AND s.user_id = $2 AND {_NOT_FINAL}"
+
+
+def session_from_row(row: Mapping[str, Any]) -> Session:
+    return Session(
+        id=row["id"],
+        name=row["name"],
+        user_id=row["user_id"],
+        access_key=AccessKey(row["access_key"]),
+        domain=row["domain"],
+        project=row["project"],
+        session_type=SessionTypes(row["session_type"]),
+        cluster_mode=ClusterMode(row["cluster_mode"]),
+        cluster_size=row["cluster_size"],
+        image=row["image"],
+        architecture=row["architecture"],
+        status=Status(row["status"]),
+        status_reason=row["status_reason"],
+        attempt=row["attempt"],
+        version=row["version"],
+        activity=row["activity"],
+        requested_slots=ResourceSlot.from_units(row["requested_slots"]),
+        occupied_slots=ResourceSlot.from_units(row["occupied"] or {}),
+        tag=row["tag"],
+        environ=row["environ"],
+        bootstrap_script=row["bootstrap_script"],
+        bootstrap_required=row["bootstrap_required"],
+        startup_command=row["startup_command"],
+        shm_mib=row["shm_mib"],
+        priority=row["priority"],
+        timeout_seconds=row["timeout_seconds"],
+        max_wait_seconds=row["max_wait_seconds"],
+        result=row["result"],
+        exit_code=row["exit_code"],
+        failed=row["failed"],
+        agent_lost=row["agent_lost"],
+        notices=tuple(row["notices"]),
+        created_at=row["created_at"],
+        status_changed_at=row["status_changed_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        expires_at=row["expires_at"],
+        last_activity_at=row["last_activity_at"],
+        execution_count=row["execution_count"],
+        bytes_in=row["bytes_in"],
+        bytes_out=row["bytes_out"],
+        main_kernel_id=row["main_kernel_id"],
+        agent_id=AgentId(row["agent_id"]) if row["agent_id"] else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKernel:
+    """A kernel to be created with its session."""
+
+    id: KernelId
+    role: str
+    index: int
+    slots: ResourceSlot
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What to look for; everything given must hold."""
+
+    statuses: frozenset[Status] | None = None
+    name_pattern: str | None = None  #: a LIKE pattern over the name, see `like`
+    tag: str | None = None
+    project: str | None = None
+    after: tuple[datetime, UUID] | None = None  #: the last (created_at, id) of the page before
+    limit: int = 100
+
+
+class SessionRepository:
+    """One owner's sessions: the owner is in every WHERE, so what is not yours is not there."""
+
+    def __init__(self, connection: Connection, user_id: UUID | None, *, now: datetime, cause: Cause) -> None:
+        self._connection = connection
+        self._user_id = user_id
+        self._domain: str | None = None
+        self._now = now
+        self._cause = cause
+
+    async def get(self, name_or_id: str | UUID) -> Session:
+        """By id, or by name among the owner's live sessions. Raises SessionNotFound."""
+        session_id = name_or_id if isinstance(name_or_id, UUID) else as_uuid(name_or_id)
+        if session_id is not None:
+            row = await self._connection.fetchrow(_BY_ID, session_id, self._user_id, self._domain)
+        else:
+            row = await self._connection.fetchrow(_BY_NAME, name_or_id, self._user_id)
+        if row is None:
+            raise SessionNotFound(session=str(name_or_id))
+        return session_from_row(row)
+
+    async def create(
+        self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int], *, project_id: UUID
+    ) -> bool:
+        """Insert a PENDING session; False when the owner has a live one of this name."""
+        row = await self._connection.fetchrow(
+            """
+            WITH made AS (
+                INSERT INTO sessions (id, name, user_id, access_key, domain, project_id, session_type, cluster_mode,
+                    cluster_size, image, architecture, status, requested_slots, tag, environ, bootstrap_script,
+                    bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
+                    created_at, status_changed_at, expires_at, main_kernel_id, notices)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
+                    $20, $21, $22, $22, $22 + make_interval(secs => $21), $23, $26)
+                ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
+                RETURNING *
+            ), history AS (
+                INSERT INTO status_history (session_id, version, target, at) SELECT id, 1, 'PENDING', $22 FROM made
+            ), told AS (
+                INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
+                SELECT $22, 'session.pending', id, user_id, domain, $24::jsonb,
+                    jsonb_build_object('name', name, 'status', 'PENDING', 'version', 1, 'attempt', 1) FROM made
+            ), kernels AS (
+                INSERT INTO kernels (id, session_id, role, idx, spec, slots, created_at)
+                SELECT (k->>'id')::uuid, made.id, k->>'role', (k->>'index')::bigint, k->'spec', k->'slots', $22
+                FROM made, jsonb_array_elements($25::jsonb) k
+            )
+            SELECT id FROM made
+            """,
+            session.id,
+            session.name,
+            session.user_id,
+            session.access_key,
+            session.domain,
+            project_id,
+            session.session_type,
+            session.cluster_mode,
+            session.cluster_size,
+            session.image,
+            session.architecture,
+            dict(session.requested_slots),
+            session.tag,
+            dict(session.environ),
+            session.bootstrap_script,
+            session.bootstrap_required,
+            session.startup_command,
+            session.shm_mib,
+            session.priority,
+            session.timeout_seconds,
+            session.max_wait_seconds,
+            self._now,
+            session.main_kernel_id,
+            self._cause.to_json(),
+            [_kernel_json(kernel) for kernel in kernels],
+            list(session.notices),
+        )
+        if row is None:
+            return False
+        await self._charge_quota(session.id, quota_names)
+        return True
+
+    async def _charge_quota(self, session_id: SessionId, amounts: Mapping[str, int]) -> None:
+        """Charge every quota that is set for the session's user, project or domain; the trigger refuses what is too much."""
+        await self._connection.execute(
+            """
+            INSERT INTO quota_uses (session_id, scope, scope_id, name, amount)
+            SELECT s.id, q.scope, q.scope_id, q.name, a.value::bigint
+            FROM sessions s, jsonb_each_text($2::jsonb) a, quotas q
+            WHERE s.id = $1 AND q.name = a.key AND a.value::bigint > 0 AND (q.scope, q.scope_id) IN
+                (('user', s.user_id::text), ('project', s.project_id::text), ('domain', s.domain))
+            """,
+            session_id,
+            dict(amounts),
+        )
+
+    async def rename(self, session: Session, name: str) -> Session:
+        """Raises NameTaken, or WrongStatus when the session has ended meanwhile."""
+        return await self._update(session, "session.renamed", {"name": name})
+
+    async def modify(self, session: Session, changes: Mapping[str, Any], *, version: int | None) -> Session:
+        """Set columns of a live session; with `version` only while the row still has it, else PreconditionFailed."""
+        return await self._update(session, "session.modified", changes, version=version)
+
+    async def _update(
+        self, session: Session, event: str, changes: Mapping[str, Any], *, version: int | None = None
+    ) -> Session:
+        table = tables.sessions
+        lifetime: dict[str, Any] = {}
+        if "timeout_seconds" in changes:  # counted from RUNNING, also when it is changed later
+            running = table.c.status.in_([str(status) for status in ANSWERING])
+            end = table.c.started_at + sa.func.make_interval(0, 0, 0, 0, 0, 0, changes["timeout_seconds"])
+            lifetime["expires_at"] = sa.case((running, end), else_=table.c.expires_at)
+        statement = (
+            table.update()
+            .where(table.c.id == session.id, table.c.status.in_([str(status) for status in LIVE]))
+            .values(version=table.c.version + 1, **changes, **lifetime)
+            .returning(table.c.version)
+        )
+        if self._user_id is not None:
+            statement = statement.where(table.c.user_id == self._user_id)
+        if version is not None:
+            statement = statement.where(table.c.version == version)
+        if await fetch(self._connection, statement) == []:
+            now = await self.get(session.id)
+            if now.status in FINAL:
+                raise SessionEnded(status=now.status)
+            raise PreconditionFailed(version=now.version)
+        await self._connection.execute(
+            """
+            INSERT INTO events (at, type, session_id, user_id, domain, cause, data) VALUES ($1, $2, $3, $4, $5, $6, $7)
+            """,
+            self._now,
+            event,
+            session.id,
+            session.user_id,
+            session.domain,
+            self._cause.to_json(),
+            {
+                "before": {k: _plain(getattr(session, k)) for k in changes},
+                "after": {k: _plain(v) for k, v in changes.items()},
+            },
+        )
+        return await self.get(session.id)
+
+    async def transit(self, session: Session, event: Event, *, reason: str | None = None) -> Moved:
+        """Raises WrongStatus when the row's status, at the time of the write, does not allow `event`."""
+        moved = await transit(
+            self._connection, session.id, event, cause=self._cause, now=self._now, reason=reason, user_id=self._user_id
+        )
+        if moved is None:
+            raise wrong_status(await self.get(session.id))
+        return moved
+
+    async def restart(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> Moved:
+        """A new attempt: in place while it runs, through the queue, with new kernels, when it had ended."""
+        taken = await self._connection.fetchval(
+            f"SELECT EXISTS (SELECT FROM sessions WHERE user_id = $1 AND name = $2 AND id <> $3 AND {tables.NOT_FINAL})",
+            session.user_id,
+            session.name,
+            session.id,
+        )
+        if taken:
+            raise NameTaken(name=session.name)
+        moved = await self.transit(session, Event.RESTART)
+        if moved.target is Status.PENDING:
+            await self._connection.execute(
+                """
+                WITH made AS (
+                    INSERT INTO kernels (id, session_id, attempt, role, idx, spec, slots, created_at)
+                    SELECT (k->>'id')::uuid, s.id, s.attempt, k->>'role', (k->>'index')::bigint, k->'spec', k->'slots', $3
+                    FROM sessions s, jsonb_array_elements($2::jsonb) k WHERE s.id = $1
+                )
+                UPDATE sessions SET main_kernel_id = $4, agent_lost = false WHERE id = $1
+                """,
+                session.id,
+                [_kernel_json(kernel) for kernel in kernels],
+                self._now,
+                kernels[0].id,
+            )
+            await self._charge_quota(session.id, quota_names)
+        return moved
+
+    async def kernel_specs(self, session: Session) -> list[dict[str, Any]]:
+        """{id, role, index, slots, spec} of the present attempt's kernels, the main one first."""
+        rows = await self._connection.fetch(
+            """
+            SELECT id, role, idx AS index, slots, spec FROM kernels k WHERE session_id = $1
+            AND attempt = (SELECT max(attempt) FROM kernels WHERE session_id = $1) ORDER BY id <> $2, idx
+            """,
+            session.id,
+            session.main_kernel_id,
+        )
+        return [dict(row) for row in rows]
+
+    async def kernels(self, session: Session) -> list[dict[str, Any]]:
+        """What there is to say of the present attempt's kernels."""
+        rows = await self._connection.fetch(
+            """
+            SELECT id, role, idx AS index, agent_id AS agent, observed AS status, exit, container_id, started_at, slots
+            FROM kernels WHERE session_id = $1 AND attempt = $2 ORDER BY id <> $3, idx
+            """,
+            session.id,
+            session.attempt,
+            session.main_kernel_id,
+        )
+        return [dict(row) for row in rows]
+
+    async def history(self, session_id: SessionId) -> list[dict[str, Any]]:
+        """Every status it has had, in order."""
+        rows = await self._connection.fetch(
+            """
+            SELECT version, attempt, source, event, target AS status, reason, at AS timestamp,
+                extract(epoch FROM lead(at) OVER (ORDER BY version) - at)::double precision AS duration_seconds
+            FROM status_history WHERE session_id = $1 ORDER BY version
+            """,
+            session_id,
+        )
+        return [dict(row) for row in rows]
+
+    async def search(self, search: Search) -> list[Session]:
+        """One keyset page, newest first."""
+        table = tables.sessions
+        wanted = sa.select(table.c.id).order_by(table.c.created_at.desc(), table.c.id.desc()).limit(search.limit)
+        if self._user_id is not None:
+            wanted = wanted.where(table.c.user_id == self._user_id)
+        if self._domain is not None:
+            wanted = wanted.where(table.c.domain == self._domain)
+        if search.statuses is not None:
+            wanted = wanted.where(table.c.status.in_(sorted(str(status) for status in search.statuses)))
+        if search.name_pattern is not None:
+            by_id = sa.cast(table.c.id, sa.Text).like(search.name_pattern)
+            wanted = wanted.where(sa.or_(table.c.name.like(search.name_pattern), by_id))
+        if search.tag is not None:
+            wanted = wanted.where(table.c.tag == search.tag)
+        if search.project is not None:
+            project = sa.select(tables.projects.c.id).where(tables.projects.c.name == search.project)
+            wanted = wanted.where(table.c.project_id.in_(project))
+        if search.after is not None:
+            wanted = wanted.where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(*search.after))
+        ids = [row["id"] for row in await fetch(self._connection, wanted)]
+        rows = await self._connection.fetch(
+            f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.id = ANY($1) ORDER BY s.created_at DESC, s.id DESC", ids
+        )
+        return [session_from_row(row) for row in rows]
+
+    async def add_transfer(self, session_id: SessionId, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        """Count bytes that went in or out; activity alone does not change a session's version."""
+        await self._connection.execute(
+            """
+            UPDATE sessions SET bytes_in = bytes_in + $2, bytes_out = bytes_out + $3, activity = activity + 1,
+                last_activity_at = greatest(last_activity_at, $4)
+            WHERE id = $1
+            """,
+            session_id,
+            bytes_in,
+            bytes_out,
+            self._now,
+        )
+
+
+class AdminSessionRepository(SessionRepository):
+    """Everybody's sessions, or all of one domain."""
+
+    def __init__(self, connection: Connection, domain: str | None, *, now: datetime, cause: Cause) -> None:
+        super().__init__(connection, None, now=now, cause=cause)
+        self._domain = domain
+
+
+async def fetch(connection: Connection, statement: sa.sql.expression.Executable) -> list[Any]:
+    """Run what SQLAlchemy Core has put together, over asyncpg."""
+    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})  # type: ignore[attr-defined]
+    assert compiled.positiontup is not None
+    return list(await connection.fetch(str(compiled), *(compiled.params[name] for name in compiled.positiontup)))
+
+
+_DIALECT: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+def like(glob: str) -> str:
+    """A LIKE pattern for a shell-like glob; text without `*` or `?` is a prefix."""
+    literal = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    pattern = literal.replace("*", "%").replace("?", "_")
+    return pattern if pattern != literal else literal + "%"
+
+
+def wrong_status(session: Session) -> WrongStatus:
+    """The refusal that says most: not ready yet, ended, or just not now."""
+    if session.status in FINAL or session.status is Status.TERMINATING:
+        return SessionEnded(
+            f"The session '{session.name}' is {session.status}; restart it, or create a new one.", status=session.status
+        )
+    if session.status not in ANSWERING:
+        return SessionNotReady(
+            f"The session '{session.name}' is {session.status}; wait for RUNNING ('moorage wait {session.name}') and ask again.",
+            status=session.status,
+        )
+    return WrongStatus(
+        f"The session '{session.name}' is {session.status}, which does not allow this.", status=session.status
+    )
+
+
+def _kernel_json(kernel: NewKernel) -> dict[str, Any]:
+    return {
+        "id": str(kernel.id),
+        "role": kernel.role,
+        "index": kernel.index,
+        "slots": dict(kernel.slots),
+        "spec": dict(kernel.spec),
+    }
+
+
+def _plain(value: object) -> object:
+    return value.to_json() if isinstance(value, ResourceSlot) else value

@@ -1,0 +1,58 @@
+"""The repositories of one unit of work, on one connection."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cached_property
+from uuid import UUID
+
+from domain.principal import Principal, Role
+from repositories.database import Connection
+from repositories.execution import ExecutionRepository
+from repositories.identity import IdentityRepository
+from repositories.image import ImageRepository
+from repositories.session import AdminSessionRepository, SessionRepository
+from repositories.task import TaskRepository
+from repositories.transit import Cause
+
+
+class Repositories:
+    """Built by the processor for each call; every method runs on `connection` and commits nothing."""
+
+    def __init__(self, connection: Connection, *, by: Principal, owner: Principal, now: datetime, cause: Cause) -> None:
+        self.connection = connection
+        self.now = now
+        self.cause = cause
+        self._by = by
+        self._owner = owner
+
+    @cached_property
+    def sessions(self) -> SessionRepository:
+        """The owner's sessions."""
+        return SessionRepository(self.connection, self.scope, now=self.now, cause=self.cause)
+
+    @cached_property
+    def all_sessions(self) -> AdminSessionRepository:
+        """Everybody's sessions, as far as the asker administers or watches them."""
+        domain = self._by.domain if self._by.role is Role.DOMAIN_ADMIN else None
+        return AdminSessionRepository(self.connection, domain, now=self.now, cause=self.cause)
+
+    @property
+    def scope(self) -> UUID:
+        return self._owner.user_id
+
+    @cached_property
+    def executions(self) -> ExecutionRepository:
+        return ExecutionRepository(self.connection, now=self.now, cause=self.cause)
+
+    @cached_property
+    def identity(self) -> IdentityRepository:
+        return IdentityRepository(self.connection, now=self.now, cause=self.cause)
+
+    @cached_property
+    def images(self) -> ImageRepository:
+        return ImageRepository(self.connection, now=self.now, cause=self.cause)
+
+    @cached_property
+    def tasks(self) -> TaskRepository:
+        return TaskRepository(self.connection, now=self.now, cause=self.cause)
