@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -40,6 +40,15 @@ class Moved:
 _ENDING = frozenset({Status.TERMINATING, Status.TERMINATED, Status.CANCELLED})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One session that an event is meant for, with what is particular to it."""
+
+    session_id: SessionId
+    reason: str | None = None
+    exit_code: int | None = None
+
+
 async def transit(
     connection: Connection,
     session_id: SessionId,
@@ -56,14 +65,47 @@ async def transit(
     In the same statement: history row, event row, the kernels' intents, quota given back at the end, deadline and
     lifetime set. A RESTART of a final session needs new kernels and quota as well: `SessionRepository.restart`.
     """
-    row = await connection.fetchrow(
-        _sql(event), session_id, now, reason, cause.to_json(), user_id, exit_code, _deadlines()
+    asked = [Asked(session_id=session_id, reason=reason, exit_code=exit_code)]
+    moved = await transit_many(connection, event, asked, cause=cause, now=now, user_id=user_id)
+    return moved[0] if moved else None
+
+
+async def transit_many(
+    connection: Connection,
+    event: Event,
+    asked: Sequence[Asked],
+    *,
+    cause: Cause,
+    now: datetime,
+    user_id: UUID | None = None,
+) -> list[Moved]:
+    """Apply `event` to every session that is in a status which allows it; the others are left as they are.
+
+    With several sessions the caller has locked their rows, in the order of their ids.
+    """
+    rows = await connection.fetch(
+        _sql(event),
+        *parameters(cause=cause, now=now, user_id=user_id),
+        [one.session_id for one in asked],
+        [one.reason for one in asked],
+        [one.exit_code for one in asked],
     )
-    if row is None:
-        return None
+    return [moved_of(row) for row in rows]
+
+
+def moved_of(row: Mapping[str, Any]) -> Moved:
+    """From a row of the CTE `moved`."""
     return Moved(
-        session_id=session_id, source=Status(row["prev_status"]), target=Status(row["status"]), version=row["version"]
+        session_id=SessionId(row["id"]),
+        source=Status(row["prev_status"]),
+        target=Status(row["status"]),
+        version=row["version"],
     )
+
+
+def parameters(*, cause: Cause, now: datetime, user_id: UUID | None = None) -> tuple[object, ...]:
+    """$1 to $4 of every statement that holds `moving(event)`."""
+    return now, cause.to_json(), _deadlines(), user_id
 
 
 @cache
@@ -73,25 +115,36 @@ def _deadlines() -> dict[str, float]:
 
 @cache
 def _sql(event: Event) -> str:
-    """$1 session, $2 now, $3 reason, $4 cause, $5 owner or NULL, $6 exit code, $7 deadlines by status."""
+    return f"""
+    WITH asked AS (SELECT * FROM unnest($5::uuid[], $6::text[], $7::integer[]) AS a(id, reason, exit_code)), {moving(event)}
+    SELECT id, prev_status, status, version FROM moved
+    """
+
+
+@cache
+def moving(event: Event) -> str:
+    """The CTEs that apply `event` to every session of the CTE `asked(id, reason, exit_code)`; `moved` holds what moved.
+
+    For statements that do more than move: $1 now, $2 cause, $3 deadlines by status, $4 owner or NULL.
+    """
     targets = TARGETS[event]
     case = "CASE s.status " + " ".join(f"WHEN '{src}' THEN '{dst}'" for src, dst in targets.items()) + " END"
     sources = ", ".join(f"'{status}'" for status in targets)
     extra = _extra(event)
     # why it ends was said when the ending began
-    said = "coalesce(s.status_reason, $3)" if event in (Event.GONE, Event.BREAK) else "$3"
+    said = "coalesce(s.status_reason, a.reason)" if event in (Event.GONE, Event.BREAK) else "a.reason"
     ending = bool(set(targets.values()) & _ENDING)
     kernels = ""
     if ending:
         kernels = """
         , told AS (
-            UPDATE kernels k SET want = 'GONE', generation = k.generation + 1, next_try_at = $2, tries = 0, claimed_until = NULL
+            UPDATE kernels k SET want = 'GONE', generation = k.generation + 1, next_try_at = $1, tries = 0, claimed_until = NULL
             FROM moved m WHERE k.session_id = m.id AND k.attempt = m.attempt AND k.want = 'RUN'
         )"""
     elif event is Event.RESTART:
         kernels = """
         , told AS (
-            UPDATE kernels k SET attempt = m.attempt, want = 'RUN', generation = k.generation + 1, next_try_at = $2, tries = 0,
+            UPDATE kernels k SET attempt = m.attempt, want = 'RUN', generation = k.generation + 1, next_try_at = $1, tries = 0,
                 claimed_until = NULL, observed = NULL, exit = NULL, container_id = NULL, started_at = NULL
             FROM moved m WHERE m.status = 'RESTARTING' AND k.session_id = m.id AND k.attempt = m.attempt - 1
         )"""
@@ -99,25 +152,23 @@ def _sql(event: Event) -> str:
     if set(targets.values()) & FINAL:
         finals = ", ".join(f"'{status}'" for status in sorted(FINAL))
         quota = f", given_back AS (DELETE FROM quota_uses q USING moved m WHERE q.session_id = m.id AND m.status IN ({finals}))"
-    return f"""
-    WITH moved AS (
-        UPDATE sessions s SET prev_status = s.status, status = {case}, version = s.version + 1, status_changed_at = $2,
-            status_reason = {said},
-            deadline_at = $2 + make_interval(secs => ($7::jsonb ->> ({case}))::double precision){extra}
-        WHERE s.id = $1 AND s.status IN ({sources}) AND ($5::uuid IS NULL OR s.user_id = $5)
-        RETURNING s.id, s.prev_status, s.status, s.version, s.attempt, s.user_id, s.domain, s.name, s.exit_code
+    return f"""moved AS (
+        UPDATE sessions s SET prev_status = s.status, status = {case}, version = s.version + 1,
+            status_changed_at = $1::timestamptz, status_reason = {said},
+            deadline_at = $1::timestamptz + make_interval(secs => ($3::jsonb ->> ({case}))::double precision){extra}
+        FROM asked a
+        WHERE s.id = a.id AND s.status IN ({sources}) AND ($4::uuid IS NULL OR s.user_id = $4)
+        RETURNING s.id, s.prev_status, s.status, s.version, s.attempt, s.user_id, s.domain, s.name, s.exit_code, a.reason
     ), history AS (
         INSERT INTO status_history (session_id, version, attempt, source, event, target, reason, at)
-        SELECT id, version, attempt, prev_status, '{event}', status, $3, $2 FROM moved
+        SELECT id, version, attempt, prev_status, '{event}', status, reason, $1 FROM moved
     ), told_everybody AS (
         INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
-        SELECT $2, 'session.' || lower(status), id, user_id, domain, $4::jsonb,
+        SELECT $1, 'session.' || lower(status), id, user_id, domain, $2::jsonb,
             jsonb_strip_nulls(jsonb_build_object('name', name, 'from', prev_status, 'status', status, 'event', '{event}',
-                'reason', $3::text, 'version', version, 'attempt', attempt, 'exit_code', exit_code))
+                'reason', reason, 'version', version, 'attempt', attempt, 'exit_code', exit_code))
         FROM moved
-    ){kernels}{quota}
-    SELECT prev_status, status, version, $6::integer FROM moved
-    """
+    ){kernels}{quota}"""
 
 
 def _extra(event: Event) -> str:
@@ -126,25 +177,25 @@ def _extra(event: Event) -> str:
         case Event.SCHEDULE:
             return ", expires_at = NULL"
         case Event.START:
-            return ", started_at = $2, expires_at = $2 + make_interval(secs => s.timeout_seconds), result = 'UNDEFINED'"
+            return ", started_at = $1, expires_at = $1 + make_interval(secs => s.timeout_seconds), result = 'UNDEFINED'"
         case Event.FINISH:
-            return ", result = CASE WHEN $6 = 0 THEN 'SUCCESS' ELSE 'FAILURE' END, exit_code = $6, expires_at = NULL"
+            return ", result = CASE WHEN a.exit_code = 0 THEN 'SUCCESS' ELSE 'FAILURE' END, exit_code = a.exit_code, expires_at = NULL"
         case Event.FAIL:
-            return ", result = 'FAILURE', failed = true, exit_code = $6, expires_at = NULL"
+            return ", result = 'FAILURE', failed = true, exit_code = a.exit_code, expires_at = NULL"
         case Event.DESTROY:
-            return ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $2 END"
+            return ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $1 END"
         case Event.EXPIRE:
             return (
-                ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $2 END"
+                ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $1 END"
                 ", result = CASE WHEN s.status = 'PENDING' THEN 'FAILURE' ELSE s.result END"
             )
         case Event.GONE | Event.BREAK | Event.FORCE:
-            return ", expires_at = NULL, ended_at = $2"
+            return ", expires_at = NULL, ended_at = $1"
         case Event.RESTART:
             return (
                 ", attempt = s.attempt + 1, result = 'UNDEFINED', failed = false, exit_code = NULL, started_at = NULL, ended_at = NULL"
                 ", expires_at = CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN NULL"
-                " ELSE $2 + make_interval(secs => s.max_wait_seconds) END"
+                " ELSE $1 + make_interval(secs => s.max_wait_seconds) END"
             )
         case _:
             return ""

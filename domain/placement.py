@@ -1,0 +1,74 @@
+"""What the scheduler looks at, and what it answers: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from domain.ids import AgentId, KernelId, SessionId
+from domain.session import ClusterMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingKernel:
+    id: KernelId
+    slots: Mapping[str, int]  #: milli-CPU, MiB, units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingSession:
+    """A session in the queue, with every kernel of its present attempt."""
+
+    id: SessionId
+    architecture: str
+    priority: int
+    created_at: datetime
+    kernels: tuple[PendingKernel, ...]
+    cluster_mode: ClusterMode = ClusterMode.SINGLE_NODE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """An agent that takes sessions now. Amounts are by the names of its resources: cpu, mem, gpu/UUID, ..."""
+
+    id: AgentId
+    architecture: str
+    free: Mapping[str, int]
+    capacity: Mapping[str, int]  #: what it has when it is empty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    pending: tuple[PendingSession, ...]
+    hosts: tuple[Host, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPlacement:
+    kernel_id: KernelId
+    agent_id: AgentId
+    amounts: Mapping[str, int]  #: by the names of the agent's resources
+    devices: Mapping[str, int] = field(default_factory=dict)  #: of these, the devices: gpu/UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A session and hosts for all of its kernels: all are taken, or none."""
+
+    session_id: SessionId
+    kernels: tuple[KernelPlacement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocked:
+    """Why a session was not placed."""
+
+    code: str  #: no_hosts, impossible, insufficient
+    detail: str  #: one sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    placements: tuple[Placement, ...]  #: in the order in which they were decided
+    blocked: Mapping[SessionId, Blocked]
