@@ -265,9 +265,7 @@ _FOLDERS: Final = (
 _FILES: Final = (
     (
         "etc/passwd",
-        "root:x:0:0:root:/root:/bin/sh\n"
-        + f"work:x:{USER_ID}:{USER_ID}::/home/work:/bin/bash\n"
-        + "nobody:x:65534:65534::/:/bin/false\n",
+        f"root:x:0:0:root:/root:/bin/sh\nwork:x:{USER_ID}:{USER_ID}::/home/work:/bin/bash\nnobody:x:65534:65534::/:/bin/sh\n",
     ),
     ("etc/group", f"root:x:0:\nwork:x:{USER_ID}:\nnogroup:x:65534:\n"),
     ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
