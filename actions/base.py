@@ -15,8 +15,8 @@ from uuid import UUID
 from pydantic import ConfigDict
 
 from agent.client import AgentClient, KernelAddress
-from domain.errors import SessionNotReady
-from domain.ids import AccessKey, RunId, SessionId
+from domain.errors import MoorageError, SessionNotReady
+from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
 from domain.session import ANY_STATUS, Session, Status
 from repositories.unit import Repositories
@@ -33,6 +33,14 @@ class Effect(StrEnum):
     AGENT = "agent"  #: calls the agent with no transaction open; the idempotency key is the run's id
 
 
+class Audit(StrEnum):
+    """When the processor writes an audit row for a call that succeeded; refusals are on record in any case."""
+
+    ALWAYS = "always"
+    OTHERS = "others"  #: nothing is changed: only when it is done to another's session
+    ITSELF = "itself"  #: the action writes it with its own row
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """Who asks for what, when."""
@@ -42,6 +50,7 @@ class Call:
     now: datetime
     request_id: str | None = None
     key: str | None = None  #: the Idempotency-Key
+    new_id: Callable[[], UUID] = uuid7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +83,9 @@ class Service(Protocol):
         """A short transaction of an AGENT action's own; what it announces is sent after the commit."""
         ...
 
-    def new_id(self) -> UUID: ...
+    def monotonic(self) -> float: ...
 
-    def now(self) -> datetime: ...
+    async def sleep(self, seconds: float) -> None: ...
 
     async def wait_for_session(
         self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
@@ -145,7 +154,9 @@ class Rules:
     effect: Effect
     when: frozenset[Status] = ANY_STATUS
     deadline_seconds: float = 60.0
-    background: bool = False  #: `.start()` answers a task at once
+    background: bool = False  #: answers with a task, on which a manager then works
+    audit: Audit = Audit.ALWAYS  #: READ actions are OTHERS in any case
+    secrets: frozenset[str] = frozenset()  #: fields of the answer that are shown once and never stored
 
 
 class Action(ABC, Generic[W, R]):
@@ -194,8 +205,18 @@ class BatchAction(Action[W, R]):
         return ",".join(str(target) for target in self.targets()[:20])
 
     @abstractmethod
-    async def run(self, call: W, session: Session, /) -> R:
+    async def run(self, call: W, session: Session, /) -> Any:
         """The outcome for one of the targets."""
+        ...
+
+    @abstractmethod
+    def refused(self, target: SessionId, error: MoorageError) -> Any:
+        """The outcome for a target that was refused."""
+        ...
+
+    @abstractmethod
+    def together(self, outcomes: Sequence[Any]) -> R:
+        """The answer made of all outcomes, in the order of the targets."""
         ...
 
 

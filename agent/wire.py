@@ -7,6 +7,8 @@ says otherwise.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self, TypeVar
 from uuid import UUID
@@ -168,5 +170,26 @@ class RunDone(Message):
     output_bytes: int = 0
 
 
-def run_id_text(run_id: UUID) -> str:
-    return run_id.hex
+# -- ring records, as the runner wrote them (docs/runner.md) --------------------------------------------------------------
+RECORD: Final = struct.Struct("!IQBd")
+RECORD_KINDS: Final = ("", "stdout", "stderr", "result", "error", "input_request", "status", "done")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    seq: int
+    kind: str  #: one of RECORD_KINDS
+    time: float
+    payload: bytes  #: output bytes, or JSON; from a container, so anything at all
+
+
+def decode_records(data: bytes) -> Iterator[Record]:
+    """The whole records in `data`; stops at the first that is broken."""
+    at = 0
+    while at + RECORD.size <= len(data):
+        length, seq, kind, time = RECORD.unpack_from(data, at)
+        end = at + RECORD.size + length
+        if end > len(data) or not 0 < kind < len(RECORD_KINDS):
+            return
+        yield Record(seq, RECORD_KINDS[kind], time, data[at + RECORD.size : end])
+        at = end

@@ -226,6 +226,12 @@ class ResourceUnavailable(MoorageError):
     code, http_status, retryable = "resource_unavailable", 503, True
 
 
+class StartFailed(MoorageError):
+    """The session could not be started; its status history says why."""
+
+    code, http_status = "start_failed", 502
+
+
 class QuotaExceeded(MoorageError):
     """This would exceed a quota; end or remove something, or ask an administrator for more."""
 

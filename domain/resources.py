@@ -78,6 +78,19 @@ class ResourceSlot(Mapping[str, int]):
     def items(self) -> ItemsView[str, int]:
         return self._amounts.items()
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """A JSON object of names and amounts at every door that validates with pydantic."""
+        from pydantic_core import core_schema
+
+        amount = core_schema.union_schema([core_schema.int_schema(), core_schema.float_schema(), core_schema.str_schema()])
+        return core_schema.no_info_before_validator_function(
+            lambda value: value if isinstance(value, cls) else cls(_mapping(value)),
+            core_schema.is_instance_schema(cls),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.to_json),
+            json_schema_input_schema=core_schema.dict_schema(core_schema.str_schema(), amount),
+        )
+
     def __getitem__(self, name: str) -> int:
         return self._amounts[name]
 
@@ -92,6 +105,12 @@ class ResourceSlot(Mapping[str, int]):
 
     def __repr__(self) -> str:
         return f"ResourceSlot({', '.join(f'{n}={v}' for n, v in self.to_json().items())})"
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidResources("Resources are an object of names and amounts, such as {\"cpu\": 2, \"mem\": \"4g\"}.")
+    return value
 
 
 def _amount(name: str, value: object) -> int:

@@ -7,6 +7,7 @@ from functools import cached_property
 from uuid import UUID
 
 from domain.principal import Principal, Role
+from domain.session import Session
 from repositories.database import Connection
 from repositories.execution import ExecutionRepository
 from repositories.identity import IdentityRepository
@@ -36,6 +37,10 @@ class Repositories:
         """Everybody's sessions, as far as the asker administers or watches them."""
         domain = self._by.domain if self._by.role is Role.DOMAIN_ADMIN else None
         return AdminSessionRepository(self.connection, domain, now=self.now, cause=self.cause)
+
+    def sessions_of(self, session: Session) -> SessionRepository:
+        """For writing to a session that was loaded and checked; an administrator's scope may be wider than its owner."""
+        return SessionRepository(self.connection, session.user_id, now=self.now, cause=self.cause)
 
     @property
     def scope(self) -> UUID:

@@ -1,0 +1,302 @@
+"""Look at sessions: one, many, their history, logs, events' tasks, and who one is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import Field
+
+from actions.base import (
+    Audit,
+    Effect,
+    Reading,
+    Remote,
+    Result,
+    Rules,
+    ScopeAction,
+    SessionAction,
+    Work,
+    action,
+    any_user,
+    anyone,
+    main_kernel,
+    may_look,
+)
+from actions.cursor import decode_cursor, encode_cursor
+from actions.execution import POLL_SECONDS
+from actions.views import SessionData
+from agent.client import KernelAddress
+from agent.wire import Record, decode_records
+from domain.errors import InvalidRequest, PermissionDenied, SessionNotReady
+from domain.ids import KernelId
+from domain.session import LIVE, Session, Status
+from repositories.session import Search, like
+from repositories.task import Task
+
+_LOG_RUN = "log"
+_LOG_CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo(Result):
+    session_info: SessionData
+
+
+@action(Rules(allow=may_look, effect=Effect.READ))
+class GetSessionInfoAction(SessionAction[Reading, SessionInfo]):
+    """Everything there is to know of one session."""
+
+    async def run(self, call: Reading, session: Session, /) -> SessionInfo:
+        return SessionInfo(session_info=SessionData.of(session))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusHistory(Result):
+    #: {"history": [{status, source, event, reason, timestamp, attempt, version, duration_seconds}, ...]}, oldest first
+    status_history: dict[str, list[dict[str, Any]]]
+
+
+@action(Rules(allow=may_look, effect=Effect.READ))
+class GetStatusHistoryAction(SessionAction[Reading, StatusHistory]):
+    """Every status that a session has had, with reason, time and duration."""
+
+    async def run(self, call: Reading, session: Session, /) -> StatusHistory:
+        return StatusHistory(status_history={"history": await call.db.sessions.history(session.id)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPage(Result):
+    items: list[SessionData]
+    next_cursor: str | None
+
+
+@action(Rules(allow=anyone, effect=Effect.READ))
+class SearchSessionsAction(ScopeAction[Reading, SessionPage]):
+    """List sessions, newest first: the live ones, or those of the given statuses. Administrators may see `all` owners'."""
+
+    status: tuple[str, ...] = ()  #: statuses, or `all`; the live ones when left out
+    name: Annotated[str, Field(max_length=256)] | None = None  #: a glob, or a prefix
+    tag: str | None = None
+    project: str | None = None
+    all: bool = False
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+    async def run(self, call: Reading, /) -> SessionPage:
+        search = Search(
+            statuses=_statuses(self.status),
+            name_pattern=None if self.name is None else like(self.name),
+            tag=self.tag,
+            project=self.project,
+            after=decode_cursor(self.cursor),
+            limit=self.limit,
+        )
+        return await _page(call, search, everybodys=self.all)
+
+
+@action(Rules(allow=anyone, effect=Effect.READ))
+class MatchSessionsAction(ScopeAction[Reading, SessionPage]):
+    """Find live sessions whose name or id matches a glob (`train-*`) or begins with the given text."""
+
+    pattern: Annotated[str, Field(min_length=1, max_length=256)]
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+    async def run(self, call: Reading, /) -> SessionPage:
+        return await _page(
+            call, Search(statuses=LIVE, name_pattern=like(self.pattern), limit=self.limit), everybodys=False
+        )
+
+
+async def _page(call: Reading, search: Search, *, everybodys: bool) -> SessionPage:
+    if everybodys and not (call.by.sees_all or call.by.role == "domain_admin"):
+        raise PermissionDenied("Only administrators list everybody's sessions.")
+    found = await (call.db.all_sessions if everybodys else call.db.sessions).search(search)
+    last = found[-1] if len(found) == search.limit else None
+    return SessionPage(
+        items=[SessionData.of(session) for session in found],
+        next_cursor=last and encode_cursor(last.created_at, last.id),
+    )
+
+
+def _statuses(words: tuple[str, ...]) -> frozenset[Status] | None:
+    if not words:
+        return LIVE
+    if "all" in words:
+        return None
+    try:
+        return frozenset(Status(word.upper()) for word in words)
+    except ValueError:
+        raise InvalidRequest(f"A status is one of {', '.join(Status)}, or all.", field="status") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStream(Result):
+    """A container's log; iterate over `lines()`, which ends with the log unless it is followed."""
+
+    where: KernelAddress
+    call: Remote
+    tail: int | None
+    since: float | None
+    follow: bool
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Bytes of the log, whole records at a time."""
+        if self.tail is not None:
+            past, next_seq = await self._last_lines(self.tail)
+            yield past
+        else:
+            next_seq = 0
+        async for records, next_seq in self._reads(next_seq, follow=self.follow):
+            chosen = [record.payload for record in records if self.since is None or record.time >= self.since]
+            if chosen:
+                yield b"".join(chosen)
+
+    async def _last_lines(self, count: int) -> tuple[bytes, int]:
+        kept, next_seq = b"", 0
+        async for records, next_seq in self._reads(0, follow=False):
+            kept += b"".join(r.payload for r in records if self.since is None or r.time >= self.since)
+            lines = kept.splitlines(keepends=True)
+            kept = b"".join(lines[-count:]) if count else b""
+        return kept, next_seq
+
+    async def _reads(self, from_seq: int, *, follow: bool) -> AsyncIterator[tuple[list[Record], int]]:
+        next_seq = from_seq
+        while True:
+            read = await self.call.agents.read(
+                self.where,
+                _LOG_RUN,
+                from_seq=next_seq,
+                max_bytes=_LOG_CHUNK_BYTES,
+                wait_seconds=POLL_SECONDS if follow else 0.0,
+            )
+            next_seq = read.next_seq
+            records = [r for r in decode_records(read.records) if r.kind in ("stdout", "stderr")]
+            yield records, next_seq
+            if read.done is not None or (not follow and not read.records):
+                return
+
+    async def text(self) -> str:
+        return b"".join([chunk async for chunk in self.chunks()]).decode("utf-8", "replace")
+
+
+@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+class GetContainerLogsAction(SessionAction[Remote, LogStream]):
+    """What a session's container has printed: bootstrap, startup command and the beginning of each execution's output.
+
+    It stays readable after the session's end for as long as its host keeps outputs (7 days).
+    """
+
+    kernel: UUID | None = None  #: the main one when left out
+    tail: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    since: datetime | None = None
+    follow: bool = False
+
+    async def run(self, call: Remote, session: Session, /) -> LogStream:
+        if session.agent_id is None:
+            raise SessionNotReady("The session has no host yet, so it has printed nothing.", status=session.status)
+        where = main_kernel(session)
+        if self.kernel not in (None, session.main_kernel_id):
+            async with call.service.reading(call) as reading:
+                kernels = {kernel["id"]: kernel for kernel in await reading.db.sessions_of(session).kernels(session)}
+            if self.kernel not in kernels or kernels[self.kernel]["agent"] is None:
+                raise InvalidRequest("The session has no such kernel, or it has no host yet.", field="kernel")
+            where = KernelAddress(
+                agent_id=kernels[self.kernel]["agent"], kernel_id=KernelId(self.kernel), attempt=session.attempt
+            )
+        since = None if self.since is None else self.since.timestamp()
+        return LogStream(where=where, call=call, tail=self.tail, since=since, follow=self.follow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics(Result):
+    #: {cpu_seconds, mem_bytes, mem_peak_bytes, pids, oom_kills, disk_bytes, ...}
+    statistics: Mapping[str, Any]
+
+
+@action(
+    Rules(
+        allow=may_look,
+        when=frozenset({Status.RUNNING, Status.RUNNING_DEGRADED}),
+        effect=Effect.AGENT,
+        audit=Audit.OTHERS,
+    )
+)
+class GetStatisticsAction(SessionAction[Remote, Statistics]):
+    """What a session uses right now, from its container's own accounting."""
+
+    async def run(self, call: Remote, session: Session, /) -> Statistics:
+        return Statistics(statistics=await call.agents.statistics(main_kernel(session)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    id: UUID
+    action: str
+    status: str  #: queued, running, done, failed, cancelled
+    session_id: UUID | None
+    progress: Mapping[str, Any]  #: {current, total, message}
+    result: Any
+    error: Mapping[str, Any] | None
+    created_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, task: Task) -> TaskData:
+        return cls(**{name: getattr(task, name) for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult(Result):
+    task: TaskData
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPage(Result):
+    items: list[TaskData]
+    next_cursor: str | None
+
+
+def _only_own(call: Reading) -> UUID | None:
+    return None if call.by.sees_all else call.by.user_id
+
+
+@action(Rules(allow=anyone, effect=Effect.READ))
+class ListTasksAction(ScopeAction[Reading, TaskPage]):
+    """Background tasks, newest first: one's own, for administrators everybody's."""
+
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+    async def run(self, call: Reading, /) -> TaskPage:
+        found = await call.db.tasks.list(user_id=_only_own(call), limit=self.limit, after=decode_cursor(self.cursor))
+        last = found[-1] if len(found) == self.limit else None
+        return TaskPage(
+            items=[TaskData.of(task) for task in found], next_cursor=last and encode_cursor(last.created_at, last.id)
+        )
+
+
+@action(Rules(allow=anyone, effect=Effect.READ))
+class GetTaskAction(ScopeAction[Reading, TaskResult]):
+    """A background task: how far it is, its result, or why it failed."""
+
+    task_id: UUID
+
+    async def run(self, call: Reading, /) -> TaskResult:
+        return TaskResult(task=TaskData.of(await call.db.tasks.get(self.task_id, user_id=_only_own(call))))
+
+
+@action(Rules(allow=any_user, effect=Effect.DATABASE))
+class CancelTaskAction(ScopeAction[Work, TaskResult]):
+    """Cancel a background task: a queued one at once, a running one as soon as it looks up."""
+
+    task_id: UUID
+
+    async def run(self, call: Work, /) -> TaskResult:
+        user_id = None if call.by.is_admin else call.by.user_id
+        task = await call.db.tasks.cancel(self.task_id, user_id=user_id)
+        call.announce("tasks")
+        return TaskResult(task=TaskData.of(task))

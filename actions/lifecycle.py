@@ -1,0 +1,379 @@
+"""Create, change, rename, restart and destroy sessions, and move those whose containers have moved on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final
+from uuid import UUID
+
+from pydantic import Field
+
+from actions.base import (
+    BatchAction,
+    Effect,
+    Result,
+    Rules,
+    ScopeAction,
+    Service,
+    SessionAction,
+    Settles,
+    Work,
+    action,
+    any_user,
+    owner_or_admin,
+)
+from actions.views import SessionData, SessionResult
+from agent.wire import KernelSpec
+from domain.errors import (
+    InvalidConfiguration,
+    InvalidRequest,
+    InvalidResources,
+    MoorageError,
+    NameTaken,
+    NoAgents,
+    PermissionDenied,
+    ResourcesImpossible,
+    ResourceUnavailable,
+    StartFailed,
+)
+from domain.ids import KernelId, SessionId
+from domain.names import check_session_name
+from domain.resources import ResourceSlot, parse_memory_mib
+from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
+from repositories.agents import reported_slots
+from repositories.image import Image
+from repositories.kernels import settle
+from repositories.session import NewKernel
+
+#: A runner with its worker needs about 30 MiB; below this, sessions die at their first import.
+MIN_MEMORY_MIB: Final = 64
+DEFAULT_SLOTS: Final = ResourceSlot(cpu=1, mem=1024)
+MAX_SCRIPT_BYTES: Final = 1024 * 1024
+_ENVIRON_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")
+#: They would reach into the loader of every process, or into what the GPU runtime mounts.
+_STRIPPED_ENVIRON: Final = ("LD_", "NVIDIA_")
+_STATUS_AFTER_ENDING: Final = FINAL | {Status.TERMINATING}
+
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatedSession(SessionResult):
+    """The new session, or the live one of this name when `reuse_if_exists` found it."""
+
+    created: bool = True
+
+
+@action(Rules(allow=any_user, effect=Effect.DATABASE))
+class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
+    """Queue a session for the given image and resources; it runs as soon as a host has room."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)]
+    name: str | None = None  #: generated when left out
+    architecture: str | None = None  #: the image's, when left out
+    resource_slots: ResourceSlot = DEFAULT_SLOTS
+    session_type: SessionTypes = SessionTypes.INTERACTIVE
+    cluster_mode: ClusterMode = ClusterMode.SINGLE_NODE
+    cluster_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    project: str | None = None
+    timeout: Seconds | None = None  #: lifetime in seconds from RUNNING
+    max_wait: Seconds | None = None  #: how long it may stay in the queue
+    bootstrap_script: Annotated[str, Field(max_length=MAX_SCRIPT_BYTES)] | None = None
+    bootstrap_required: bool = False  #: a failing bootstrap script fails the session, instead of leaving a notice
+    startup_command: Annotated[str, Field(max_length=MAX_SCRIPT_BYTES)] | None = None  #: a batch session's work
+    tag: Annotated[str, Field(max_length=256)] | None = None
+    environ: Mapping[str, str] | None = None
+    shm_size: int | str | None = None  #: MiB, or with a suffix; half of the memory when left out
+    priority: Annotated[int, Field(ge=0, le=100)] = 10
+    reuse_if_exists: bool = False
+
+    def target(self) -> str | None:
+        return self.name
+
+    async def run(self, call: Work, /) -> CreatedSession:
+        name = check_session_name(self.name) if self.name is not None else f"session-{call.new_id().hex[-12:]}"
+        if self.session_type is SessionTypes.SYSTEM and not call.by.is_admin:
+            raise PermissionDenied("Only administrators create system sessions.")
+        image = await call.db.images.resolve(self.image)
+        if self.architecture not in (None, image.architecture):
+            raise InvalidConfiguration(
+                f"The image '{image.name}' is made for {image.architecture}, not for {self.architecture}.",
+                field="architecture",
+            )
+        if self.cluster_size != 1:
+            raise InvalidConfiguration("This session has one kernel: cluster_size must be 1.", field="cluster_size")
+        if (self.session_type is SessionTypes.BATCH) != (self.startup_command is not None):
+            raise InvalidConfiguration(
+                "A batch session, and only a batch session, has a startup_command.", field="startup_command"
+            )
+        project = self.project or next(iter(call.owner.projects), None)
+        if project is None:
+            raise InvalidConfiguration("You are not a member of any project; ask an administrator.", field="project")
+        shm_mib = _checked_shm(self.shm_size, _checked_slots(self.resource_slots))
+        await _check_possible(call, image, self.resource_slots)
+        environ, notices = _checked_environ(self.environ or {})
+        session = Session(
+            id=SessionId(call.new_id()),
+            name=name,
+            user_id=call.owner.user_id,
+            access_key=call.owner.access_key,
+            domain=call.owner.domain,
+            project=project,
+            session_type=self.session_type,
+            cluster_mode=self.cluster_mode,
+            cluster_size=self.cluster_size,
+            image=image.name,
+            architecture=image.architecture,
+            requested_slots=self.resource_slots,
+            tag=self.tag,
+            environ=environ,
+            bootstrap_script=self.bootstrap_script,
+            bootstrap_required=self.bootstrap_required,
+            startup_command=self.startup_command,
+            shm_mib=shm_mib,
+            priority=self.priority,
+            timeout_seconds=self.timeout,
+            max_wait_seconds=self.max_wait,
+            created_at=call.now,
+            status_changed_at=call.now,
+            main_kernel_id=KernelId(call.new_id()),
+            notices=notices,
+        )
+        member = None if call.owner.is_admin else call.owner.user_id
+        project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
+        made = await call.db.sessions.create(
+            session, [_kernel(session, session.main_kernel_id)], _quota(session), project_id=project_id
+        )
+        if not made:
+            return await self._reuse(call, name, image)
+        call.announce("queue")
+        call.announce("sessions", session.id)
+        return CreatedSession(session_data=SessionData.of(await call.db.sessions.get(session.id)))
+
+    async def _reuse(self, call: Work, name: str, image: Image) -> CreatedSession:
+        if not self.reuse_if_exists:
+            raise NameTaken(
+                f"You already have a live session named '{name}'; choose another name, or pass reuse_if_exists.",
+                name=name,
+            )
+        there = await call.db.sessions.get(name)
+        if there.image != image.name or there.session_type is not self.session_type:
+            raise NameTaken(
+                f"The live session '{name}' is a {there.session_type} one of '{there.image}', which is not what you ask for.",
+                name=name,
+            )
+        return CreatedSession(session_data=SessionData.of(there), created=False)
+
+    async def settled(self, service: Service, answer: CreatedSession, seconds: float | None) -> CreatedSession:
+        session = await service.wait_for_session(
+            answer.session_data.id, lambda s: s.status in ANSWERING | FINAL, seconds
+        )
+        if session.status is Status.CANCELLED and session.result == "FAILURE":
+            raise ResourceUnavailable(session.status_reason, session_id=str(session.id))
+        if session.status is Status.ERROR:
+            raise StartFailed(f"The session could not be started: {session.status_reason}", session_id=str(session.id))
+        return CreatedSession(session_data=SessionData.of(session), created=answer.created)
+
+
+def _checked_slots(slots: ResourceSlot) -> ResourceSlot:
+    if not slots.get("cpu"):
+        raise InvalidResources("A session needs some CPU; ask for at least cpu=0.001.")
+    if slots.get("mem", 0) < MIN_MEMORY_MIB:
+        raise InvalidResources(f"A session needs at least {MIN_MEMORY_MIB} MiB of memory.")
+    return slots
+
+
+def _checked_shm(shm_size: int | str | None, slots: ResourceSlot) -> int | None:
+    if shm_size is None:
+        return None
+    shm_mib = parse_memory_mib(shm_size)
+    if not 1 <= shm_mib <= slots["mem"]:
+        raise InvalidResources(f"shm_size must be between 1 MiB and the session's memory of {slots['mem']} MiB.")
+    return shm_mib
+
+
+def _checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
+    """What may be set, and a notice about what was left out."""
+    for name, value in environ.items():
+        if not _ENVIRON_NAME.match(name) or "\0" in value:
+            raise InvalidRequest(f"'{name[:80]}' cannot be an environment variable.", field="environ")
+    if sum(len(name) + len(value.encode()) for name, value in environ.items()) > 256 * 1024:
+        raise InvalidRequest("The environment is larger than 256 KiB; put it into a file.", field="environ")
+    stripped = sorted(name for name in environ if name.startswith(_STRIPPED_ENVIRON))
+    kept = {name: value for name, value in environ.items() if name not in stripped}
+    if not stripped:
+        return kept, ()
+    return kept, (
+        {"kind": "environ", "message": f"Not set, because they reach into loaders and drivers: {', '.join(stripped)}"},
+    )
+
+
+async def _check_possible(call: Work, image: Image, slots: ResourceSlot) -> None:
+    """Refuse what no known host could ever hold; without any host yet, the session waits for one."""
+    known = await reported_slots(call.db.connection)
+    fitting = [free for architecture, free in known if architecture == image.architecture]
+    if known and not fitting:
+        raise NoAgents(f"No host here has the architecture {image.architecture} that the image '{image.name}' needs.")
+    if fitting and not any(slots.fits_in(free) for free in fitting):
+        most = {name: max(free.get(name, 0) for free in fitting) for name in slots}
+        over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
+        largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()
+        raise ResourcesImpossible(
+            f"No host could ever hold {slots.to_json()}: the most that one has is "
+            + ", ".join(f"{name}={largest.get(name, 0)}" for name in over)
+            + "; ask for less.",
+            most={name: largest.get(name, 0) for name in over},
+        )
+
+
+def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
+    spec = KernelSpec(
+        session_id=str(session.id),
+        session_name=session.name,
+        image=session.image,
+        architecture=session.architecture,
+        slots=dict(session.requested_slots),
+        environ=dict(session.environ),
+        bootstrap_script=session.bootstrap_script,
+        bootstrap_required=session.bootstrap_required,
+        startup_command=session.startup_command,
+        shm_mib=session.shm_mib,
+    )
+    return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
+
+
+def _quota(session: Session) -> dict[str, int]:
+    exempt = session.session_type is SessionTypes.SYSTEM
+    return {} if exempt else {**session.requested_slots, "sessions": 1}
+
+
+@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
+class RenameSessionAction(SessionAction[Work, SessionResult]):
+    """Give a session a new name. A name is unique among its owner's live sessions."""
+
+    new_name: str
+
+    async def run(self, call: Work, session: Session, /) -> SessionResult:
+        renamed = await call.db.sessions_of(session).rename(session, check_session_name(self.new_name))
+        call.announce("sessions", session.id)
+        return SessionResult.of(renamed)
+
+
+@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
+class ModifySessionAction(SessionAction[Work, SessionResult]):
+    """Change a live session's name, priority, lifetime or tag; what is left out stays as it is."""
+
+    name: str | None = None
+    priority: Annotated[int, Field(ge=0, le=100)] | None = None
+    timeout: Seconds | None = None
+    tag: Annotated[str, Field(max_length=256)] | None = None
+    version: int | None = None  #: change it only while it still has this version (If-Match)
+
+    async def run(self, call: Work, session: Session, /) -> SessionResult:
+        given = {
+            "name": None if self.name is None else check_session_name(self.name),
+            "priority": self.priority,
+            "timeout_seconds": self.timeout,
+            "tag": self.tag,
+        }
+        changes = {column: value for column, value in given.items() if value is not None}
+        if not changes:
+            raise InvalidRequest("Nothing to change was given; name one of name, priority, timeout, tag.")
+        modified = await call.db.sessions_of(session).modify(session, changes, version=self.version)
+        call.announce("sessions", session.id)
+        call.announce("queue")
+        return SessionResult.of(modified)
+
+
+_RESTARTABLE: Final = ANSWERING | FINAL
+
+
+@action(Rules(allow=owner_or_admin, when=_RESTARTABLE, effect=Effect.DATABASE))
+class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
+    """Start a new attempt: in place with /home/work kept while it runs, through the queue when it had ended."""
+
+    async def run(self, call: Work, session: Session, /) -> SessionResult:
+        sessions = call.db.sessions_of(session)
+        await sessions.restart(session, [_kernel(session, KernelId(call.new_id()))], _quota(session))
+        call.announce("queue")
+        call.announce("dispatch")
+        call.announce("sessions", session.id)
+        return SessionResult.of(await sessions.get(session.id))
+
+    async def settled(self, service: Service, answer: SessionResult, seconds: float | None) -> SessionResult:
+        done = await service.wait_for_session(answer.session_data.id, lambda s: s.status in ANSWERING | FINAL, seconds)
+        return SessionResult.of(done)
+
+
+@action(Rules(allow=owner_or_admin, effect=Effect.DATABASE))
+class DestroySessionAction(SessionAction[Work, SessionResult], Settles):
+    """End a session and free its slots. A queued one is cancelled; one that has ended is left as it is.
+
+    With `forced` it is over at once, also when its host does not answer; the slots stay taken until the host says that
+    the containers are gone. `recursive` ends the sessions that depend on it as well.
+    """
+
+    forced: bool = False
+    recursive: bool = False
+
+    async def run(self, call: Work, session: Session, /) -> SessionResult:
+        done = session.status in (FINAL if self.forced else _STATUS_AFTER_ENDING)
+        sessions = call.db.sessions_of(session)
+        if not done:
+            event = Event.FORCE if self.forced else Event.DESTROY
+            reason = "destroyed by its owner" if call.by.user_id == session.user_id else "destroyed by an administrator"
+            await sessions.transit(session, event, reason=reason)
+            call.announce("dispatch")
+            call.announce("queue")
+            call.announce("sessions", session.id)
+        return SessionResult.of(await sessions.get(session.id))
+
+    async def settled(self, service: Service, answer: SessionResult, seconds: float | None) -> SessionResult:
+        done = await service.wait_for_session(answer.session_data.id, lambda s: s.status in FINAL, seconds)
+        return SessionResult.of(done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitOutcome:
+    """What the check made of one session."""
+
+    session_id: SessionId
+    before: Status | None = None
+    after: Status | None = None
+    path: tuple[Status, ...] = ()  #: the statuses it went through
+    error: str | None = None  #: the code of the refusal, such as session_not_found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitOutcomes(Result):
+    outcomes: list[TransitOutcome]
+
+
+@action(Rules(allow=owner_or_admin, effect=Effect.DATABASE))
+class CheckAndTransitStatusAction(BatchAction[Work, TransitOutcomes]):
+    """Derive what each session's status should be from what its hosts have said, and move it there."""
+
+    session_ids: Annotated[tuple[UUID, ...], Field(min_length=1, max_length=1000)]
+
+    def targets(self) -> Sequence[SessionId]:
+        return [SessionId(session_id) for session_id in self.session_ids]
+
+    async def run(self, call: Work, session: Session, /) -> TransitOutcome:
+        moves = await settle(call.db.connection, session.id, now=call.now, cause=call.db.cause)
+        if moves:
+            call.announce("sessions", session.id)
+            call.announce("dispatch")
+        return TransitOutcome(
+            session_id=session.id,
+            before=moves[0].source if moves else session.status,
+            after=moves[-1].target if moves else session.status,
+            path=tuple(move.target for move in moves),
+        )
+
+    def refused(self, target: SessionId, error: MoorageError) -> TransitOutcome:
+        return TransitOutcome(session_id=target, error=error.code)
+
+    def together(self, outcomes: Sequence[TransitOutcome]) -> TransitOutcomes:
+        return TransitOutcomes(outcomes=list(outcomes))

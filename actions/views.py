@@ -1,0 +1,160 @@
+"""How things look from outside: the shapes that answers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from actions.base import Result
+from domain.ids import AccessKey, AgentId, SessionId
+from domain.resources import ResourceSlot
+from domain.session import ClusterMode, Session, SessionTypes, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionData:
+    """A session as its owner sees it. Memory is in MiB, times are in UTC."""
+
+    id: SessionId
+    name: str
+    status: Status
+    status_reason: str | None
+    session_type: SessionTypes
+    image: str
+    architecture: str
+    cluster_mode: ClusterMode
+    cluster_size: int
+    domain: str
+    project: str
+    access_key: AccessKey
+    requested_slots: ResourceSlot  #: of each of its kernels
+    occupied_slots: ResourceSlot  #: of all its kernels together, as long as they hold them
+    tag: str | None
+    environ: Mapping[str, str]
+    priority: int
+    timeout: float | None  #: lifetime in seconds, counted from RUNNING
+    max_wait: float | None
+    bootstrap_script: str | None
+    bootstrap_required: bool
+    startup_command: str | None
+    shm_size: int | None  #: MiB
+    result: str
+    exit_code: int | None
+    agent: AgentId | None
+    agent_lost: bool
+    attempt: int
+    version: int
+    activity: int
+    created_at: datetime
+    status_changed_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None
+    last_activity_at: datetime | None
+    execution_count: int
+    bytes_in: int
+    bytes_out: int
+    notices: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, s: Session) -> SessionData:
+        return cls(
+            id=s.id,
+            name=s.name,
+            status=s.status,
+            status_reason=s.status_reason,
+            session_type=s.session_type,
+            image=s.image,
+            architecture=s.architecture,
+            cluster_mode=s.cluster_mode,
+            cluster_size=s.cluster_size,
+            domain=s.domain,
+            project=s.project,
+            access_key=s.access_key,
+            requested_slots=s.requested_slots,
+            occupied_slots=s.occupied_slots,
+            tag=s.tag,
+            environ=s.environ,
+            priority=s.priority,
+            timeout=s.timeout_seconds,
+            max_wait=s.max_wait_seconds,
+            bootstrap_script=s.bootstrap_script,
+            bootstrap_required=s.bootstrap_required,
+            startup_command=s.startup_command,
+            shm_size=s.shm_mib,
+            result=s.result,
+            exit_code=s.exit_code,
+            agent=s.agent_id,
+            agent_lost=s.agent_lost,
+            attempt=s.attempt,
+            version=s.version,
+            activity=s.activity,
+            created_at=s.created_at,
+            status_changed_at=s.status_changed_at,
+            started_at=s.started_at,
+            ended_at=s.ended_at,
+            expires_at=s.expires_at,
+            last_activity_at=s.last_activity_at,
+            execution_count=s.execution_count,
+            bytes_in=s.bytes_in,
+            bytes_out=s.bytes_out,
+            notices=s.notices,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionResult(Result):
+    """A session, as it is after the action."""
+
+    session_data: SessionData
+
+    @classmethod
+    def of(cls, session: Session) -> SessionResult:
+        return cls(session_data=SessionData.of(session))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Result):
+    """It is done, and there is nothing more to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserData:
+    id: UUID
+    email: str
+    username: str
+    domain: str
+    role: str
+    active: bool
+    projects: list[str]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeypairData:
+    access_key: str
+    user: str
+    active: bool
+    created_at: datetime
+    secret_key: str | None = None  #: only in the answer to its creation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectData:
+    id: UUID
+    name: str
+    domain: str
+    members: list[str]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageData:
+    name: str
+    architecture: str
+    aliases: tuple[str, ...]
+    labels: Mapping[str, str]
+    created_at: datetime

@@ -1,0 +1,377 @@
+"""The one path that every action takes: who asks, stored answer, load, permission, status, run, record."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from datetime import datetime
+from functools import cache
+from typing import Any, Protocol, TypeVar, get_type_hints
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import orjson
+from pydantic import TypeAdapter
+
+from actions.base import (
+    Action,
+    Audit,
+    BatchAction,
+    Call,
+    Effect,
+    Reading,
+    Remote,
+    ScopeAction,
+    Service,
+    SessionAction,
+    Settles,
+    Work,
+)
+from domain.errors import MoorageError, PermissionDenied, Unauthenticated
+from domain.ids import AccessKey, RunId, SessionId, uuid7
+from domain.principal import Principal, Role
+from domain.session import Session
+from repositories.database import Database
+from repositories.record import AuditRecord, claim_key, store_answer, write_audit
+from repositories.session import wrong_status
+from repositories.transit import Cause
+from repositories.unit import Repositories
+
+R = TypeVar("R")
+log = logging.getLogger("moorage.processor")
+_RUN_NAMESPACE = uuid5(NAMESPACE_URL, "moorage:run")
+
+
+class Observer(Protocol):
+    """Hears of every finished call: metrics."""
+
+    def __call__(self, action: str, outcome: str, seconds: float) -> None: ...
+
+
+class Directory(Protocol):
+    """Finds principals; answers may be a second old."""
+
+    async def of_access_key(self, access_key: str) -> Principal | None: ...
+
+
+class Outbox(Protocol):
+    """Where announcements go after a commit."""
+
+    def announce(self, topic: str, *session_ids: SessionId) -> None: ...
+
+
+class Processor:
+    """Runs actions. Everything it needs is given to it; it keeps no state but coalesced denials."""
+
+    def __init__(
+        self,
+        database: Database,
+        directory: Directory,
+        outbox: Outbox,
+        service: Service,
+        *,
+        observe: Observer,
+        now: Callable[[], datetime],
+        new_id: Callable[[], UUID] = uuid7,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._outbox = outbox
+        self._service = service
+        self._observe = observe
+        self._now = now
+        self._new_id = new_id
+        self._denials: dict[tuple[UUID, str, str | None, str], float] = {}
+
+    async def run(
+        self,
+        action: Action[Any, R],
+        *,
+        by: Principal | None = None,
+        key: str | None = None,
+        request_id: str | None = None,
+        settle_seconds: float | None = 0.0,
+    ) -> R:
+        """The action's answer, or one domain error.
+
+        `by` is the authenticated principal; without it the action's access key names it (in-process callers are
+        trusted). `key` is the Idempotency-Key. An action that `Settles` is waited for `settle_seconds` (None: until it
+        has settled; 0: not at all).
+        """
+        started, outcome, call = time.monotonic(), "crash", None
+        try:
+            async with asyncio.timeout(action.rules.deadline_seconds):
+                call = await self._call(action, by, key, request_id)
+                answer = await self._dispatch(action, call)
+            outcome = "ok"
+        except MoorageError as error:
+            outcome = error.code
+            await self._audit_denial(action, call, error)
+            raise
+        finally:
+            self._observe(action.name, outcome, time.monotonic() - started)
+        if isinstance(action, Settles) and settle_seconds != 0:
+            answer = await action.settled(self._service, answer, settle_seconds)
+        return answer
+
+    # -- who asks ------------------------------------------------------------------------------------------------
+    async def _call(
+        self, action: Action[Any, Any], by: Principal | None, key: str | None, request_id: str | None
+    ) -> Call:
+        access_key: AccessKey | None = getattr(action, "access_key", None)
+        owner_key: AccessKey | None = getattr(action, "owner_access_key", None)
+        if by is None:
+            by = await self._principal(access_key or owner_key)
+        owner = by
+        if owner_key is not None and owner_key != by.access_key:
+            owner = await self._principal(owner_key)
+            if owner.user_id != by.user_id and not _acts_for(by, owner):
+                raise PermissionDenied("Only administrators act for other owners.")
+        return Call(by=by, owner=owner, now=self._now(), request_id=request_id, key=key, new_id=self._new_id)
+
+    async def _principal(self, access_key: AccessKey | None) -> Principal:
+        if access_key is None:
+            raise Unauthenticated("The action names no access key, and no principal was passed.")
+        if (found := await self._directory.of_access_key(access_key)) is None:
+            raise Unauthenticated("There is no active keypair with this access key.")
+        return found
+
+    # -- run -----------------------------------------------------------------------------------------------------
+    async def _dispatch(self, action: Action[Any, R], call: Call) -> R:
+        if isinstance(action, BatchAction):
+            return await self._run_batch(action, call)
+        match action.rules.effect:
+            case Effect.READ:
+                return await self._run_read(action, call)
+            case Effect.DATABASE:
+                return await self._run_database(action, call)
+            case Effect.AGENT:
+                return await self._run_agent(action, call)
+
+    async def _run_read(self, action: Action[Any, R], call: Call) -> R:
+        async with self._reading(action, call) as reading:
+            session = await self._checked(action, reading)
+            answer = await _invoke(action, reading, session)
+        if session is not None and session.user_id != call.by.user_id:
+            await self._audit(action, call, "ok", session)
+        return answer
+
+    async def _run_database(self, action: Action[Any, R], call: Call) -> R:
+        async with self._working(action, call) as work:
+            stored = await self._stored(action, work)
+            if stored is not None:
+                return _answer_adapter(type(action)).validate_python(stored["answer"])  # type: ignore[no-any-return]
+            session = await self._checked(action, work)
+            answer = await _invoke(action, work, session)
+            if call.key is not None:
+                await store_answer(work.db.connection, call.by.user_id, call.key, _storable(action, answer))
+            await write_audit(work.db.connection, self._record(action, call, "ok", session))
+        return answer
+
+    async def _stored(self, action: Action[Any, Any], work: Work) -> Any:
+        if work.key is None:
+            return None
+        return await claim_key(
+            work.db.connection,
+            work.by.user_id,
+            work.key,
+            action=action.name,
+            request_hash=request_hash(action),
+            now=work.now,
+        )
+
+    async def _run_agent(self, action: Action[Any, R], call: Call) -> R:
+        run_id = self._new_id() if call.key is None else uuid5(_RUN_NAMESPACE, f"{call.by.user_id} {call.key}")
+        async with self._reading(action, call) as reading:
+            session = await self._checked(action, reading)
+        remote = Remote(
+            by=call.by,
+            owner=call.owner,
+            now=call.now,
+            request_id=call.request_id,
+            key=call.key,
+            new_id=call.new_id,
+            service=self._service,
+            run_id=RunId(run_id),
+        )
+        answer = await _invoke(action, remote, session)
+        others = session is not None and session.user_id != call.by.user_id
+        if action.rules.audit is Audit.ALWAYS or (action.rules.audit is Audit.OTHERS and others):
+            await self._audit(action, call, "ok", session)
+        return answer
+
+    async def _run_batch(self, action: BatchAction[Any, Any], call: Call) -> Any:
+        """One transaction and one outcome for each target, in order."""
+        outcomes: list[Any] = []
+        for target in action.targets():
+            try:
+                async with self._working(action, call) as work:
+                    session = await self._load(work, target)
+                    _check(action, call, session)
+                    outcomes.append(await action.run(work, session))
+                    await write_audit(work.db.connection, self._record(action, call, "ok", session))
+            except MoorageError as error:
+                outcomes.append(action.refused(target, error))
+        return action.together(outcomes)
+
+    # -- load, permission, status ----------------------------------------------------------------------------------
+    async def _checked(self, action: Action[Any, Any], reading: Reading) -> Session | None:
+        if not isinstance(action, SessionAction):
+            if not action.rules.allow(reading.by, None):
+                raise PermissionDenied
+            return None
+        session = await self._load(reading, action.session_name)
+        _check(action, reading, session)
+        return session
+
+    async def _load(self, reading: Reading, name_or_id: str | UUID) -> Session:
+        """Within the owner's scope; an administrator reaches everybody's by id. Not yours is not there."""
+        by = reading.by
+        wider = by.sees_all or by.role is Role.DOMAIN_ADMIN
+        if wider and reading.owner is by and _is_id(name_or_id):
+            return await reading.db.all_sessions.get(name_or_id)
+        return await reading.db.sessions.get(name_or_id)
+
+    # -- connections -------------------------------------------------------------------------------------------------
+    def cause(self, call: Call, action: str) -> Cause:
+        return Cause(by=str(call.by.access_key), action=action, request_id=call.request_id)
+
+    @asynccontextmanager
+    async def _reading(self, action: Action[Any, Any], call: Call) -> AsyncIterator[Reading]:
+        async with self._database.reader() as connection:
+            yield _as(Reading, call, db=self.repositories(connection, call, action.name))
+
+    @asynccontextmanager
+    async def _working(self, action: Action[Any, Any], call: Call) -> AsyncIterator[Work]:
+        async with self.transaction(call, action.name) as work:
+            yield work
+
+    @asynccontextmanager
+    async def transaction(self, call: Call, action: str) -> AsyncIterator[Work]:
+        """A unit of work; what it announces goes out after the commit."""
+        async with self._database.transaction() as connection:
+            work: Work = _as(Work, call, db=self.repositories(connection, call, action))
+            yield work
+        for topic, session_id in work.announcements:
+            self._outbox.announce(topic, *([session_id] if session_id else []))
+        self._outbox.announce("events")
+
+    def repositories(self, connection: Any, call: Call, action: str) -> Repositories:
+        return Repositories(connection, by=call.by, owner=call.owner, now=call.now, cause=self.cause(call, action))
+
+    # -- audit -------------------------------------------------------------------------------------------------------
+    def _record(
+        self, action: Action[Any, Any], call: Call, outcome: str, session: Session | None = None
+    ) -> AuditRecord:
+        owner = session.access_key if session is not None and session.user_id != call.by.user_id else None
+        if owner is None and call.owner is not call.by:
+            owner = call.owner.access_key
+        return AuditRecord(
+            at=call.now,
+            user_id=call.by.user_id,
+            access_key=call.by.access_key,
+            owner_access_key=owner,
+            action=action.name,
+            target=str(session.id) if session is not None else action.target(),
+            outcome=outcome,
+            request_id=call.request_id,
+        )
+
+    async def _audit(self, action: Action[Any, Any], call: Call, outcome: str, session: Session | None) -> None:
+        async with self._database.reader() as connection:
+            await write_audit(connection, self._record(action, call, outcome, session))
+
+    async def _audit_denial(self, action: Action[Any, Any], call: Call | None, error: MoorageError) -> None:
+        """Refusals are on record too; the same one again within a minute is not written twice."""
+        if call is None or error.http_status >= 500:
+            return
+        if not isinstance(error, PermissionDenied) and error.http_status not in (401, 404):
+            return
+        denial = (call.by.user_id, action.name, action.target(), error.code)
+        now = time.monotonic()
+        if now - self._denials.get(denial, -60.0) < 60.0:
+            return
+        if len(self._denials) > 10_000:
+            self._denials.clear()
+        self._denials[denial] = now
+        try:
+            await self._audit(action, call, error.code, None)
+        except MoorageError:
+            log.warning("a denial of %s could not be audited", action.name)
+
+
+def _check(action: Action[Any, Any], call: Call, session: Session) -> None:
+    if not action.rules.allow(call.by, session):
+        raise PermissionDenied
+    if session.status not in action.rules.when:  # said early; every UPDATE says it again
+        raise wrong_status(session)
+
+
+def _acts_for(by: Principal, owner: Principal) -> bool:
+    return by.sees_all or (by.role is Role.DOMAIN_ADMIN and by.domain == owner.domain)
+
+
+def _is_id(name_or_id: str | UUID) -> bool:
+    if isinstance(name_or_id, UUID):
+        return True
+    try:
+        UUID(name_or_id)
+    except ValueError:
+        return False
+    return True
+
+
+async def _invoke(action: Action[Any, R], context: Call, session: Session | None) -> R:
+    if isinstance(action, SessionAction):
+        return await action.run(context, session)  # type: ignore[no-any-return]
+    assert isinstance(action, ScopeAction)
+    return await action.run(context)  # type: ignore[no-any-return]
+
+
+def _as(kind: type[Any], call: Call, **more: Any) -> Any:
+    return kind(
+        by=call.by, owner=call.owner, now=call.now, request_id=call.request_id, key=call.key, new_id=call.new_id, **more
+    )
+
+
+def request_hash(action: Action[Any, Any]) -> bytes:
+    """What makes two requests the same: the action and all it was given but who asks."""
+    body = {f.name: getattr(action, f.name) for f in fields(action) if f.name != "access_key"}  # type: ignore[arg-type]
+    return hashlib.sha256(orjson.dumps([action.name, body], default=_jsonable, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _jsonable(value: object) -> object:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    raise TypeError
+
+
+@cache
+def _answer_adapter(action: type[Action[Any, Any]]) -> TypeAdapter[Any]:
+    return TypeAdapter(answer_type(action))
+
+
+@cache
+def answer_type(action: type[Action[Any, Any]]) -> Any:
+    """The type of an action's answer, as its `run` declares it."""
+    return get_type_hints(action.run, vars(sys.modules[action.__module__]))["return"]  # type: ignore[attr-defined]
+
+
+def _storable(action: Action[Any, Any], answer: Any) -> Any:
+    data = _answer_adapter(type(action)).dump_python(answer, mode="json")
+    return _without(data, action.rules.secrets) if action.rules.secrets else data
+
+
+def _without(data: Any, names: frozenset[str]) -> Any:
+    if isinstance(data, dict):
+        return {name: None if name in names else _without(value, names) for name, value in data.items()}
+    return [_without(item, names) for item in data] if isinstance(data, list) else data

@@ -1,0 +1,241 @@
+"""Builds everything of one manager process once, and hands it out as arguments. There are no globals."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from actions import ACTIONS, Action
+from actions.administration import hash_secret
+from actions.base import Call, Reading, Settles, Work
+from agent.client import AgentClient
+from domain.errors import InvalidRequest
+from domain.ids import SessionId, uuid7
+from domain.principal import Principal
+from domain.session import Session
+from manager.herald import Herald
+from manager.processor import Observer, Processor
+from repositories.database import Database
+from repositories.identity import principal_of_keypair, principal_of_token
+from repositories.session import AdminSessionRepository
+from repositories.transit import Cause
+
+R = TypeVar("R")
+
+
+class Identities:
+    """Keypairs and tokens, remembered for at most a second and forgotten at once when any of them changes."""
+
+    LIFETIME_SECONDS = 1.0
+    MAX_ENTRIES = 10_000
+
+    def __init__(self, database: Database, herald: Herald) -> None:
+        self._database = database
+        self._known: dict[str, tuple[float, Principal | None, bytes]] = {}
+        herald.subscribe("identity", lambda _ids: self._known.clear())
+
+    async def authenticate(self, credential: str) -> Principal | None:
+        """Who sends `ACCESS_KEY.SECRET_KEY`, or a token. Takes as long for a wrong secret as for an unknown key."""
+        access_key, dot, secret = credential.partition(".")
+        if not dot:
+            return await self._of_token(credential)
+        principal, secret_hash = await self._of_keypair(access_key)
+        proven = hmac.compare_digest(secret_hash, hash_secret(secret))
+        return principal if proven else None
+
+    async def of_access_key(self, access_key: str) -> Principal | None:
+        return (await self._of_keypair(access_key))[0]
+
+    async def _of_keypair(self, access_key: str) -> tuple[Principal | None, bytes]:
+        until, principal, secret_hash = self._known.get(access_key, (0.0, None, b""))
+        if until < time.monotonic():
+            async with self._database.reader() as connection:
+                principal, secret_hash = await principal_of_keypair(connection, access_key) or (None, bytes(32))
+            self._remember(access_key, principal, secret_hash)
+        return principal, secret_hash
+
+    async def _of_token(self, token: str) -> Principal | None:
+        token_hash = hash_secret(token)
+        name = f"token {token_hash.hex()}"
+        until, principal, _ = self._known.get(name, (0.0, None, b""))
+        if until < time.monotonic():
+            async with self._database.reader() as connection:
+                principal = await principal_of_token(connection, token_hash, datetime.now(UTC))
+            self._remember(name, principal, b"")
+        return principal
+
+    def _remember(self, name: str, principal: Principal | None, secret_hash: bytes) -> None:
+        if len(self._known) >= self.MAX_ENTRIES:
+            self._known.clear()
+        self._known[name] = (time.monotonic() + self.LIFETIME_SECONDS, principal, secret_hash)
+
+
+class SessionService:
+    """What AGENT actions run against: agents, short transactions, and waiting for sessions to change."""
+
+    def __init__(self, database: Database, herald: Herald, agents: AgentClient) -> None:
+        self._database = database
+        self._herald = herald
+        self.agents = agents
+        self.processor: Processor | None = None  # set by `World`, which knits the two together
+        self.processors: SessionProcessors
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def reading(self, call: Call) -> AsyncIterator[Reading]:
+        assert self.processor is not None
+        async with self._database.reader() as connection:
+            db = self.processor.repositories(connection, call, "")
+            yield Reading(by=call.by, owner=call.owner, now=self.now(), request_id=call.request_id, key=call.key, db=db)
+
+    def work(self, call: Call) -> AbstractAsyncContextManager[Work]:
+        assert self.processor is not None
+        return self.processor.transaction(call, "")
+
+    async def wait_for_session(
+        self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
+    ) -> Session:
+        changed = asyncio.Event()
+        with self._herald.watching(session_id, changed.set):
+            deadline = None if seconds is None else time.monotonic() + seconds
+            while True:
+                changed.clear()
+                session = await self._load(session_id)
+                left = None if deadline is None else deadline - time.monotonic()
+                if until(session) or (left is not None and left <= 0):
+                    return session
+                # A second at most: the herald's word can be lost with its connection.
+                try:
+                    await asyncio.wait_for(changed.wait(), 1.0 if left is None else min(1.0, left))
+                except TimeoutError:
+                    continue
+
+    async def _load(self, session_id: SessionId) -> Session:
+        async with self._database.reader() as connection:
+            rows = AdminSessionRepository(connection, None, now=self.now(), cause=Cause(by="manager"))
+            return await rows.get(session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionProcessor(Generic[R]):
+    """One attribute of `SessionProcessors`."""
+
+    kind: type[Action[Any, R]]
+    processor: Processor
+
+    async def wait_for_complete(
+        self,
+        action: Action[Any, R],
+        *,
+        by: Principal | None = None,
+        key: str | None = None,
+        seconds: float | None = None,
+    ) -> R:
+        """The action's answer, or one domain error. Creations return when the session runs, has ended, or `max_wait` is over."""
+        if not isinstance(action, self.kind):
+            raise TypeError(f"this processor runs {self.kind.__name__}, not {type(action).__name__}")
+        checked = validated(action)
+        return await self.processor.run(
+            checked, by=by, key=key, settle_seconds=seconds if isinstance(action, Settles) else 0.0
+        )
+
+    async def start(self, action: Action[Any, Any], *, by: Principal | None = None, key: str | None = None) -> UUID:
+        """Queue a background action; the id of its task."""
+        if not self.kind.rules.background:
+            raise TypeError(f"{self.kind.name} is no background action")
+        answer = await self.wait_for_complete(action, by=by, key=key)
+        return answer.task.id  # type: ignore[no-any-return]
+
+
+class SessionProcessors:
+    """One attribute per action: `await processors.create_from_params.wait_for_complete(action)`."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._by_name = {name: ActionProcessor(kind, processor) for name, kind in ACTIONS.items()}
+
+    def __getattr__(self, name: str) -> ActionProcessor[Any]:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise AttributeError(f"there is no action '{name}'") from None
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._by_name)
+
+
+def validated(action: Action[Any, R]) -> Action[Any, R]:
+    """The action, its fields checked and brought into shape as at every other door."""
+    try:
+        return adapter(type(action)).validate_python(action)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def adapter(kind: type) -> TypeAdapter[Any]:
+    if (made := _ADAPTERS.get(kind)) is None:
+        made = _ADAPTERS[kind] = TypeAdapter(kind)
+    return made
+
+
+def invalid(error: ValidationError) -> InvalidRequest:
+    """The first thing that is wrong with a request, in one sentence."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return InvalidRequest(f"There is no field '{where}'; check the spelling against /docs.", field=where)
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return InvalidRequest(f"The field '{where}' is required.", field=where)
+    return InvalidRequest(f"The field '{where}' is wrong: {first['msg']}.", field=where)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """One manager process's parts."""
+
+    database: Database
+    herald: Herald
+    agents: AgentClient
+    identities: Identities
+    service: SessionService
+    processor: Processor
+    processors: SessionProcessors
+
+    @classmethod
+    def build(cls, database: Database, herald: Herald, agents: AgentClient, *, observe: Observer) -> World:
+        identities = Identities(database, herald)
+        service = SessionService(database, herald, agents)
+        processor = Processor(database, identities, herald, service, observe=observe, now=service.now, new_id=uuid7)
+        service.processor = processor
+        service.processors = SessionProcessors(processor)
+        return cls(
+            database=database,
+            herald=herald,
+            agents=agents,
+            identities=identities,
+            service=service,
+            processor=processor,
+            processors=service.processors,
+        )
+
+    async def authenticate(self, credential: str) -> Principal | None:
+        return await self.identities.authenticate(credential)
