@@ -223,7 +223,8 @@ class EmbeddedPostgres:
             return None
         logs = [self._logs / "start.log", *sorted(self._logs.glob("postgresql-*.log"))[-1:]]
         lines = [line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()[-20:]]
-        return next((line for line in reversed(lines) if "FATAL" in line or "PANIC" in line), None)
+        telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "invalid value"))]
+        return " · ".join(telling[-2:]) or None
 
     def _run(self, tool: str, *words: str, say: str = "") -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}

@@ -1,0 +1,31 @@
+"""Which tier a test belongs to, and the plugins that every tier may use."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["tests.database", "tests.engine"]
+
+#: By what a test asks for, dearest first; what asks for none of it is a unit test.
+_TIERS = {
+    "deployment": {"deployment_images"},
+    "containers": {"engine", "kernel_image"},
+    "scenarios": {"dsn", "database", "fresh_database", "postgres"},
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=["unit", *_TIERS], help="run the tests of this tier only")
+
+
+def tier_of(item: pytest.Item) -> str:
+    asked = set(getattr(item, "fixturenames", ())) | {mark.name for mark in item.iter_markers()}
+    return next((tier for tier, signs in _TIERS.items() if asked & {tier, *signs}), "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (wanted := config.getoption("--tier")) is None:
+        return
+    others = [item for item in items if tier_of(item) != wanted]
+    items[:] = [item for item in items if tier_of(item) == wanted]
+    config.hook.pytest_deselected(items=others)
