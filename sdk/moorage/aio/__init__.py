@@ -1,0 +1,9 @@
+"""The async SDK: `async with moorage.aio.Client() as client:`. Names are those of the blocking one."""
+
+from moorage.aio.client import Client
+from moorage.aio.executions import Commands, Execution, Executions
+from moorage.aio.files import Files
+from moorage.aio.sessions import Session, Sessions
+from moorage.aio.tasks import Task
+
+__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task"]

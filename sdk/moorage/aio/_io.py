@@ -1,0 +1,58 @@
+"""The few things that waiting does differently here than on the blocking side (its twin is moorage/sync/_io.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+M = TypeVar("M", bound=AbstractAsyncContextManager[Any])
+
+sleep = asyncio.sleep
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what blocks (a local file) without holding up others."""
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+async def result_of(value: object) -> object:
+    """What a callback gave; it may be a plain or an async function."""
+    return await value if inspect.isawaitable(value) else value
+
+
+class Opening(Generic[M]):
+    """Both `thing = await open()` and `async with open() as thing:`."""
+
+    def __init__(self, call: Callable[[], Awaitable[M]]) -> None:
+        self._call = call
+        self._opened: M | None = None
+
+    def __await__(self) -> Generator[Any, None, M]:
+        return self._call().__await__()
+
+    async def __aenter__(self) -> M:
+        self._opened = await self._call()
+        await self._opened.__aenter__()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._opened is not None  # __aenter__ came before
+        return await self._opened.__aexit__(kind, error, trace)
+
+
+def opening(function: Callable[P, Coroutine[Any, Any, M]]) -> Callable[P, Opening[M]]:
+    """Make the coroutine function's answer usable in `async with` as well."""
+
+    def opened(*args: P.args, **kwargs: P.kwargs) -> Opening[M]:
+        return Opening(lambda: function(*args, **kwargs))
+
+    opened.__doc__, opened.__name__ = function.__doc__, function.__name__
+    return opened

@@ -1,0 +1,90 @@
+"""The client: one server, one caller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any, Self
+
+from moorage import _wire
+from moorage._models import Event, WhoAmI
+from moorage.aio._transport import Transport
+from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.aio.events import server_sent
+from moorage.aio.sessions import Sessions
+from moorage.aio.tasks import Tasks
+from moorage.config import load_config
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+DEFAULT_RETRY_SECONDS = 30.0
+
+
+class Client:
+    """Talks to a Moorage server.
+
+    Where it is and who is asking: arguments; else MOORAGE_ENDPOINT, MOORAGE_ACCESS_KEY, MOORAGE_SECRET_KEY; else the
+    configuration file that `moorage up` writes (MOORAGE_CONFIG, by default ~/.config/moorage/config.toml). Requests
+    that met a broken connection or a busy server are repeated for `retry_for` seconds; none takes effect twice.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        *,
+        ca: str | os.PathLike[str] | None = None,
+        fingerprint: str | None = None,
+        config: str | os.PathLike[str] | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        retry_for: float = DEFAULT_RETRY_SECONDS,
+        transport: Any = None,
+    ) -> None:
+        self.config = load_config(
+            endpoint=endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            ca=ca,
+            fingerprint=fingerprint,
+            config=config,
+        )
+        self._transport = Transport(self.config, timeout=timeout, retry_for=retry_for, transport=transport)
+        self.sessions = Sessions(self._transport)
+        self.images = Images(self._transport)
+        self.agents = Agents(self._transport)
+        self.users = Users(self._transport)
+        self.keypairs = Keypairs(self._transport)
+        self.projects = Projects(self._transport)
+        self.tasks = Tasks(self._transport)
+
+    def __repr__(self) -> str:
+        return f"Client({self.config.endpoint!r}, access_key={self.config.access_key!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections. Sessions go on."""
+        await self._transport.close()
+
+    async def whoami(self) -> WhoAmI:
+        """Who the server takes this caller for."""
+        return WhoAmI.from_json(await self._transport.get(_wire.path("whoami")))
+
+    async def events(
+        self, *, session: str | None = None, follow: bool = True, after: str | None = None
+    ) -> AsyncGenerator[Event]:
+        """What happens, as it happens; `after` an event's id, also what has happened since. Resumed by itself.
+
+        With `follow=False`, what has happened so far.
+        """
+        params = _wire.query(session=session, follow=follow)
+        found = server_sent(self._transport, _wire.path("events"), params, after=after, once=not follow)
+        async for event_id, name, data in found:
+            yield Event.from_json({"id": event_id, "type": name, **data})

@@ -1,0 +1,342 @@
+"""A session's files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import tarfile
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, overload
+
+import httpx
+
+from moorage import _wire
+from moorage._errors import UnexpectedAnswer
+from moorage._models import FileStat
+from moorage.aio import _io
+from moorage.aio._transport import Transport, decoded
+from moorage.errors import FileNotFound, TransferFailed
+
+CHUNK_BYTES = 1 << 20
+#: Called with the bytes so far, and all of them where that is known.
+OnProgress = Callable[[int, int | None], object]
+LocalPath = str | os.PathLike[str]
+FileStats = list[FileStat]
+MAX_RESUMES = 8
+
+
+class Files:
+    """`session.files`. Relative paths start at the session's home, /home/work."""
+
+    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str]) -> None:
+        self._transport = transport
+        self._base = base
+        self._owner = owner
+
+    async def write(
+        self, path: str, data: str | bytes | IO[bytes], *, mode: int | None = None, overwrite: bool = True
+    ) -> FileStat:
+        """Make a file of text, bytes or an open binary file; written whole or not at all."""
+        if isinstance(data, str):
+            data = data.encode()
+        if isinstance(data, bytes | bytearray | memoryview):
+            content = bytes(data)
+            digest = hashlib.sha256(content).hexdigest()
+            return await self._put(path, content, digest, len(content), mode, overwrite)
+        spooled = data if data.seekable() else await _io.in_thread(_spooled, data)
+        return await self._put_file(path, spooled, mode, overwrite, None)
+
+    @overload
+    async def read(self, path: str, *, format: Literal["text"] = "text") -> str: ...
+    @overload
+    async def read(self, path: str, *, format: Literal["bytes"]) -> bytes: ...
+    async def read(self, path: str, *, format: Literal["text", "bytes"] = "text") -> str | bytes:
+        """A whole file: as text (UTF-8), or as bytes."""
+        content = await self.read_bytes(path)
+        return content.decode() if format == "text" else content
+
+    async def read_bytes(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """A file, or `length` bytes of it from `offset`."""
+        parts = [chunk async for chunk in self.stream(path, offset=offset, length=length)]
+        return b"".join(parts)
+
+    async def stream(
+        self, path: str, *, offset: int = 0, length: int | None = None, on_progress: OnProgress | None = None
+    ) -> AsyncGenerator[bytes]:
+        """A file in pieces. A broken connection is taken up where it broke, unless the file has changed meanwhile."""
+        if length == 0:
+            return
+        address = _wire.file_path(self._base, path)
+        at, end, etag, resumes, whole = offset, None if length is None else offset + length, None, 0, None
+        while True:
+            headers = {"Accept-Encoding": "identity"}
+            if at or end is not None:
+                headers["Range"] = f"bytes={at}-" + ("" if end is None else str(end - 1))
+            try:
+                async with self._transport.stream("GET", address, params=self._owner, headers=headers) as response:
+                    if etag is not None and response.headers.get("etag") != etag:
+                        raise TransferFailed(f"{path} was changed while it was read; read it again.")
+                    etag = response.headers.get("etag")
+                    if at and response.status_code != 206:
+                        raise UnexpectedAnswer("The server sent the whole file where a part was asked for.")
+                    whole = _total(response) if whole is None else whole
+                    async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                        at += len(chunk)
+                        resumes = 0
+                        yield chunk
+                        if on_progress is not None:
+                            await _io.result_of(on_progress(at - offset, whole))
+                return
+            except httpx.TransportError as problem:
+                resumes += 1
+                if etag is None or resumes > MAX_RESUMES:
+                    raise TransferFailed(f"Reading {path} broke off: {problem}.") from problem
+                if whole is not None and at - offset >= whole:
+                    return
+                await _io.sleep(_wire.pause_seconds(resumes))
+
+    async def list(self, path: str = ".", *, limit: int | None = None) -> FileStats:
+        """What is in a folder."""
+        pages = self._transport.pages(f"{self._base}/files", limit=limit, path=path, **self._owner)
+        return [FileStat.from_json(item) async for item in pages]
+
+    async def upload(
+        self,
+        local: LocalPath,
+        path: str | None = None,
+        *,
+        overwrite: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> FileStats:
+        """Send a file, or a folder with everything in it, to `path` (by default its own name, in the home)."""
+        source = Path(local)
+        target = path if path is not None else (await _io.in_thread(source.resolve)).name
+        if not await _io.in_thread(source.is_dir):
+            if target.endswith("/"):
+                target = posixpath.join(target, source.name)
+            return [await self._upload_file(source, target, overwrite, on_progress)]
+        folders, files = await _io.in_thread(_walk, source)
+        total, done = sum(size for _, size in files), 0
+        for folder in folders:
+            await self.mkdir(posixpath.join(target, folder) if folder else target, parents=True)
+        sent = []
+        for relative, size in files:
+            before = done
+            report = None if on_progress is None else _shifted(on_progress, before, total)
+            where = posixpath.join(target, relative)
+            sent.append(await self._upload_file(source / relative, where, overwrite, report))
+            done += size
+        return sent
+
+    async def download(
+        self, path: str | Sequence[str], local: LocalPath | None = None, *, on_progress: OnProgress | None = None
+    ) -> Path:
+        """Fetch a file; or a folder, or several paths, which come as a tar archive.
+
+        The archive is kept when `local` ends in `.tar`; otherwise it is unpacked into the folder `local`. What was
+        there under that name is replaced only when everything has arrived.
+        """
+        if isinstance(path, str):
+            stat = await self.stat(path)
+            if stat.type != "directory":
+                return await self._download_file(path, _file_target(path, local), on_progress)
+            paths = [path]
+        else:
+            paths = list(path)
+        target = Path(local) if local is not None else Path(posixpath.basename(paths[0].rstrip("/")) or "work")
+        if target.suffix == ".tar":
+            with _arriving(target) as file:
+                await self._fetch_archive(paths, file, on_progress)
+            return target
+        with tempfile.TemporaryFile() as file:
+            await self._fetch_archive(paths, file, on_progress)
+            await _io.in_thread(_unpack, file, target, paths)
+        return target
+
+    async def archive(self, paths: Sequence[str]) -> AsyncGenerator[bytes]:
+        """The files and folders as one tar archive, in pieces."""
+        async with self._archive(paths) as response:
+            async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                yield chunk
+
+    async def stat(self, path: str) -> FileStat:
+        """Type, size, times and owner of one file or folder."""
+        found = await self._manage(op="stat", path=path)
+        if found is None:
+            raise FileNotFound(f"There is no {path} in the session.")
+        return found
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is a file or folder of this name."""
+        try:
+            await self.stat(path)
+        except FileNotFound:
+            return False
+        return True
+
+    async def mkdir(self, path: str, *, parents: bool = False) -> None:
+        """Make a folder; with `parents` also those above it, and one that is there already is no error."""
+        await self._manage(op="mkdir", path=path, parents=parents)
+
+    async def move(self, path: str, to: str) -> None:
+        """Move or rename."""
+        await self._manage(op="move", path=path, to=to)
+
+    async def copy(self, path: str, to: str, *, recursive: bool = False) -> None:
+        """Copy a file, or with `recursive` a folder."""
+        await self._manage(op="copy", path=path, to=to, recursive=recursive)
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or with `recursive` a folder and everything in it."""
+        await self._manage(op="remove", path=path, recursive=recursive)
+
+    async def chmod(self, path: str, mode: int) -> None:
+        """Set permissions, such as 0o755."""
+        await self._manage(op="chmod", path=path, mode=f"{mode:04o}")
+
+    async def _manage(self, **fields: Any) -> FileStat | None:
+        address = f"{self._base}/files/manage"
+        answer = decoded(await self._transport.request("POST", address, params=self._owner, json=fields))
+        return None if answer.get("file") is None else FileStat.from_json(answer["file"])
+
+    async def _upload_file(self, source: Path, path: str, overwrite: bool, on_progress: OnProgress | None) -> FileStat:
+        with await _io.in_thread(source.open, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            return await self._put_file(path, file, mode, overwrite, on_progress)
+
+    async def _put_file(
+        self, path: str, file: IO[bytes], mode: int | None, overwrite: bool, on_progress: OnProgress | None
+    ) -> FileStat:
+        start = file.tell()
+        digest, size = await _io.in_thread(_digest, file)
+
+        async def content() -> AsyncIterator[bytes]:
+            sent = 0
+            file.seek(start)
+            while chunk := await _io.in_thread(file.read, CHUNK_BYTES):
+                yield chunk
+                sent += len(chunk)
+                if on_progress is not None:
+                    await _io.result_of(on_progress(sent, size))
+
+        return await self._put(path, content, digest, size, mode, overwrite)
+
+    async def _put(
+        self, path: str, content: Any, digest: str, size: int, mode: int | None, overwrite: bool
+    ) -> FileStat:
+        headers = {"X-Content-Sha256": digest, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        if not overwrite:
+            headers["If-None-Match"] = "*"
+        params = {**self._owner, **_wire.query(mode=None if mode is None else f"{mode:04o}")}
+        address = _wire.file_path(self._base, path)
+        answer = await self._transport.request(
+            "PUT", address, params=params, content=content, headers=headers, hold=60 + size / 1e6
+        )
+        return FileStat.from_json(decoded(answer))
+
+    async def _download_file(self, path: str, target: Path, on_progress: OnProgress | None) -> Path:
+        with _arriving(target) as file:
+            async for chunk in self.stream(path, on_progress=on_progress):
+                await _io.in_thread(file.write, chunk)
+        return target
+
+    async def _fetch_archive(self, paths: Sequence[str], file: IO[bytes], on_progress: OnProgress | None) -> None:
+        fetched = 0
+        try:
+            async with self._archive(paths) as response:
+                async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                    await _io.in_thread(file.write, chunk)
+                    fetched += len(chunk)
+                    if on_progress is not None:
+                        await _io.result_of(on_progress(fetched, None))
+        except httpx.TransportError as problem:
+            raise TransferFailed(f"The archive broke off: {problem}; fetch it again.") from problem
+
+    @asynccontextmanager
+    async def _archive(self, paths: Sequence[str]) -> AsyncIterator[httpx.Response]:
+        address, fields = f"{self._base}/files/archive", {"paths": list(paths)}
+        async with self._transport.stream("POST", address, params=self._owner, json=fields) as response:
+            yield response
+
+
+def _digest(file: IO[bytes]) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _spooled(file: IO[bytes]) -> IO[bytes]:
+    """What cannot be read twice (a pipe) is kept, because sending may have to be repeated."""
+    kept = tempfile.TemporaryFile()
+    while chunk := file.read(CHUNK_BYTES):
+        kept.write(chunk)
+    kept.seek(0)
+    return kept
+
+
+def _walk(source: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Folders (parents first, "" for the source itself), and files with their sizes; links are followed for files."""
+    folders, files = [], []
+    for here, inside, names in os.walk(source):
+        inside.sort()
+        relative = Path(here).relative_to(source)
+        folders.append("" if relative == Path() else relative.as_posix())
+        for name in sorted(names):
+            file = Path(here, name)
+            if file.is_file():
+                files.append(((relative / name).as_posix(), file.stat().st_size))
+    return folders, files
+
+
+def _shifted(on_progress: OnProgress, before: int, total: int) -> OnProgress:
+    return lambda done, _: on_progress(before + done, total)
+
+
+def _file_target(path: str, local: LocalPath | None) -> Path:
+    name = posixpath.basename(path)
+    if local is None:
+        return Path(name)
+    target = Path(local)
+    return target / name if target.is_dir() or str(local).endswith(os.sep) else target
+
+
+@contextmanager
+def _arriving(target: Path) -> Iterator[IO[bytes]]:
+    """A file beside the target that takes its place when everything has arrived."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def _unpack(file: IO[bytes], target: Path, paths: Sequence[str]) -> None:
+    """Into the folder `target`; one folder's own name is left out, so that `target` is its copy."""
+    file.seek(0)
+    only = posixpath.basename(posixpath.normpath(paths[0])) if len(paths) == 1 else ""
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=file) as archive:
+        for member in archive:
+            name = posixpath.normpath(member.name).lstrip("/")
+            if only not in ("", ".", "..", "/"):
+                top, _, rest = name.partition("/")
+                name = rest or "." if top == only else name
+            if name != ".":
+                archive.extract(member.replace(name=name, deep=False), target, filter="data")
+
+
+def _total(response: httpx.Response) -> int | None:
+    length = response.headers.get("content-length")
+    return int(length) if length is not None else None

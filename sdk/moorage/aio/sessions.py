@@ -1,0 +1,398 @@
+"""Sessions: asking for one, and everything that can be done with it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from moorage import _wire
+from moorage._errors import MoorageError, WaitTimeout
+from moorage._models import Completions, HistoryEntry, SessionInfo, TransitOutcome
+from moorage.aio import _io
+from moorage.aio._transport import Transport, decoded
+from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
+from moorage.aio.files import Files
+from moorage.errors import SessionEnded, SessionNotFound
+from moorage.results import RunResult
+
+FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
+READY = frozenset({"RUNNING", "RUNNING_DEGRADED"})
+#: The server is asked to hold an answer for so long; longer waits are several requests.
+HOLD_SECONDS = 20.0
+
+
+class Session:
+    """A session. As a context manager it is destroyed on exit.
+
+    What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
+    """
+
+    def __init__(self, transport: Transport, info: SessionInfo, owner: Mapping[str, str] | None = None) -> None:
+        self._transport = transport
+        self._owner = dict(owner or {})
+        self._base = _wire.path("sessions", info.id)
+        self._etag: str | None = None
+        #: everything the server said last
+        self.info = info
+        self.executions = Executions(transport, self._base, self._owner)
+        self.commands = Commands(self.executions)
+        self.files = Files(transport, self._base, self._owner)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r} {self.status} {self.id}>"
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def status(self) -> str:
+        return self.info.status
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.destroy()
+        except SessionNotFound:
+            pass
+        except MoorageError as problem:
+            if error is None:
+                raise
+            error.add_note(f"The session {self.name} could not be destroyed: {problem}")
+
+    async def refresh(self) -> Self:
+        """Ask the server how it stands now."""
+        headers = {"If-None-Match": self._etag} if self._etag else None
+        answer = await self._transport.request("GET", self._base, params=self._owner, headers=headers)
+        if answer.status_code != 304:
+            self._take(answer)
+        return self
+
+    async def wait_until(self, *statuses: str, timeout: float | None = None) -> Self:
+        """Wait for one of `statuses` (by default RUNNING).
+
+        Raises `SessionEnded` when it ends in another status instead, and `WaitTimeout` when time is up.
+        """
+        wanted = frozenset(status.upper() for status in statuses) or READY
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.05
+        while True:
+            await self.refresh()
+            if self.status in wanted:
+                return self
+            if self.status in FINAL:
+                raise _ended(self.info)
+            if deadline is not None and time.monotonic() + pause > deadline:
+                hoped = " or ".join(sorted(wanted))
+                raise WaitTimeout(f"The session {self.name} is {self.status}, not {hoped}, after {timeout:g} seconds.")
+            await _io.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
+        on_input: OnInput | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run Python code in the session's own interpreter, which keeps its variables from call to call.
+
+        After `timeout` seconds it is interrupted, then killed; what it had printed is kept. An exception of the code
+        is in the result's `error`, and raised as `CommandFailed` only with `check`.
+        """
+        return await self.executions.run(
+            code,
+            mode="query",
+            timeout=timeout,
+            run_id=run_id,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            on_result=on_result,
+            on_error=on_error,
+            on_input=on_input,
+            check=check,
+        )
+
+    async def complete(
+        self, code: str, *, row: int | None = None, col: int | None = None, post: str = ""
+    ) -> Completions:
+        """What could stand at the cursor, by default at the end of `code`; `post` is what follows the cursor's line."""
+        lines = code.split("\n")
+        row = len(lines) - 1 if row is None else row
+        line = lines[row] if 0 <= row < len(lines) else ""
+        fields = {"code": code, "row": row, "col": len(line) if col is None else col, "line": line, "post": post}
+        return Completions.from_json(decoded(await self._post("complete", fields)))
+
+    async def interrupt(self, run_id: str | None = None) -> bool:
+        """As Ctrl-C would, to what runs now or to one execution; whether there was something to interrupt."""
+        return bool(decoded(await self._post("interrupt", _wire.body(run_id=run_id))).get("interrupted"))
+
+    async def rename(self, new_name: str) -> Self:
+        """Give it another name."""
+        answer = await self._post("rename", {"new_name": new_name})
+        return self._take(answer) if _is_session(answer) else await self.refresh()
+
+    async def modify(
+        self,
+        *,
+        name: str | None = None,
+        priority: int | None = None,
+        timeout: float | None = None,
+        tag: str | None = None,
+        if_unchanged: bool = False,
+    ) -> Self:
+        """Change some of its settings; with `if_unchanged` only when nobody changed it since it was read here."""
+        headers = {"If-Match": self._etag or f'"{self.info.version}"'} if if_unchanged else None
+        fields = _wire.body(name=name, priority=priority, timeout=timeout, tag=tag)
+        answer = await self._transport.request("PATCH", self._base, params=self._owner, json=fields, headers=headers)
+        return self._take(answer)
+
+    async def restart(self, *, wait: bool | float = True) -> Self:
+        """New containers, same name and files; of an ended session, a new attempt. Waits for RUNNING."""
+        hold = _hold(wait)
+        params = {**self._owner, **_wire.query(wait=hold)}
+        address = f"{self._base}/restart"
+        self._take(await self._transport.request("POST", address, params=params, json={}, hold=hold or 0))
+        return await self._wait_ready(wait)
+
+    async def destroy(self, *, forced: bool = False, recursive: bool = False, wait: bool | float = True) -> Self:
+        """End it and free what it holds; of an ended session, nothing happens. `forced` does not wait for its host.
+
+        Waits until it is over, unless `wait` is false or so many seconds.
+        """
+        deadline = _deadline(wait)
+        hold = _hold(wait)
+        params = {**self._owner, **_wire.query(forced=forced or None, recursive=recursive or None, wait=hold)}
+        self._take(await self._transport.request("DELETE", self._base, params=params, hold=hold or 0))
+        if wait is not False and self.status not in FINAL:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            await self.wait_until(*FINAL, timeout=left)
+        return self
+
+    async def history(self) -> list[HistoryEntry]:
+        """Every change of its status, oldest first."""
+        answer = await self._transport.get(f"{self._base}/status-history", **self._owner)
+        return [HistoryEntry.from_json(entry) for entry in answer["history"]]
+
+    async def logs(self, *, kernel: str | None = None, tail: int | None = None, since: str | None = None) -> str:
+        """What its container wrote."""
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=since)}
+        return (await self._transport.request("GET", f"{self._base}/logs", params=params)).text
+
+    async def follow_logs(self, *, kernel: str | None = None, tail: int | None = None) -> AsyncGenerator[str]:
+        """What its container wrote and goes on writing, until it ends."""
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, follow=True)}
+        async with self._transport.stream("GET", f"{self._base}/logs", params=params, read_seconds=86400) as response:
+            async for text in response.aiter_text():
+                yield text
+
+    async def check_status(self) -> TransitOutcome:
+        """Compare its status with what its hosts say, and correct it."""
+        fields = {"session_ids": [self.id]}
+        address = _wire.path("sessions", "transit")
+        answer = decoded(await self._transport.request("POST", address, params=self._owner, json=fields))
+        await self.refresh()
+        return TransitOutcome.from_json(answer["outcomes"][0])
+
+    async def _post(self, verb: str, fields: Mapping[str, Any]) -> httpx.Response:
+        return await self._transport.request("POST", f"{self._base}/{verb}", params=self._owner, json=fields)
+
+    async def _wait_ready(self, wait: bool | float) -> Self:
+        if wait is False or self.status in READY:
+            return self
+        if self.status == "TERMINATED" and self.info.session_type == "batch":
+            return self  # it was over before anybody looked
+        if self.status in FINAL:
+            raise _ended(self.info)
+        wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
+        return await self.wait_until(*wanted, timeout=None if wait is True else float(wait))
+
+    def _take(self, answer: httpx.Response) -> Self:
+        self.info = SessionInfo.from_json(decoded(answer))
+        self._etag = answer.headers.get("etag")
+        return self
+
+
+class Sessions:
+    """`client.sessions`"""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @_io.opening
+    async def create(
+        self,
+        name: str | None = None,
+        *,
+        image: str = "python",
+        cpu: float | str | None = None,
+        mem: int | str | None = None,
+        gpu: float | str | None = None,
+        resources: Mapping[str, float | str] | None = None,
+        timeout: float | None = None,
+        session_type: str | None = None,
+        cluster_mode: str | None = None,
+        cluster_size: int | None = None,
+        architecture: str | None = None,
+        bootstrap_script: str | None = None,
+        bootstrap_required: bool | None = None,
+        startup_command: str | None = None,
+        tag: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        shm_size: int | str | None = None,
+        priority: int | None = None,
+        max_wait: float | None = None,
+        project: str | None = None,
+        reuse: bool = False,
+        wait: bool | float = True,
+        owner: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Session:
+        """Ask for a session, and wait until it is RUNNING.
+
+        `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
+        may queue. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
+        before it ran, with the reason.
+        """
+        fields = _wire.body(
+            name=name,
+            image=image,
+            resource_slots=_wire.slots(cpu=cpu, mem=mem, gpu=gpu, **(resources or {})),
+            session_type=session_type,
+            cluster_mode=cluster_mode,
+            cluster_size=cluster_size,
+            architecture=architecture,
+            bootstrap_script=bootstrap_script,
+            bootstrap_required=bootstrap_required,
+            startup_command=startup_command,
+            tag=tag,
+            environ=None if environ is None else dict(environ),
+            shm_size=shm_size,
+            priority=priority,
+            max_wait=max_wait,
+            project=project,
+            timeout=timeout,
+            reuse_if_exists=reuse or None,
+        )
+        owned, hold = _owner(owner), _hold(wait)
+        answer = await self._transport.request(
+            "POST",
+            _wire.path("sessions"),
+            params={**owned, **_wire.query(wait=hold)},
+            json=fields,
+            key=idempotency_key or str(uuid.uuid4()),
+            hold=hold or 0,
+        )
+        session = self._session(answer, owned)
+        return await session._wait_ready(wait)
+
+    @_io.opening
+    async def ensure(self, name: str, **settings: Any) -> Session:
+        """The live session of this name, made with these settings (those of `create`) if there is none."""
+        return await self.create(name, reuse=True, **settings)
+
+    @_io.opening
+    async def get(self, session: str, *, owner: str | None = None) -> Session:
+        """A session by its id, or by its name among the live ones; `owner` (an access key) is for administrators."""
+        owned = _owner(owner)
+        return self._session(await self._transport.request("GET", _wire.path("sessions", session), params=owned), owned)
+
+    def iterate(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+        project: str | None = None,
+        all: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Session]:
+        """Sessions, fetched page by page as they are looked at; `all` is everybody's, for administrators."""
+        statuses = status if status is None or isinstance(status, str) else ",".join(status)
+        pages = self._transport.pages(
+            _wire.path("sessions"), limit=limit, status=statuses, name=name, tag=tag, project=project, all=all or None
+        )
+        return self._sessions(pages, all)
+
+    async def list(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+        project: str | None = None,
+        all: bool = False,
+        limit: int | None = None,
+    ) -> SessionList:
+        """The same as a list, all pages of it."""
+        found = self.iterate(status=status, name=name, tag=tag, project=project, all=all, limit=limit)
+        return [session async for session in found]
+
+    async def match(self, pattern: str) -> SessionList:
+        """Sessions whose name matches a glob (`train-*`), or whose name or id begins with the pattern."""
+        pages = self._transport.pages(_wire.path("sessions", "match"), pattern=pattern)
+        return [session async for session in self._sessions(pages, False)]
+
+    async def check_status(self, session_ids: Iterable[str]) -> Outcomes:
+        """Compare the sessions' statuses with what their hosts say, and correct them; one outcome for each."""
+        fields = {"session_ids": list(session_ids)}
+        answer = decoded(await self._transport.request("POST", _wire.path("sessions", "transit"), json=fields))
+        return [TransitOutcome.from_json(outcome) for outcome in answer["outcomes"]]
+
+    async def _sessions(self, items: AsyncIterator[Any], everybodys: bool) -> AsyncGenerator[Session]:
+        async for item in items:
+            info = SessionInfo.from_json(item)
+            yield Session(self._transport, info, _owner(info.access_key) if everybodys else None)
+
+    def _session(self, answer: httpx.Response, owned: Mapping[str, str]) -> Session:
+        session = Session(self._transport, SessionInfo.from_json(decoded(answer)), owned)
+        session._take(answer)
+        return session
+
+
+SessionList = list[Session]
+Outcomes = list[TransitOutcome]
+
+
+def _owner(access_key: str | None) -> dict[str, str]:
+    return {"owner_access_key": access_key} if access_key else {}
+
+
+def _hold(wait: bool | float) -> float | None:
+    if wait is False:
+        return None
+    return HOLD_SECONDS if wait is True else min(float(wait), HOLD_SECONDS)
+
+
+def _deadline(wait: bool | float) -> float | None:
+    return None if isinstance(wait, bool) else time.monotonic() + wait
+
+
+def _ended(info: SessionInfo) -> SessionEnded:
+    reason = f": {info.status_reason}" if info.status_reason else ""
+    sentence = f"The session {info.name} is {info.status}{reason}".rstrip(".") + "."
+    return SessionEnded(sentence, facts={"status": info.status, "status_reason": info.status_reason})
+
+
+def _is_session(answer: httpx.Response) -> bool:
+    found = decoded(answer)
+    return isinstance(found, dict) and "status" in found

@@ -1,0 +1,148 @@
+"""The `moorage` command. Nothing is imported before it is needed: `moorage --help` must be instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from moorage._version import __version__
+
+#: name -> module, and what it does, in the order of `moorage --help`
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run something": {
+        "run": ("running", "Create a session, run code or a command in it, and end with its exit code."),
+        "exec": ("running", "Run code or a command in a session."),
+        "interrupt": ("running", "Interrupt what runs in a session, as Ctrl-C would."),
+        "complete": ("running", "Complete a piece of code."),
+    },
+    "Sessions": {
+        "create": ("sessions", "Create a session and wait until it runs."),
+        "ps": ("sessions", "List your sessions."),
+        "info": ("sessions", "Show everything about a session."),
+        "match": ("sessions", "Find sessions by a pattern of their name or id."),
+        "history": ("sessions", "Show every change of a session's status."),
+        "logs": ("sessions", "Show what a session's container wrote."),
+        "wait": ("sessions", "Wait until a session has a status."),
+        "events": ("sessions", "Show what happens."),
+        "rename": ("sessions", "Give a session another name."),
+        "modify": ("sessions", "Change a session's settings."),
+        "restart": ("sessions", "Give a session new containers; its files stay."),
+        "rm": ("sessions", "End sessions and free what they hold."),
+    },
+    "Files": {
+        "cp": ("files", "Copy files to and from a session."),
+        "ls": ("files", "List a session's files."),
+    },
+    "More": {
+        "task": ("tasks", "Background tasks: ls, wait, cancel."),
+        "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),
+        "completion": ("shells", "Print the completion script of your shell."),
+    },
+}
+#: Commands of the package moorage-server, where it is installed.
+SERVER = {
+    "up": "Start everything on this machine: database, manager and agent.",
+    "down": "Stop what 'moorage up' started.",
+    "status": "Show whether this machine's server runs.",
+    "doctor": "Look for what is missing or wrong on this machine.",
+    "manager": "Run a manager.",
+    "agent": "Run an agent, or let this host join an installation.",
+}
+COMMANDS = {name: module for section in SECTIONS.values() for name, (module, _) in section.items()}
+ENTRY_POINTS = "moorage.commands"
+
+
+class LazyGroup(click.Group):
+    """Finds its commands by name, and lists them without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *server_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if module := COMMANDS.get(cmd_name):
+            found = getattr(import_module(f"moorage.cli.{module}"), f"{cmd_name}_command")
+            assert isinstance(found, click.Command)
+            return found
+        for entry in server_entries():
+            if entry.name == cmd_name:
+                loaded = entry.load()
+                return loaded if isinstance(loaded, click.Command) else None
+        if cmd_name in SERVER:
+            raise click.UsageError(f"'{cmd_name}' is a command of the server: install moorage-server on this machine.")
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS and name not in SERVER:
+            from difflib import get_close_matches
+
+            known = [*COMMANDS, *SERVER]
+            close = get_close_matches(name, known, n=1)
+            if close and not any(entry.name == name for entry in server_entries()):
+                raise click.UsageError(f"There is no command '{name}'. Did you mean '{close[0]}'?", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary) for name, (_, summary) in section.items()])
+        if installed := server_commands():
+            with formatter.section("This machine's server"):
+                formatter.write_dl([(name, SERVER.get(name, "")) for name in installed])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="moorage")
+@click.option("--endpoint", metavar="URL", help="The server. [default: MOORAGE_ENDPOINT, or the configuration file]")
+@click.option("--config", metavar="FILE", help="Another configuration file. [default: MOORAGE_CONFIG]")
+@click.pass_context
+def cli(ctx: click.Context, endpoint: str | None, config: str | None) -> None:
+    """Ask for sessions on shared GPU and CPU hosts, run code in them, move files.
+
+    \b
+    moorage run -c 'print(1 + 1)' --rm          a session for one piece of code
+    moorage create demo --cpu 2 --mem 4g        one that stays,
+    moorage exec demo -- python train.py        a command in it,
+    moorage cp demo:out.csv .                   a file out of it,
+    moorage rm demo                             and its end
+    """
+    ctx.obj = {"endpoint": endpoint, "config": config}
+
+
+def server_entries() -> list[Any]:
+    from importlib.metadata import entry_points
+
+    return list(entry_points(group=ENTRY_POINTS))
+
+
+def server_commands() -> list[str]:
+    names = {entry.name for entry in server_entries()}
+    return [*(name for name in SERVER if name in names), *sorted(names - SERVER.keys())]
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command and leave with its exit code (docs/cli.md lists them)."""
+    given = sys.argv[1:] if args is None else args
+    try:
+        code = cli.main(given, prog_name="moorage", standalone_mode=False)
+    except click.ClickException as problem:
+        problem.show()
+        code = problem.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("moorage: interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as problem:
+        from moorage.cli.terminal import report
+
+        code = report(problem, as_json="--json" in given)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,395 @@
+"""Commands of administrators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from moorage._models_base import Model
+from moorage.cli import terminal
+from moorage.cli.sessions import FINAL, LIVE, Pairs, remove, show_sessions
+from moorage.cli.tasks import watch
+from moorage.cli.terminal import connect, details, json_option, print_json, table
+from moorage.errors import SessionNotFound
+
+
+@click.group("admin")
+def admin_command() -> None:
+    """Users, keypairs, projects, images, agents, and everybody's sessions."""
+
+
+def show_list(found: Sequence[Model], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
+    """`columns`: header -> field"""
+    if as_json:
+        print_json([item.to_json() for item in found])
+    else:
+        table(list(columns), [[_cell(getattr(item, name)) for name in columns.values()] for item in found], empty=empty)
+
+
+def show_one(item: Model, as_json: bool) -> None:
+    fields = item.to_json()
+    print_json(fields) if as_json else details({name: _cell(value) for name, value in fields.items()})
+
+
+def _cell(value: Any) -> Any:
+    from datetime import datetime
+
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return terminal.local_time(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return terminal.slots_text(value)
+    return value
+
+
+def removed(name: str, as_json: bool) -> None:
+    print_json({"removed": name}) if as_json else click.echo(name)
+
+
+# -- users ----------------------------------------------------------------------------------------------------------
+@admin_command.group("user")
+def user() -> None:
+    """Those who may use this installation."""
+
+
+USER_COLUMNS = {"EMAIL": "email", "USERNAME": "username", "ROLE": "role", "DOMAIN": "domain", "ACTIVE": "active"}
+
+
+@user.command("ls")
+@json_option
+def user_ls(as_json: bool) -> None:
+    """List users."""
+    with connect() as client:
+        show_list(client.users.list(), USER_COLUMNS, as_json=as_json, empty="No users.")
+
+
+@user.command("add")
+@click.argument("email")
+@click.option("--username", help="[default: what stands before the @]")
+@click.option("--role", default="user", show_default=True)
+@click.option("--domain")
+@click.option("--keypair", is_flag=True, help="Also make a keypair, and show it.")
+@json_option
+def user_add(email: str, username: str | None, role: str, domain: str | None, keypair: bool, as_json: bool) -> None:
+    """Add a user."""
+    with connect() as client:
+        made = client.users.create(email, username=username, role=role, domain=domain)
+        keys = client.keypairs.create(made.email) if keypair else None
+    if as_json:
+        print_json({**made.to_json(), **({"keypair": keys.to_json()} if keys else {})})
+        return
+    click.echo(made.email)
+    if keys is not None:
+        details({"access key": keys.access_key, "secret key": keys.secret_key})
+        terminal.note("The secret key is shown only now.")
+
+
+@user.command("edit")
+@click.argument("user", metavar="EMAIL")
+@click.option("--username")
+@click.option("--role")
+@click.option("--active/--inactive", default=None, help="An inactive user's keys do not work.")
+@json_option
+def user_edit(user: str, as_json: bool, **changes: Any) -> None:
+    """Change a user."""
+    if all(value is None for value in changes.values()):
+        raise click.UsageError("Say what to change: --username, --role, --active or --inactive.")
+    with connect() as client:
+        show_one(client.users.edit(user, **changes), as_json)
+
+
+@user.command("rm")
+@click.argument("user", metavar="EMAIL")
+@json_option
+def user_rm(user: str, as_json: bool) -> None:
+    """Remove a user, whose keypairs cease to work."""
+    with connect() as client:
+        client.users.remove(user)
+    removed(user, as_json)
+
+
+# -- keypairs -------------------------------------------------------------------------------------------------------
+@admin_command.group("keypair")
+def keypair() -> None:
+    """Credentials of users."""
+
+
+@keypair.command("ls")
+@click.option("--user", metavar="EMAIL", help="Only of this user.")
+@json_option
+def keypair_ls(user: str | None, as_json: bool) -> None:
+    """List keypairs."""
+    columns = {"ACCESS KEY": "access_key", "USER": "user", "ACTIVE": "active", "CREATED": "created_at"}
+    with connect() as client:
+        show_list(client.keypairs.list(user=user), columns, as_json=as_json, empty="No keypairs.")
+
+
+@keypair.command("add")
+@click.argument("user", metavar="EMAIL")
+@json_option
+def keypair_add(user: str, as_json: bool) -> None:
+    """Make a keypair for a user. Its secret key is shown once."""
+    with connect() as client:
+        made = client.keypairs.create(user)
+    if as_json:
+        print_json(made.to_json())
+        return
+    details({"access key": made.access_key, "secret key": made.secret_key})
+    terminal.note("The secret key is shown only now.")
+
+
+@keypair.command("edit")
+@click.argument("access_key")
+@click.option("--active/--inactive", required=True, default=None, help="Whether it works.")
+@json_option
+def keypair_edit(access_key: str, active: bool, as_json: bool) -> None:
+    """Switch a keypair on or off."""
+    with connect() as client:
+        show_one(client.keypairs.edit(access_key, active=active), as_json)
+
+
+@keypair.command("rm")
+@click.argument("access_key")
+@json_option
+def keypair_rm(access_key: str, as_json: bool) -> None:
+    """Remove a keypair."""
+    with connect() as client:
+        client.keypairs.remove(access_key)
+    removed(access_key, as_json)
+
+
+# -- projects -------------------------------------------------------------------------------------------------------
+@admin_command.group("project")
+def project() -> None:
+    """Users who share."""
+
+
+@project.command("ls")
+@json_option
+def project_ls(as_json: bool) -> None:
+    """List projects."""
+    columns = {"NAME": "name", "DOMAIN": "domain", "MEMBERS": "members"}
+    with connect() as client:
+        show_list(client.projects.list(), columns, as_json=as_json, empty="No projects.")
+
+
+@project.command("add")
+@click.argument("name")
+@click.option("--domain")
+@click.option("--member", "members", multiple=True, metavar="EMAIL", help="A member (repeatable).")
+@json_option
+def project_add(name: str, domain: str | None, members: tuple[str, ...], as_json: bool) -> None:
+    """Add a project."""
+    with connect() as client:
+        show_one(client.projects.create(name, domain=domain, members=members), as_json)
+
+
+@project.command("edit")
+@click.argument("name")
+@click.option("--add-member", multiple=True, metavar="EMAIL")
+@click.option("--remove-member", multiple=True, metavar="EMAIL")
+@json_option
+def project_edit(name: str, add_member: tuple[str, ...], remove_member: tuple[str, ...], as_json: bool) -> None:
+    """Let members in and out."""
+    if not add_member and not remove_member:
+        raise click.UsageError("Say whom to --add-member or --remove-member.")
+    with connect() as client:
+        show_one(client.projects.edit(name, add_members=add_member, remove_members=remove_member), as_json)
+
+
+@project.command("rm")
+@click.argument("name")
+@json_option
+def project_rm(name: str, as_json: bool) -> None:
+    """Remove a project that holds nothing any more."""
+    with connect() as client:
+        client.projects.remove(name)
+    removed(name, as_json)
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+@admin_command.group("image")
+def image() -> None:
+    """Images that sessions may be made from."""
+
+
+@image.command("ls")
+@click.option("-a", "--all", "all_", is_flag=True, help="Also those that are switched off.")
+@json_option
+def image_ls(all_: bool, as_json: bool) -> None:
+    """List images."""
+    columns = {"NAME": "name", "ARCHITECTURE": "architecture", "ALIASES": "aliases"}
+    empty = "No images; 'moorage admin image register NAME' adds one."
+    with connect() as client:
+        show_list(client.images.list(all=all_), columns, as_json=as_json, empty=empty)
+
+
+@image.command("register")
+@click.argument("name")
+@click.option("--architecture", help="[default: that of the hosts]")
+@click.option("--alias", "aliases", multiple=True, help="A further, shorter name (repeatable).")
+@click.option("--label", "labels", type=Pairs(), multiple=True, help="(repeatable)")
+@json_option
+def image_register(
+    name: str,
+    architecture: str | None,
+    aliases: tuple[str, ...],
+    labels: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """Let sessions be made from an image."""
+    with connect() as client:
+        made = client.images.register(name, architecture=architecture, aliases=aliases, labels=dict(labels) or None)
+    show_one(made, as_json)
+
+
+@image.command("alias")
+@click.argument("name")
+@click.argument("alias")
+@json_option
+def image_alias(name: str, alias: str, as_json: bool) -> None:
+    """Give an image a further, shorter name."""
+    with connect() as client:
+        show_one(client.images.alias(name, alias), as_json)
+
+
+@image.command("rm")
+@click.argument("name")
+@json_option
+def image_rm(name: str, as_json: bool) -> None:
+    """Let no more sessions be made from an image; the image itself stays on the hosts."""
+    with connect() as client:
+        client.images.remove(name)
+    removed(name, as_json)
+
+
+@image.command("pull")
+@click.argument("name")
+@click.option("--agent", help="Only to this host. [default: all]")
+@click.option("--no-wait", is_flag=True, help="Do not wait; print the task's id.")
+@json_option
+def image_pull(name: str, agent: str | None, no_wait: bool, as_json: bool) -> None:
+    """Fetch an image to the hosts."""
+    with connect() as client:
+        task = client.images.pull(name, agent=agent)
+        if no_wait:
+            print_json(task.info.to_json()) if as_json else click.echo(task.id)
+        else:
+            watch(task, as_json=as_json)
+
+
+# -- agents ---------------------------------------------------------------------------------------------------------
+@admin_command.group("agent")
+def agent() -> None:
+    """Hosts that run sessions."""
+
+
+@agent.command("ls")
+@json_option
+def agent_ls(as_json: bool) -> None:
+    """List hosts."""
+    columns = {
+        "ID": "id",
+        "STATUS": "status",
+        "SCHEDULABLE": "schedulable",
+        "CAPACITY": "capacity",
+        "USED": "used",
+        "LAST SEEN": "last_seen_at",
+    }
+    empty = "No hosts; 'moorage admin agent token' shows how to add one."
+    with connect() as client:
+        show_list(client.agents.list(), columns, as_json=as_json, empty=empty)
+
+
+@agent.command("token")
+@click.option(
+    "--ttl", type=float, default=3600.0, show_default=True, metavar="SECONDS", help="How long it is good for."
+)
+@json_option
+def agent_token(ttl: float, as_json: bool) -> None:
+    """Make a one-time token, with which a new host joins."""
+    with connect() as client:
+        token = client.agents.create_token(ttl_seconds=ttl)
+    if as_json:
+        print_json({"token": token, "ttl_seconds": ttl})
+        return
+    click.echo(token)
+    terminal.note("On the new host, once: moorage agent join TOKEN")
+
+
+@agent.command("cordon")
+@click.argument("agent")
+@json_option
+def agent_cordon(agent: str, as_json: bool) -> None:
+    """Place no new sessions on a host; those that run go on."""
+    with connect() as client:
+        show_one(client.agents.cordon(agent), as_json)
+
+
+@agent.command("uncordon")
+@click.argument("agent")
+@json_option
+def agent_uncordon(agent: str, as_json: bool) -> None:
+    """Place sessions on a host again."""
+    with connect() as client:
+        show_one(client.agents.uncordon(agent), as_json)
+
+
+@agent.command("rm")
+@click.argument("agent")
+@json_option
+def agent_rm(agent: str, as_json: bool) -> None:
+    """Forget a host that will not come back."""
+    with connect() as client:
+        client.agents.remove(agent)
+    removed(agent, as_json)
+
+
+# -- everybody's sessions -------------------------------------------------------------------------------------------
+@admin_command.group("session")
+def session() -> None:
+    """Everybody's sessions."""
+
+
+@session.command("ls")
+@click.option("-a", "--all", "ended_too", is_flag=True, help="Also those that have ended.")
+@click.option("--project", help="Only of this project.")
+@click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
+@json_option
+def session_ls(ended_too: bool, project: str | None, limit: int | None, as_json: bool) -> None:
+    """List everybody's sessions."""
+    with connect() as client:
+        found = client.sessions.list(status=None if ended_too else LIVE, project=project, limit=limit, all=True)
+    show_sessions([s.info for s in found], quiet=False, as_json=as_json, empty="No sessions.", owners=True)
+
+
+@session.command("rm")
+@click.argument("sessions", nargs=-1, required=True, metavar="SESSION...")
+@click.option("-f", "--force", is_flag=True, help="Do not wait for the session's host to confirm.")
+@click.option("-r", "--recursive", is_flag=True, help="Also the sessions that depend on it.")
+@click.option("--owner", metavar="ACCESS_KEY", help="Whose, when several have one of this name.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is over.")
+@json_option
+def session_rm(
+    sessions: tuple[str, ...], force: bool, recursive: bool, owner: str | None, no_wait: bool, as_json: bool
+) -> None:
+    """End anybody's sessions."""
+    with connect() as client:
+        targets: list[tuple[str, str | None]] = [(name, owner) for name in sessions]
+        if owner is None:
+            live = [s.info for s in client.sessions.list(all=True, status=LIVE)]
+            targets = []
+            for name in sessions:
+                found = [info for info in live if name in (info.name, info.id) and info.status not in FINAL]
+                if not found:
+                    raise SessionNotFound(f"There is no live session '{name}'; 'moorage admin session ls' lists them.")
+                if len(found) > 1:
+                    owners = ", ".join(str(info.access_key) for info in found)
+                    raise click.UsageError(f"Several have a session '{name}'; say whose with --owner: {owners}.")
+                targets.append((found[0].id, found[0].access_key))
+        remove(client, targets, force, recursive, not no_wait, as_json)

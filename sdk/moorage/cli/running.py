@@ -1,0 +1,331 @@
+"""Commands that run something in a session: output as it comes, input and signals passed on, the exit code kept."""
+
+from __future__ import annotations
+
+import codecs
+import getpass
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from moorage._errors import MoorageError
+from moorage.cli import terminal
+from moorage.cli.sessions import creation_fields, creation_options, wait_for_running
+from moorage.cli.terminal import F, connect, json_option, note, print_json, session_argument
+from moorage.errors import SessionNotFound
+
+if TYPE_CHECKING:
+    from moorage.results import Record, RunResult
+    from moorage.sync import Execution, Session
+
+
+def work_options(function: F) -> F:
+    """What to run; the same for `run` and `exec`."""
+    options = [
+        click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]"),
+        click.option("-c", "--code", metavar="CODE", help="Python code for the session's interpreter."),
+        click.option("-f", "--file", type=click.File("r"), metavar="FILE", help="The same from a file ('-': stdin)."),
+        click.option("--timeout", type=float, metavar="SECONDS", help="Stop what runs after so long."),
+        click.option("--no-stdin", is_flag=True, help="Do not pass standard input on."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("run")
+@creation_options
+@click.option("--name", help="The session's name.")
+@click.option("--rm", "remove", is_flag=True, help="End the session afterwards.")
+@work_options
+@json_option
+def run_command(
+    name: str | None,
+    remove: bool,
+    command: tuple[str, ...],
+    code: str | None,
+    file: Any,
+    timeout: float | None,
+    no_stdin: bool,
+    as_json: bool,
+    **fields: Any,
+) -> int:
+    """Create a session, run code or a command in it, and end with its exit code.
+
+    \b
+    moorage run --rm -c 'print(1 + 1)'
+    moorage run --rm --gpu 1 -f train.py
+    moorage run --name demo -- python -m http.server
+
+    A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
+    """
+    mode, text = work(command, code, file)
+    with connect() as client:
+        session = client.sessions.create(name, wait=False, **creation_fields(**fields))
+        ended = remove
+        try:
+            try:
+                wait_for_running(session, quiet=as_json)
+            except BaseException:
+                ended = True  # nobody asked for an idle session
+                raise
+            result = Work(session, as_json=as_json, stdin=not no_stdin).run(mode, text, timeout)
+        finally:
+            if ended:
+                with terminal.waiting(f"{session.name}: ending", shown=not as_json):
+                    _end(session)
+    if not ended and not as_json:
+        note(f"moorage: the session {session.name} goes on; 'moorage rm {session.name}' ends it.")
+    if as_json:
+        print_json({"session": session.info.to_json(), **result.to_json()})
+    return program_exit_code(result)
+
+
+def _end(session: Session) -> None:
+    try:
+        session.destroy()
+    except SessionNotFound:
+        pass
+    except MoorageError as problem:
+        note(f"moorage: {session.name} could not be ended: {problem}")
+
+
+@click.command("exec")
+@session_argument
+@work_options
+@click.option("-d", "--detach", is_flag=True, help="Do not wait; print the run id.")
+@click.option("--attach", metavar="RUN", help="Show the output of an execution that was started before.")
+@json_option
+def exec_command(
+    session: str,
+    command: tuple[str, ...],
+    code: str | None,
+    file: Any,
+    timeout: float | None,
+    no_stdin: bool,
+    detach: bool,
+    attach: str | None,
+    as_json: bool,
+) -> int:
+    """Run code or a command in a session, and end with its exit code.
+
+    \b
+    moorage exec demo -c 'x = 41'
+    moorage exec demo -c 'x + 1'
+    moorage exec demo -- python train.py --epochs 3
+    moorage exec demo -d -- ./long.sh        prints a run id,
+    moorage exec demo --attach RUN           which shows its output, now or later
+
+    A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
+    """
+    if attach and (command or code or file or detach):
+        raise click.UsageError("--attach goes with nothing else to run.")
+    with connect() as client:
+        if attach:
+            found = client.sessions.get(session)
+            result = Work(found, as_json=as_json, stdin=not no_stdin).attach(attach)
+        else:
+            mode, text = work(command, code, file)
+            found = client.sessions.get(session)
+            if detach:
+                run_id = found.executions.start(text, mode=mode, timeout=timeout).run_id
+                print_json({"run_id": run_id}) if as_json else click.echo(run_id)
+                return terminal.OK
+            result = Work(found, as_json=as_json, stdin=not no_stdin).run(mode, text, timeout)
+    if as_json:
+        print_json(result.to_json())
+    return program_exit_code(result)
+
+
+@click.command("interrupt")
+@session_argument
+@click.option("--run", "run_id", metavar="RUN", help="Only this execution.")
+@click.option("--kill", is_flag=True, help="End that execution at once.")
+@json_option
+def interrupt_command(session: str, run_id: str | None, kill: bool, as_json: bool) -> None:
+    """Interrupt what runs in a session, as Ctrl-C would."""
+    if kill and not run_id:
+        raise click.UsageError("--kill needs --run RUN.")
+    with connect() as client:
+        found = client.sessions.get(session)
+        done = found.executions.get(run_id).kill() if kill and run_id else found.interrupt(run_id)
+    if as_json:
+        print_json({"killed" if kill else "interrupted": done})
+    else:
+        click.echo(("killed" if kill else "interrupted") if done else "nothing was running")
+
+
+@click.command("complete")
+@session_argument
+@click.argument("code")
+@json_option
+def complete_command(session: str, code: str, as_json: bool) -> None:
+    """Show what could follow a piece of code in a session."""
+    with connect() as client:
+        found = client.sessions.get(session).complete(code)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        for suggestion in found.suggestions:
+            click.echo(suggestion)
+
+
+def work(command: tuple[str, ...], code: str | None, file: Any) -> tuple[Any, str]:
+    """How to run it, and what: Python code, or a shell command."""
+    if sum((bool(command), code is not None, file is not None)) != 1:
+        raise click.UsageError("Say what to run: one of -c CODE, -f FILE, -- COMMAND.")
+    if file is not None:
+        return "query", file.read()
+    if code is not None:
+        return "query", code
+    from moorage.sync.executions import shell
+
+    return "batch", shell(command[0] if len(command) == 1 else command)
+
+
+class Work:
+    """One execution on this terminal."""
+
+    def __init__(self, session: Session, *, as_json: bool, stdin: bool) -> None:
+        from moorage.results import Collector
+
+        self._session = session
+        self._as_json = as_json
+        self._stdin = stdin
+        self._collector = Collector()
+        self._execution: Execution | None = None
+        self._interrupts = 0
+
+    def run(self, mode: Any, text: str, timeout: float | None) -> RunResult:
+        records = self._session.executions.stream(text, mode=mode, timeout=timeout, binary=True)
+        return self._show(records, feed=mode == "batch")
+
+    def attach(self, run_id: str) -> RunResult:
+        self._started(run_id)
+        return self._show(self._session.executions.get(run_id).output(binary=True), feed=False)
+
+    def _show(self, records: Iterator[Record], *, feed: bool) -> RunResult:
+        with self._signals():
+            for record in records:
+                self._collector.add(record)
+                if record.kind == "run":
+                    self._started(str(record.data["run_id"]))
+                    if feed and self._stdin:
+                        threading.Thread(target=self._feed, daemon=True).start()
+                elif record.kind == "input_request":
+                    self._answer(record)
+                elif not self._as_json:
+                    _show_record(record)
+        result = self._collector.result()
+        if result.reason and not self._as_json and not result.ok:
+            note(f"moorage: {result.reason}")
+        return result
+
+    def _started(self, run_id: str) -> None:
+        self._collector.run_id = run_id
+        self._execution = self._session.executions.get(run_id)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C goes to what runs; the second kills it, the third leaves it alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        if self._execution is None or self._interrupts > 2:
+            raise KeyboardInterrupt
+        # not here: a handler must not wait
+        ask = self._execution.interrupt if self._interrupts == 1 else self._execution.kill
+        note("" if self._interrupts == 1 else "moorage: killing it")
+        threading.Thread(target=_quietly, args=(ask,), daemon=True).start()
+
+    def _feed(self) -> None:
+        """Our standard input is the program's."""
+        assert self._execution is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while data := os.read(sys.stdin.fileno(), 65536):
+                if text := decoder.decode(data):
+                    self._execution.send_stdin(text)
+            self._execution.send_stdin(decoder.decode(b"", True), eof=True)
+        except (MoorageError, OSError, ValueError):
+            return  # it has ended, or does not read
+
+    def _answer(self, record: Record) -> None:
+        """Code asks with `input()`; without a standard input it reads an end of file."""
+        assert self._execution is not None
+        line = ""
+        if self._stdin:
+            try:
+                if record.data.get("password") and sys.stdin.isatty():
+                    line = getpass.getpass("") + "\n"
+                else:
+                    line = sys.stdin.readline()
+            except (EOFError, OSError, ValueError):
+                line = ""
+        self._execution.send_stdin(line, eof=not line)
+
+
+def _quietly(ask: Any) -> None:
+    try:
+        ask()
+    except MoorageError as problem:
+        note(f"moorage: {problem}")
+
+
+def _show_record(record: Record) -> None:
+    if record.kind == "stdout":
+        _write(sys.stdout.buffer, record.content)
+    elif record.kind == "stderr":
+        _write(sys.stderr.buffer, record.content)
+    elif record.kind == "result":
+        _write(sys.stdout.buffer, (_bundle_text(dict(record.data)) + "\n").encode())
+    elif record.kind == "error":
+        from moorage.results import error_info
+
+        _write(sys.stderr.buffer, f"{error_info(record.data)}\n".encode())
+    elif record.kind == "gap":
+        note("moorage: there was too much output; some of it was not kept.")
+
+
+def _write(stream: BinaryIO, content: bytes) -> None:
+    stream.write(content)
+    stream.flush()
+
+
+def _bundle_text(bundle: dict[str, Any]) -> str:
+    if isinstance(plain := bundle.get("text/plain"), str):
+        return plain
+    return f"[{', '.join(bundle)}]"
+
+
+def program_exit_code(result: RunResult) -> int:
+    """The program's own, as a shell would see it."""
+    if result.exit_code is not None and result.exit_code >= 0:
+        return result.exit_code & 0xFF if result.exit_code > 255 else result.exit_code
+    if (number := _signal_number(result.signal if result.signal is not None else result.exit_code)) is not None:
+        return 128 + number
+    return terminal.OK if result.ok else terminal.FAILED
+
+
+def _signal_number(name: int | str | None) -> int | None:
+    if isinstance(name, int):
+        return abs(name)
+    if name is None:
+        return None
+    found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
+    return int(found) if found is not None else int(name) if name.isdigit() else None

@@ -1,0 +1,454 @@
+"""Commands that make, show, change and end sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moorage.cli import terminal
+from moorage.cli.terminal import (
+    F,
+    PairParameter,
+    connect,
+    details,
+    json_option,
+    note,
+    print_json,
+    session_argument,
+    table,
+)
+
+if TYPE_CHECKING:
+    from moorage._models import SessionInfo
+    from moorage.sync import Client, Session
+
+LIVE = (
+    "PENDING",
+    "SCHEDULED",
+    "PREPARING",
+    "PULLING",
+    "RUNNING",
+    "RUNNING_DEGRADED",
+    "RESTARTING",
+    "TERMINATING",
+)
+FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
+
+
+class Pairs(PairParameter):
+    """NAME=VALUE"""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, found, text = str(value).partition("=")
+        if not found or not name:
+            self.fail(f"'{value}' is not of the form NAME=VALUE.", param, ctx)
+        return name, text
+
+
+def creation_options(function: F) -> F:
+    """What a session may be asked to be; the same for `create` and `run`."""
+    options: list[Callable[[F], F]] = [
+        click.option("--image", default="python", show_default=True, help="Image or alias."),
+        click.option("--cpu", type=float, metavar="N", help="CPUs, also fractions."),
+        click.option("--mem", metavar="SIZE", help="Memory: 4g, or MiB."),
+        click.option("--gpu", type=float, metavar="N", help="GPUs."),
+        click.option("--slot", "slots", type=Pairs(), multiple=True, help="Another resource (repeatable)."),
+        click.option("-e", "--env", type=Pairs(), multiple=True, help="An environment variable (repeatable)."),
+        click.option("--shm-size", metavar="SIZE", help="Shared memory. [default: half of memory]"),
+        click.option("--bootstrap", type=click.File("r"), metavar="FILE", help="A script to run before anything else."),
+        click.option("--bootstrap-required", is_flag=True, help="No session if that script fails."),
+        click.option("--lifetime", type=float, metavar="SECONDS", help="End the session so long after it runs."),
+        click.option("--max-wait", type=float, metavar="SECONDS", help="Queue no longer than that."),
+        click.option("--priority", type=int, metavar="N", help="Higher goes first."),
+        click.option("--tag", help="A word of yours to find it by."),
+        click.option("--project", help="The project it counts for."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def creation_fields(
+    image: str,
+    cpu: float | None,
+    mem: str | None,
+    gpu: float | None,
+    slots: Iterable[tuple[str, str]],
+    env: Iterable[tuple[str, str]],
+    shm_size: str | None,
+    bootstrap: Any,
+    bootstrap_required: bool,
+    lifetime: float | None,
+    max_wait: float | None,
+    priority: int | None,
+    tag: str | None,
+    project: str | None,
+) -> dict[str, Any]:
+    return {
+        "image": image,
+        "cpu": cpu,
+        "mem": mem,
+        "gpu": gpu,
+        "resources": dict(slots),
+        "environ": dict(env) or None,
+        "shm_size": shm_size,
+        "bootstrap_script": bootstrap.read() if bootstrap else None,
+        "bootstrap_required": bootstrap_required or None,
+        "timeout": lifetime,
+        "max_wait": max_wait,
+        "priority": priority,
+        "tag": tag,
+        "project": project,
+    }
+
+
+def wait_for_running(session: Session, *, timeout: float | None = None, quiet: bool = False) -> None:
+    """Until it runs, with a spinner; notices (a bootstrap script that failed) are told."""
+    with terminal.waiting(f"{session.name}: {session.status}", shown=not quiet):
+        session._wait_ready(True if timeout is None else timeout)
+    for notice in session.info.notices:
+        note(f"moorage: {notice.message}")
+
+
+@click.command("create")
+@click.argument("name", required=False)
+@creation_options
+@click.option("--type", "session_type", default=None, help="interactive, batch, ... [default: interactive]")
+@click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
+@click.option("--reuse", is_flag=True, help="If you have a live session of this name, take that one.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it runs.")
+@json_option
+def create_command(
+    name: str | None,
+    session_type: str | None,
+    startup_command: str | None,
+    reuse: bool,
+    no_wait: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Create a session and wait until it runs. Prints its name."""
+    with connect() as client:
+        session = client.sessions.create(
+            name,
+            session_type=session_type or ("batch" if startup_command else None),
+            startup_command=startup_command,
+            reuse=reuse,
+            wait=False,
+            **creation_fields(**fields),
+        )
+        if not no_wait:
+            try:
+                wait_for_running(session, quiet=as_json)
+            except KeyboardInterrupt:
+                note(f"moorage: {session.name} goes on; 'moorage wait {session.name}' waits, 'moorage rm' ends it.")
+                raise
+        if as_json:
+            print_json(session.info.to_json())
+        else:
+            click.echo(session.name)
+
+
+@click.command("ps")
+@click.option("-a", "--all", "ended_too", is_flag=True, help="Also those that have ended.")
+@click.option("--status", multiple=True, help="Only of this status (repeatable).")
+@click.option("--tag", help="Only with this tag.")
+@click.option("--project", help="Only of this project.")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
+@json_option
+def ps_command(
+    ended_too: bool,
+    status: tuple[str, ...],
+    tag: str | None,
+    project: str | None,
+    quiet: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List your sessions that have not ended, newest first."""
+    with connect() as client:
+        statuses = [word.upper() for word in status] or (None if ended_too else LIVE)
+        found = client.sessions.list(status=statuses, tag=tag, project=project, limit=limit)
+    empty = "No sessions." if ended_too else "No live sessions; 'moorage ps -a' also lists those that have ended."
+    show_sessions([session.info for session in found], quiet=quiet, as_json=as_json, empty=empty)
+
+
+@click.command("match")
+@click.argument("pattern")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@json_option
+def match_command(pattern: str, quiet: bool, as_json: bool) -> None:
+    """Find sessions by a pattern ('train-*'), or the beginning of their name or id."""
+    with connect() as client:
+        found = client.sessions.match(pattern)
+    show_sessions([s.info for s in found], quiet=quiet, as_json=as_json, empty=f"Nothing matches '{pattern}'.")
+
+
+def show_sessions(found: list[SessionInfo], *, quiet: bool, as_json: bool, empty: str, owners: bool = False) -> None:
+    if as_json:
+        print_json([info.to_json() for info in found])
+    elif quiet:
+        for info in found:
+            click.echo(info.name)
+    else:
+        headers = ["NAME", "STATUS", "IMAGE", "CPU", "MEM", "GPU", "AGE", "NOTE"]
+        rows = [session_row(info) for info in found]
+        if owners:
+            headers.insert(1, "OWNER")
+            rows = [[row[0], info.access_key, *row[1:]] for row, info in zip(rows, found, strict=True)]
+        table(headers, rows, empty=empty)
+
+
+def session_row(info: SessionInfo) -> list[object]:
+    slots = info.occupied_slots or info.requested_slots
+    remark = info.status_reason or ""
+    if info.agent_lost:
+        remark = "its host does not answer"
+    elif info.status in FINAL and info.exit_code not in (None, 0):
+        remark = f"exit code {info.exit_code}" + (f", {remark}" if remark else "")
+    cells = [slots.get("cpu"), terminal.memory(slots.get("mem")), slots.get("gpu")]
+    return [info.name, info.status, info.image, *cells, terminal.age(info.created_at), remark]
+
+
+@click.command("info")
+@session_argument
+@json_option
+def info_command(session: str, as_json: bool) -> None:
+    """Show everything about a session."""
+    with connect() as client:
+        info = client.sessions.get(session).info
+    if as_json:
+        print_json(info.to_json())
+        return
+    shown = terminal.local_time
+    status = info.status + (f" ({info.status_reason})" if info.status_reason else "")
+    details(
+        {
+            "name": info.name,
+            "id": info.id,
+            "status": status,
+            "result": None if info.result in (None, "UNDEFINED") else info.result,
+            "exit code": info.exit_code,
+            "type": info.session_type,
+            "image": f"{info.image} ({info.architecture})" if info.architecture else info.image,
+            "asked for": terminal.slots_text(info.requested_slots),
+            "holds": terminal.slots_text(info.occupied_slots),
+            "host": (info.agent or "") + (" (does not answer)" if info.agent_lost else ""),
+            "project": f"{info.domain}/{info.project}" if info.domain else info.project,
+            "owner": info.access_key,
+            "tag": info.tag,
+            "environment": "\n".join(f"{name}={value}" for name, value in info.environ.items()),
+            "priority": info.priority,
+            "attempt": info.attempt if info.attempt > 1 else None,
+            "created": shown(info.created_at),
+            "started": shown(info.started_at),
+            "ended": shown(info.ended_at),
+            "ends": shown(info.expires_at) if info.status not in FINAL else None,
+            "last used": shown(info.last_activity_at),
+            "executions": info.execution_count,
+            "bytes in": terminal.size(info.bytes_in),
+            "bytes out": terminal.size(info.bytes_out),
+            "notices": "\n".join(
+                notice.message + (f"\n{notice.log_tail}" if notice.log_tail else "") for notice in info.notices
+            ),
+        }
+    )
+
+
+@click.command("history")
+@session_argument
+@json_option
+def history_command(session: str, as_json: bool) -> None:
+    """Show every change of a session's status."""
+    with connect() as client:
+        entries = client.sessions.get(session).history()
+    if as_json:
+        print_json([entry.to_json() for entry in entries])
+        return
+    table(
+        ["TIME", "STATUS", "AFTER", "EVENT", "STAYED", "REASON"],
+        [
+            [
+                terminal.local_time(entry.timestamp),
+                entry.status,
+                entry.source,
+                entry.event,
+                terminal.span(entry.duration_seconds),
+                entry.reason,
+            ]
+            for entry in entries
+        ],
+        empty="Nothing has happened yet.",
+    )
+
+
+@click.command("logs")
+@session_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on as more is written.")
+@click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
+@click.option("--since", metavar="TIME", help="Only what was written since (ISO 8601).")
+@click.option("--kernel", metavar="ID", help="Of another container than the main one.")
+@json_option
+def logs_command(
+    session: str, follow: bool, tail: int | None, since: str | None, kernel: str | None, as_json: bool
+) -> None:
+    """Show what a session's container wrote."""
+    with connect() as client:
+        found = client.sessions.get(session)
+        if follow:
+            for text in found.follow_logs(kernel=kernel, tail=tail):
+                if as_json:
+                    terminal.print_line({"text": text})
+                else:
+                    click.echo(text, nl=False)
+            return
+        text = found.logs(kernel=kernel, tail=tail, since=since)
+    if as_json:
+        print_json({"session": found.name, "text": text})
+    else:
+        click.echo(text, nl=False)
+
+
+@click.command("wait")
+@session_argument
+@click.argument("statuses", nargs=-1, metavar="[STATUS]...")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Wait no longer than that (exit code 6).")
+@json_option
+def wait_command(session: str, statuses: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
+    """Wait until a session has one of the statuses (by default RUNNING). Prints the one it has.
+
+    'end' stands for all statuses that are an end.
+    """
+    wanted = [status.upper() for status in statuses]
+    if "END" in wanted:
+        wanted = [*(status for status in wanted if status != "END"), *sorted(FINAL)]
+    if unknown := [status for status in wanted if status not in {*LIVE, *FINAL}]:
+        raise click.UsageError(f"There is no status {unknown[0]}; there are {', '.join([*LIVE, *sorted(FINAL)])}.")
+    with connect() as client:
+        found = client.sessions.get(session)
+        with terminal.waiting(f"{found.name}: waiting for {' or '.join(wanted) or 'RUNNING'}", shown=not as_json):
+            found.wait_until(*wanted, timeout=timeout)
+    if as_json:
+        print_json(found.info.to_json())
+    else:
+        click.echo(found.status)
+
+
+@click.command("events")
+@click.option("-f", "--follow", is_flag=True, help="Go on as things happen.")
+@click.option("--session", "session", type=terminal.SESSION, help="Only of this session.")
+@click.option("--after", metavar="ID", help="Only what happened after this event.")
+@json_option
+def events_command(follow: bool, session: str | None, after: str | None, as_json: bool) -> None:
+    """Show what has happened, and with -f what happens."""
+    with connect() as client:
+        session_id = client.sessions.get(session).id if session else None
+        for event in client.events(session=session_id, follow=follow, after=after):
+            if as_json:
+                terminal.print_line(event.to_json())
+                continue
+            facts = " ".join(f"{name}={value}" for name, value in (event.data or {}).items() if value is not None)
+            cause = event.cause if isinstance(event.cause, str) else None
+            parts = [terminal.local_time(event.at), event.type.ljust(22), event.name or event.session_id, facts]
+            line = "  ".join(part for part in parts if part)
+            click.echo(terminal.printable(line + (f"  (by {cause})" if cause else "")))
+
+
+@click.command("rename")
+@session_argument
+@click.argument("new_name")
+@json_option
+def rename_command(session: str, new_name: str, as_json: bool) -> None:
+    """Give a session another name."""
+    with connect() as client:
+        _changed(client.sessions.get(session).rename(new_name), as_json)
+
+
+@click.command("modify")
+@session_argument
+@click.option("--name", help="Another name.")
+@click.option("--priority", type=int, help="Higher goes first.")
+@click.option("--lifetime", type=float, metavar="SECONDS", help="How long it may live, from when it began to run.")
+@click.option("--tag", help="Another tag.")
+@json_option
+def modify_command(
+    session: str, name: str | None, priority: int | None, lifetime: float | None, tag: str | None, as_json: bool
+) -> None:
+    """Change a session's settings."""
+    if name is None and priority is None and lifetime is None and tag is None:
+        raise click.UsageError("Say what to change: --name, --priority, --lifetime or --tag.")
+    with connect() as client:
+        found = client.sessions.get(session)
+        _changed(found.modify(name=name, priority=priority, timeout=lifetime, tag=tag), as_json)
+
+
+@click.command("restart")
+@session_argument
+@click.option("--no-wait", is_flag=True, help="Do not wait until it runs again.")
+@json_option
+def restart_command(session: str, no_wait: bool, as_json: bool) -> None:
+    """Give a session new containers; its files stay. One that has ended is tried once more."""
+    with connect() as client:
+        found = client.sessions.get(session)
+        with terminal.waiting(f"{found.name}: restarting", shown=not as_json):
+            _changed(found.restart(wait=not no_wait), as_json)
+
+
+def _changed(session: Session, as_json: bool) -> None:
+    if as_json:
+        print_json(session.info.to_json())
+    else:
+        click.echo(session.name)
+
+
+@click.command("rm")
+@click.argument("sessions", nargs=-1, required=True, type=terminal.SESSION, metavar="SESSION...")
+@click.option("-f", "--force", is_flag=True, help="Do not wait for the session's host to confirm.")
+@click.option("-r", "--recursive", is_flag=True, help="Also the sessions that depend on it.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is over.")
+@json_option
+def rm_command(sessions: tuple[str, ...], force: bool, recursive: bool, no_wait: bool, as_json: bool) -> None:
+    """End sessions and free what they hold. Their files are lost."""
+    with connect() as client:
+        remove(client, [(name, None) for name in sessions], force, recursive, not no_wait, as_json)
+
+
+def remove(
+    client: Client,
+    sessions: list[tuple[str, str | None]],
+    force: bool,
+    recursive: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """All that can be removed are; the first failure is raised at the end, the others are told."""
+    from moorage._errors import MoorageError
+
+    ended, failures = [], []
+    for name, owner in sessions:
+        try:
+            found = client.sessions.get(name, owner=owner)
+            with terminal.waiting(f"{found.name}: ending", shown=not as_json):
+                found.destroy(forced=force, recursive=recursive, wait=wait)
+        except MoorageError as problem:
+            failures.append((name, problem))
+            continue
+        ended.append(found.info)
+        if not as_json:
+            click.echo(found.name)
+    if as_json:
+        print_json([info.to_json() for info in ended])
+    for name, failure in failures[1:]:
+        note(f"moorage: {name}: {failure}")
+    if failures:
+        name, failure = failures[0]
+        if len(sessions) > 1:
+            failure.message = f"{name}: {failure.message}"
+        raise failure

@@ -1,0 +1,31 @@
+"""Completion for shells."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from moorage._errors import MoorageError
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
+def completion_command(shell: str | None) -> None:
+    """Print the completion script of your shell.
+
+    \b
+    bash:  echo 'eval "$(moorage completion bash)"' >> ~/.bashrc
+    zsh:   echo 'eval "$(moorage completion zsh)"' >> ~/.zshrc
+    fish:  moorage completion fish > ~/.config/fish/completions/moorage.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from moorage.cli import cli
+
+    name = shell or Path(os.environ.get("SHELL", "bash")).name
+    if (found := get_completion_class(name)) is None:
+        raise MoorageError(f"There is no completion for {name}; there is for bash, zsh and fish.")
+    complete = found(cli, {}, "moorage", "_MOORAGE_COMPLETE")
+    click.echo(complete.source_template % complete.source_vars())

@@ -1,0 +1,249 @@
+"""What people see: tables, JSON, progress, errors; and the connection every command starts with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from moorage._errors import MoorageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from moorage.sync import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OK, FAILED, USAGE, NOT_FOUND, DENIED, CONFLICT, UNAVAILABLE = 0, 1, 2, 3, 4, 5, 6
+_EXIT_CODES = {
+    400: USAGE,
+    401: DENIED,
+    403: DENIED,
+    404: NOT_FOUND,
+    408: UNAVAILABLE,
+    409: CONFLICT,
+    412: CONFLICT,
+    416: USAGE,
+    429: UNAVAILABLE,
+    502: UNAVAILABLE,
+    503: UNAVAILABLE,
+    504: UNAVAILABLE,
+}
+_EXIT_CODES_BY_CODE = {"unreachable": UNAVAILABLE, "wait_timeout": UNAVAILABLE, "not_configured": USAGE}
+
+
+if TYPE_CHECKING:
+    TextParameter = click.ParamType[str]
+    PairParameter = click.ParamType[tuple[str, str]]
+else:  # older ones are not generic
+    TextParameter = PairParameter = click.ParamType
+
+
+class SessionName(TextParameter):
+    """A session's name or id; completed from the live ones."""
+
+    name = "session"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        try:
+            with connect(ctx, retry_for=0.0, timeout=1.0) as client:
+                return [
+                    CompletionItem(session.name, help=session.status)
+                    for session in client.sessions.list(limit=200)
+                    if session.name.startswith(incomplete)
+                ]
+        except MoorageError:
+            return []
+
+
+SESSION = SessionName()
+
+
+def session_argument(function: F) -> F:
+    return click.argument("session", type=SESSION, metavar="SESSION")(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+@contextmanager
+def connect(ctx: click.Context | None = None, **settings: Any) -> Iterator[Client]:
+    """A client of the server that the options, the environment or the configuration file name."""
+    from moorage.sync import Client
+
+    context = ctx or click.get_current_context()
+    given = context.find_root().obj or {}
+    with Client(given.get("endpoint"), config=given.get("config"), **settings) as client:
+        yield client
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_line(value: Any) -> None:
+    """One JSON document in a stream of them."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Columns; on a terminal, fitted to its width."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not cells:
+        click.echo(empty, err=True)
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for header in headers:
+            drawn.add_column(header, overflow="fold", no_wrap=header in ("NAME", "STATUS", "SIZE", "ID"))
+        for row in cells:
+            drawn.add_row(*(_styled(cell) for cell in row))
+        Console(highlight=False).print(drawn)
+        return
+    widths = [max(len(line[i]) for line in [list(headers), *cells]) for i in range(len(headers))]
+    for line in [list(headers), *cells]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+_COLOURS = {"RUNNING": "green", "ERROR": "red", "RUNNING_DEGRADED": "yellow", "PENDING": "cyan", "alive": "green"}
+
+
+def _styled(cell: str) -> Any:
+    from rich.text import Text
+
+    return Text(printable(cell), style=_COLOURS.get(cell, ""))
+
+
+def details(pairs: Mapping[str, object]) -> None:
+    """One thing per line."""
+    shown = {name: str(value) for name, value in pairs.items() if value not in (None, "", {}, [])}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        click.echo(f"{name.ljust(width)}  " + printable(value).replace("\n", "\n" + " " * (width + 2)))
+
+
+def note(text: str) -> None:
+    """For people; never mixed into output that programs read."""
+    click.echo(text, err=True)
+
+
+def printable(text: str) -> str:
+    """Names come from others: no control characters on our terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def size(count: float | None) -> str:
+    """1536 -> 1.5 KiB"""
+    if count is None:
+        return ""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def memory(mib: object) -> str:
+    """MiB as people write them: 4096 -> 4g"""
+    if not isinstance(mib, int | float):
+        return "" if mib is None else str(mib)
+    return f"{mib / 1024:g}g" if mib >= 1024 and mib % 512 == 0 else f"{mib:g}m"
+
+
+def span(seconds: float | None) -> str:
+    """Two units of time at most: 93784 -> 1d 2h"""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{max(0.0, seconds):.0f}s" if seconds >= 10 else f"{max(0.0, seconds):.1f}s".replace(".0s", "s")
+    left, parts = int(seconds), []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def age(moment: datetime | None) -> str:
+    return "" if moment is None else span((datetime.now(UTC) - moment).total_seconds())
+
+
+def local_time(moment: datetime | None) -> str:
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def slots_text(slots: Mapping[str, Any]) -> str:
+    """cpu 2, mem 4g, gpu 1"""
+    return ", ".join(f"{name} {memory(amount) if name == 'mem' else amount}" for name, amount in slots.items())
+
+
+@contextmanager
+def progress(
+    label: str, *, unit_bytes: bool = True, shown: bool = True
+) -> Iterator[Callable[[float, float | None], None]]:
+    """A bar on a terminal, nothing elsewhere; called with how much is done, and of how much."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit_bytes else []
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(printable(label), total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+@contextmanager
+def waiting(text: str, *, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """A spinner on a terminal, nothing elsewhere; called with a new text."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(printable(text)) as status:
+        yield lambda text: status.update(printable(text))
+
+
+def exit_code(problem: MoorageError) -> int:
+    """What scripts can tell apart."""
+    return _EXIT_CODES_BY_CODE.get(problem.code, _EXIT_CODES.get(problem.http_status, FAILED))
+
+
+def report(problem: Exception, *, as_json: bool) -> int:
+    """Tell it on stderr in one sentence; the exit code."""
+    if not isinstance(problem, MoorageError):
+        if isinstance(problem, OSError):
+            what = problem.strerror or str(problem)
+            sentence = f"{problem.filename}: {what}." if problem.filename else f"{what}."
+            return report(MoorageError(sentence, code="local_error"), as_json=as_json)
+        raise problem
+    if as_json:
+        fields = {"code": problem.code, "message": problem.message, "request_id": problem.request_id}
+        click.echo(json.dumps({"error": {**fields, "facts": problem.facts}}, ensure_ascii=False), err=True)
+    else:
+        hidden = problem.http_status >= 500 and problem.http_status != 503 and problem.request_id
+        note(f"moorage: {printable(problem.message)}" + (f" (request {problem.request_id})" if hidden else ""))
+    return exit_code(problem)
