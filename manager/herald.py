@@ -1,0 +1,221 @@
+"""Tells this process and the others that something has changed, so that nobody waits for the next poll.
+
+Never inside a transaction that writes: a NOTIFY there would hold a lock of the whole database across its flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeAlias, TypeVar
+from uuid import UUID, uuid4
+
+from domain.errors import MoorageError
+from domain.ids import SessionId
+from repositories.listen import MAX_PAYLOAD_BYTES, Listener
+
+log = logging.getLogger(__name__)
+
+#: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait for
+#: their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
+TOPICS: Final = frozenset({"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "runs", "tasks"})
+#: What a subscriber is told: the sessions concerned, or None for "anything may have changed", also when messages may
+#: have been missed.
+Callback: TypeAlias = Callable[[frozenset[SessionId] | None], None]
+S = TypeVar("S")
+
+
+class Herald:
+    """`start` before use. `announce` and `subscribe` belong to the event loop's thread."""
+
+    def __init__(
+        self, dsn: str, *, channel: str = "moorage", quiet_seconds: float = 0.005, check_seconds: float = 5.0
+    ) -> None:
+        self._dsn = dsn
+        self._channel = channel
+        self._quiet_seconds = quiet_seconds
+        self._check_seconds = check_seconds
+        self._origin = uuid4().hex[:12]
+        self._callbacks: dict[str, list[Callback]] = defaultdict(list)
+        self._watches: dict[SessionId, set[Watch]] = defaultdict(set)
+        self._pending: dict[str, set[SessionId] | None] = {}
+        self._unsent = asyncio.Event()
+        self._listener: Listener | None = None
+        self._task: asyncio.Task[None] | None = None
+        #: set while other processes are heard
+        self.connected = asyncio.Event()
+
+    async def start(self) -> None:
+        """Raises InvalidConfiguration when the connection delivers no notifications, DatabaseUnavailable."""
+        self._listener = await self._open()
+        self.connected.set()
+        self._task = asyncio.create_task(self._run(), name="herald")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._listener is not None:
+            await self._listener.close()
+            self._listener = None
+
+    def announce(self, topic: str, *session_ids: SessionId) -> None:
+        """After the commit. Without ids: anything of the topic may have changed.
+
+        Subscribers in this process are called before this returns; other processes are told at once, or with whatever
+        else is announced within 5 ms of the message before.
+        """
+        assert topic in TOPICS, topic
+        known = self._pending.get(topic, set())
+        self._pending[topic] = known | set(session_ids) if session_ids and known is not None else None
+        self._unsent.set()
+        self._tell(topic, frozenset(session_ids) or None)
+
+    def subscribe(self, topic: str, callback: Callback) -> Callable[[], None]:
+        """Calls back, on the event loop, for every announcement in any process; returns what ends it."""
+        assert topic in TOPICS, topic
+        self._callbacks[topic].append(callback)
+        return lambda: self._callbacks[topic].remove(callback)
+
+    @contextlib.contextmanager
+    def watch(self, session_id: SessionId) -> Iterator[Watch]:
+        """Hear of one session. Begin to watch before reading the row, so that no change falls in between."""
+        watch = Watch()
+        self._watches[session_id].add(watch)
+        try:
+            yield watch
+        finally:
+            self._watches[session_id].discard(watch)
+            if not self._watches[session_id]:
+                del self._watches[session_id]
+
+    async def wait_for_session(
+        self,
+        session_id: SessionId,
+        read: Callable[[], Awaitable[S]],
+        until: Callable[[S], bool],
+        seconds: float | None,
+        *,
+        poll_seconds: float = 1.0,
+    ) -> S:
+        """What `read` gives once `until` holds of it, or when the time is over.
+
+        It reads at once, then whenever the session is announced, at the latest each `poll_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        end = None if seconds is None else loop.time() + seconds
+        with self.watch(session_id) as watch:
+            while True:
+                found = await read()
+                left = poll_seconds if end is None else min(poll_seconds, end - loop.time())
+                if until(found) or left <= 0:
+                    return found
+                await watch.changed(left)
+
+    def _tell(self, topic: str, session_ids: frozenset[SessionId] | None) -> None:
+        for callback in tuple(self._callbacks[topic]):
+            try:
+                callback(session_ids)
+            except Exception:
+                log.exception("a subscriber of %s failed", topic)
+        if topic == "sessions":
+            for session_id in list(self._watches) if session_ids is None else session_ids:
+                for watch in self._watches.get(session_id, ()):
+                    watch.tell()
+
+    def _missed(self) -> None:
+        for topic in sorted(TOPICS):
+            self._tell(topic, None)
+
+    def _receive(self, payload: str) -> None:
+        origin, _, message = payload.partition(" ")
+        if origin == self._origin:
+            return
+        for part in message.split("|"):
+            topic, *ids = part.split(" ")
+            if topic in TOPICS:
+                self._tell(topic, None if ids == ["*"] else frozenset(SessionId(UUID(one)) for one in ids))
+
+    async def _open(self) -> Listener:
+        token = f"{self._origin} self {uuid4().hex}"
+        return await Listener.open(self._dsn, self._channel, self._receive, token=token)
+
+    async def _run(self) -> None:
+        pause_seconds = 0.05
+        while True:
+            if self._listener is None:
+                try:
+                    self._listener = await self._open()
+                except (MoorageError, OSError):
+                    await asyncio.sleep(pause_seconds)
+                    pause_seconds = min(1.0, pause_seconds * 2)
+                    continue
+                log.warning("the herald's connection is back; everybody looks again")
+                self.connected.set()
+                self._missed()
+            pause_seconds = 0.05
+            try:
+                await self._send(self._listener)
+            except (MoorageError, OSError) as error:
+                log.warning("the herald's connection is lost: %s", error)
+            self.connected.clear()
+            await self._listener.close()
+            self._listener = None
+
+    async def _send(self, listener: Listener) -> None:
+        """Until the connection ends."""
+        ended = asyncio.create_task(listener.ended.wait())
+        try:
+            while not listener.ended.is_set():
+                unsent = asyncio.create_task(self._unsent.wait())
+                await asyncio.wait({ended, unsent}, timeout=self._check_seconds, return_when=asyncio.FIRST_COMPLETED)
+                unsent.cancel()
+                if listener.ended.is_set():
+                    return
+                self._unsent.clear()
+                pending, self._pending = self._pending, {}
+                try:
+                    await listener.notify(self._message(pending))  # empty now and then: is the server still there?
+                except BaseException:
+                    self._pending = {topic: None for topic in {*pending, *self._pending}}
+                    self._unsent.set()
+                    raise
+                if pending:
+                    await asyncio.sleep(self._quiet_seconds)
+        finally:
+            ended.cancel()
+
+    def _message(self, pending: dict[str, set[SessionId] | None]) -> str:
+        def text(*, every_id: bool) -> str:
+            parts = []
+            for topic, ids in pending.items():
+                listed = [one.hex for one in ids] if ids and every_id else ["*"]
+                parts.append(" ".join([topic, *listed]))
+            return f"{self._origin} {'|'.join(parts)}"
+
+        message = text(every_id=True)
+        return message if len(message) <= MAX_PAYLOAD_BYTES else text(every_id=False)
+
+
+class Watch:
+    """One waiter for one session."""
+
+    def __init__(self) -> None:
+        self._told = asyncio.Event()
+
+    def tell(self) -> None:
+        self._told.set()
+
+    async def changed(self, seconds: float | None) -> bool:
+        """True when the session, or anything, was announced since the last call; False when the time is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
+        except TimeoutError:
+            return False
+        self._told.clear()
+        return True

@@ -1,0 +1,397 @@
+"""Agents: who they are, what they have, whether they are heard of; and the managers that they dial."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from agent.wire import AgentHello
+from domain.errors import AgentNotFound, AlreadyExists, Conflict, StillInUse, Unauthenticated
+from domain.ids import AgentId, SessionId
+from domain.session import Event
+from repositories.database import Connection
+from repositories.kernels import release
+from repositories.transit import Asked, Cause, Moved, emit, transit_many
+
+REMEMBERS_NOTHING: Final = "the host's agent was set up anew and remembers nothing of this session"
+
+
+# -- joining ---------------------------------------------------------------------------------------------------------
+async def issue_token(connection: Connection, *, expires_at: datetime, now: datetime) -> str:
+    """A secret with which one agent may join, once. Only its hash is kept."""
+    token = secrets.token_urlsafe(32)
+    await connection.execute(
+        "INSERT INTO agent_tokens (secret_hash, expires_at, created_at) VALUES ($1, $2, $3)",
+        _hash(token),
+        expires_at,
+        now,
+    )
+    return token
+
+
+async def enrol(connection: Connection, token: str, agent_id: AgentId, fingerprint: str, *, now: datetime) -> None:
+    """Use up a join token: from now on this agent is whoever holds the certificate of this fingerprint.
+
+    A host that was set up anew may take its old name again, but not while an agent of that name is heard of.
+    Raises Unauthenticated, AlreadyExists.
+    """
+    used = await connection.fetchval(
+        """
+        UPDATE agent_tokens SET used_at = $2, agent_id = $3
+        WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2 RETURNING true
+        """,
+        _hash(token),
+        now,
+        agent_id,
+    )
+    if not used:
+        raise Unauthenticated("This join token is not valid, was used already, or has expired; ask for a new one.")
+    pinned = await connection.fetchval(
+        """
+        INSERT INTO agents (id, fingerprint, created_at) VALUES ($1, $2, $3)
+        ON CONFLICT (id) DO UPDATE SET fingerprint = EXCLUDED.fingerprint
+            WHERE agents.lease_until IS NULL OR agents.lease_until < $3 OR agents.fingerprint = EXCLUDED.fingerprint
+        RETURNING true
+        """,
+        agent_id,
+        fingerprint,
+        now,
+    )
+    if not pinned:
+        raise AlreadyExists(f"An agent named '{agent_id}' is connected; stop it first, or choose another name.")
+    await emit(connection, "agent.enrolled", now=now, cause=Cause(by=f"agent:{agent_id}"), data={"agent": agent_id})
+
+
+async def is_known(connection: Connection, agent_id: AgentId, fingerprint: str) -> bool:
+    """Whether the certificate of this fingerprint belongs to this agent."""
+    pinned = await connection.fetchval("SELECT fingerprint FROM agents WHERE id = $1", agent_id)
+    return pinned is not None and secrets.compare_digest(pinned, fingerprint)
+
+
+async def of_fingerprint(connection: Connection, fingerprint: str) -> AgentId | None:
+    """Whose certificate it is."""
+    agent_id = await connection.fetchval("SELECT id FROM agents WHERE fingerprint = $1", fingerprint)
+    return AgentId(agent_id) if agent_id is not None else None
+
+
+# -- being heard of ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeted:
+    """What an agent's hello changed."""
+
+    changed: frozenset[SessionId]
+    moved: tuple[Moved, ...]
+    returned: bool  #: it had been lost
+    forgot: bool  #: its data dir is new
+
+
+async def hello(connection: Connection, said: AgentHello, *, now: datetime, lease_seconds: float) -> Greeted:
+    """Take over what an agent says of itself, and make everything due again that it has not answered for.
+
+    Inside the caller's transaction, and before its facts are recorded. An agent with a new data dir numbers its reports
+    anew; whatever it had brought up is not adopted again but ended, and its slots come free when it says GONE.
+    Raises AgentNotFound for one that has not joined, Conflict for an older daemon than was heard already.
+    """
+    agent_id = AgentId(said.agent_id)
+    known = await connection.fetchrow("SELECT uid, boot_no, lost FROM agents WHERE id = $1 FOR NO KEY UPDATE", agent_id)
+    if known is None:
+        raise AgentNotFound(agent=agent_id)
+    if known["uid"] == said.uid and said.boot_no < known["boot_no"]:
+        raise Conflict("A later start of this agent was heard already; two daemons share one data dir.", agent=agent_id)
+    forgot = known["uid"] is not None and known["uid"] != said.uid
+    await connection.execute(
+        """
+        UPDATE agents SET uid = $2, boot_no = $3, hostname = $4, architecture = $5, version = $6, info = $7, images = $8,
+            seen_at = $9, lease_until = $10 WHERE id = $1
+        """,
+        agent_id,
+        said.uid,
+        said.boot_no,
+        said.hostname,
+        said.architecture,
+        said.version,
+        said.info,
+        said.images,
+        now,
+        now + timedelta(seconds=lease_seconds),
+    )
+    moved = await _forgotten(connection, agent_id, now) if forgot else []
+    changed = {one.session_id for one in moved}
+    if known["lost"]:
+        changed |= await _returned(connection, [agent_id], now)
+    await _ask_again(connection, agent_id, [str(fact.get("kernel_id")) for fact in said.facts], now)
+    await set_resources(connection, agent_id, said.resources)  # last: everybody locks sessions before resources
+    return Greeted(changed=frozenset(changed), moved=tuple(moved), returned=known["lost"], forgot=forgot)
+
+
+async def set_resources(connection: Connection, agent_id: AgentId, amounts: Mapping[str, int]) -> None:
+    """What the agent advertises now. Where less than is in use, capacity follows as slots come free."""
+    await connection.execute(
+        """
+        WITH said AS (SELECT key AS name, value::bigint AS amount FROM jsonb_each_text($2)),
+        before AS MATERIALIZED (
+            SELECT name FROM resources WHERE agent_id = $1 ORDER BY agent_id, name FOR UPDATE
+        ), missing AS (
+            UPDATE resources SET reported = 0, capacity = used
+            WHERE agent_id = $1 AND name IN (SELECT name FROM before) AND name NOT IN (SELECT name FROM said)
+        )
+        INSERT INTO resources (agent_id, name, capacity, reported)
+        SELECT $1, said.name, said.amount, said.amount FROM said LEFT JOIN before USING (name) ORDER BY said.name
+        ON CONFLICT (agent_id, name) DO UPDATE
+            SET reported = EXCLUDED.reported, capacity = greatest(EXCLUDED.reported, resources.used)
+        """,
+        agent_id,
+        {name: int(amount) for name, amount in amounts.items() if amount >= 0},
+    )
+
+
+async def heartbeats(
+    connection: Connection, agents: Sequence[AgentId], *, now: datetime, lease_seconds: float
+) -> frozenset[SessionId]:
+    """Renew the leases of agents that were heard, and say on the sessions of lost ones that they are back.
+
+    Does not wait for the disk: a lease that is lost with the database's host is renewed by the next heartbeat.
+    """
+    rows = await connection.fetch(
+        """
+        UPDATE agents a SET seen_at = $2, lease_until = $3
+        WHERE id IN (SELECT id FROM agents WHERE id = ANY($1::text[]) ORDER BY id FOR NO KEY UPDATE)
+            AND set_config('synchronous_commit', 'off', true) = 'off'
+        RETURNING id, lost
+        """,
+        list(agents),
+        now,
+        now + timedelta(seconds=lease_seconds),
+    )
+    lost = sorted(AgentId(row["id"]) for row in rows if row["lost"])
+    return frozenset(await _returned(connection, lost, now)) if lost else frozenset()
+
+
+async def find_lost(connection: Connection, *, now: datetime) -> tuple[list[AgentId], frozenset[SessionId]]:
+    """Mark the agents whose leases are over, and flag their sessions, which go on wherever they are."""
+    rows = await connection.fetch(
+        """
+        UPDATE agents SET lost = true
+        WHERE id IN (SELECT id FROM agents WHERE NOT lost AND lease_until < $1 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+        RETURNING id, seen_at
+        """,
+        now,
+    )
+    await _lock_sessions(connection, [row["id"] for row in rows])
+    sessions: set[SessionId] = set()
+    for row in rows:
+        reason = f"the host {row['id']} has not been heard of since {row['seen_at']:%Y-%m-%d %H:%M:%S} UTC"
+        flagged = await _flag(connection, [row["id"]], lost=True, reason=reason, event="session.agent_lost", now=now)
+        sessions |= flagged
+        data = {"agent": row["id"], "reason": reason, "sessions": len(flagged)}
+        await emit(connection, "agent.lost", now=now, cause=Cause(by="deadline"), data=data)
+    return [AgentId(row["id"]) for row in rows], frozenset(sessions)
+
+
+async def _returned(connection: Connection, agents: Sequence[AgentId], now: datetime) -> set[SessionId]:
+    await connection.execute("UPDATE agents SET lost = false WHERE id = ANY($1::text[])", list(agents))
+    flagged = await _flag(connection, agents, lost=False, reason=None, event="session.agent_returned", now=now)
+    for agent_id in agents:
+        await emit(connection, "agent.returned", now=now, cause=Cause(by=f"agent:{agent_id}"), data={"agent": agent_id})
+    return flagged
+
+
+async def _flag(
+    connection: Connection, agents: Sequence[str], *, lost: bool, reason: str | None, event: str, now: datetime
+) -> set[SessionId]:
+    """Say on the sessions of these agents that their host is lost, or back. No status moves by it."""
+    rows = await connection.fetch(
+        """
+        WITH there AS MATERIALIZED (
+            SELECT s.id FROM sessions s WHERE s.agent_lost <> $2 AND s.ended_at IS NULL AND s.id IN (
+                SELECT session_id FROM kernels
+                WHERE agent_id = ANY($1::text[]) AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE')
+            ORDER BY s.id FOR UPDATE
+        ), flagged AS (
+            UPDATE sessions s SET agent_lost = $2, activity = activity + 1,
+                status_reason = CASE WHEN $2 AND s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN $3::text
+                    WHEN NOT $2 AND s.status_reason LIKE 'the host % has not been heard of since %' THEN NULL
+                    ELSE s.status_reason END
+            FROM there t WHERE s.id = t.id RETURNING s.id, s.user_id, s.domain, s.name
+        ), told AS (
+            INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
+            SELECT $4::timestamptz, $5, id, user_id, domain, jsonb_build_object('by', 'manager'),
+                jsonb_strip_nulls(jsonb_build_object('name', name, 'agents', $1::text[], 'reason', $3::text)) FROM flagged
+        )
+        SELECT id FROM flagged
+        """,
+        list(agents),
+        lost,
+        reason,
+        now,
+        event,
+    )
+    return {SessionId(row["id"]) for row in rows}
+
+
+async def _lock_sessions(connection: Connection, agents: Sequence[str]) -> list[SessionId]:
+    """Those with something on these agents, in the order in which everybody locks them."""
+    rows = await connection.fetch(
+        """
+        SELECT id FROM sessions WHERE id IN (
+            SELECT session_id FROM kernels
+            WHERE agent_id = ANY($1::text[]) AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE')
+        ORDER BY id FOR UPDATE
+        """,
+        list(agents),
+    )
+    return [SessionId(row["id"]) for row in rows]
+
+
+async def _forgotten(connection: Connection, agent_id: AgentId, now: datetime) -> list[Moved]:
+    """The data dir is new: number its reports anew, and end what the old one had brought up."""
+    sessions = await _lock_sessions(connection, [agent_id])
+    rows = await connection.fetch(
+        """
+        UPDATE kernels SET boot_no = 0, report_seq = 0, generation = generation + 1, next_try_at = $2, tries = 0,
+            claimed_until = NULL
+        WHERE agent_id = $1 AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'
+        RETURNING session_id, attempt, observed IS NOT NULL OR seen_generation > 0 AS was_there
+        """,
+        agent_id,
+        now,
+    )
+    there = {row["session_id"] for row in rows if row["was_there"]}
+    asked = [Asked(session_id=one, reason=REMEMBERS_NOTHING) for one in sessions if one in there]
+    return await transit_many(connection, Event.FAIL, asked, cause=Cause(by=f"agent:{agent_id}"), now=now)
+
+
+async def _ask_again(connection: Connection, agent_id: AgentId, inventory: Sequence[str], now: datetime) -> None:
+    """Intents without an answer are due at once; a kernel that its inventory leaves out is asked about, not given up."""
+    await connection.execute(
+        """
+        UPDATE kernels SET next_try_at = $3, tries = 0, claimed_until = NULL,
+            seen_generation = CASE WHEN id::text = ANY($2::text[]) THEN seen_generation
+                ELSE least(seen_generation, generation - 1) END
+        WHERE id IN (
+            SELECT id FROM kernels WHERE agent_id = $1 AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'
+                AND (seen_generation < generation OR NOT id::text = ANY($2::text[]))
+            FOR UPDATE SKIP LOCKED)  -- what somebody is writing at this moment is heard of without being asked about
+        """,
+        agent_id,
+        list(inventory),
+        now,
+    )
+
+
+# -- the administrators' view ------------------------------------------------------------------------------------------
+async def list_agents(connection: Connection) -> list[dict[str, Any]]:
+    """Every agent with its resources, as administrators see it."""
+    return [dict(row) for row in await connection.fetch(f"{_AGENT} GROUP BY a.id ORDER BY a.id")]
+
+
+async def get_agent(connection: Connection, agent_id: AgentId) -> dict[str, Any]:
+    """Raises AgentNotFound."""
+    row = await connection.fetchrow(f"{_AGENT} WHERE a.id = $1 GROUP BY a.id", agent_id)
+    if row is None:
+        raise AgentNotFound(agent=agent_id)
+    return dict(row)
+
+
+_AGENT: Final = """
+    SELECT a.id, a.hostname, a.architecture, a.version, a.schedulable, a.lost, a.boot_no, a.info, a.images, a.seen_at,
+        a.lease_until, a.created_at,
+        coalesce(jsonb_object_agg(r.name, jsonb_build_object('capacity', r.reported, 'used', r.used))
+            FILTER (WHERE r.name IS NOT NULL), '{}') AS resources,
+        (SELECT count(*) FROM kernels k WHERE k.agent_id = a.id AND k.want <> 'NONE'
+            AND k.observed IS DISTINCT FROM 'GONE') AS kernels
+    FROM agents a LEFT JOIN resources r ON r.agent_id = a.id
+"""
+
+
+async def set_schedulable(connection: Connection, agent_id: AgentId, schedulable: bool) -> None:
+    """Cordon an agent, or take it into use again; what runs there is left alone. Raises AgentNotFound."""
+    found = await connection.fetchval(
+        "UPDATE agents SET schedulable = $2 WHERE id = $1 RETURNING true", agent_id, schedulable
+    )
+    if not found:
+        raise AgentNotFound(agent=agent_id)
+
+
+async def remove(connection: Connection, agent_id: AgentId, *, now: datetime, lost_for_good: bool = False) -> None:
+    """Forget an agent. Raises AgentNotFound, and StillInUse while kernels live there.
+
+    `lost_for_good` is an administrator's word that a lost host will not come back with containers: its slots are freed.
+    Sessions there have to be ended first all the same.
+    """
+    lost = await connection.fetchval("SELECT lost FROM agents WHERE id = $1 FOR UPDATE", agent_id)
+    if lost is None:
+        raise AgentNotFound(agent=agent_id)
+    living = await connection.fetch(
+        """
+        SELECT k.id, s.ended_at IS NULL AS live FROM kernels k JOIN sessions s ON s.id = k.session_id
+        WHERE k.agent_id = $1 AND k.want <> 'NONE' AND k.observed IS DISTINCT FROM 'GONE'
+        """,
+        agent_id,
+    )
+    if any(row["live"] for row in living) or (living and not (lost and lost_for_good)):
+        raise StillInUse(f"{len(living)} kernels live on the agent '{agent_id}'; end their sessions first.")
+    await release(connection, [row["id"] for row in living], now=now)
+    await connection.execute(
+        "UPDATE kernels SET agent_id = NULL, want = 'NONE', observed = 'GONE' WHERE agent_id = $1", agent_id
+    )
+    await connection.execute("DELETE FROM agents WHERE id = $1", agent_id)
+    await emit(connection, "agent.removed", now=now, cause=Cause(by="manager"), data={"agent": agent_id})
+
+
+# -- the managers that agents dial -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerRow:
+    id: UUID
+    role: str
+    url: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": str(self.id), "role": self.role, "url": self.url}
+
+
+async def register_manager(
+    connection: Connection, manager_id: UUID, *, role: str, agent_url: str | None, now: datetime
+) -> None:
+    """Say that this process is there; again and again, as its sign of life."""
+    await connection.execute(
+        """
+        INSERT INTO managers (id, role, agent_url, started_at, seen_at) VALUES ($1, $2, $3, $4, $4)
+        ON CONFLICT (id) DO UPDATE SET agent_url = EXCLUDED.agent_url, seen_at = EXCLUDED.seen_at
+        """,
+        manager_id,
+        role,
+        agent_url,
+        now,
+    )
+
+
+async def list_managers(connection: Connection, *, now: datetime, alive_seconds: float = 30.0) -> list[ManagerRow]:
+    """The managers that agents should dial: those with an address that have been seen lately."""
+    rows = await connection.fetch(
+        "SELECT id, role, agent_url FROM managers WHERE agent_url IS NOT NULL AND seen_at > $1 ORDER BY started_at, id",
+        now - timedelta(seconds=alive_seconds),
+    )
+    return [ManagerRow(id=row["id"], role=row["role"], url=row["agent_url"]) for row in rows]
+
+
+async def unregister_manager(connection: Connection, manager_id: UUID) -> None:
+    await connection.execute("DELETE FROM managers WHERE id = $1", manager_id)
+
+
+async def drop_dead_managers(connection: Connection, *, now: datetime, dead_seconds: float = 300.0) -> int:
+    """Forget processes without a sign of life."""
+    return len(
+        await connection.fetch(
+            "DELETE FROM managers WHERE seen_at < $1 RETURNING id", now - timedelta(seconds=dead_seconds)
+        )
+    )
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
