@@ -80,7 +80,9 @@ def worth_retrying(error: MoorageError) -> bool:
     """Whether the server itself says that the same request will do shortly."""
     if error.code in _NOT_AGAIN:
         return False
-    return error.retryable or error.http_status in (429, 502, 503)
+    if error.code in errors.BY_CODE:
+        return error.retryable
+    return error.http_status in (429, 502, 503, 504)  # of a proxy in between
 
 
 def pause_seconds(attempt: int, retry_after: str | None = None) -> float:

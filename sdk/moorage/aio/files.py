@@ -84,7 +84,7 @@ class Files:
                     if at and response.status_code != 206:
                         raise UnexpectedAnswer("The server sent the whole file where a part was asked for.")
                     whole = _total(response) if whole is None else whole
-                    async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                    async for chunk in response.aiter_bytes():
                         at += len(chunk)
                         resumes = 0
                         yield chunk
@@ -160,7 +160,7 @@ class Files:
     async def archive(self, paths: Sequence[str]) -> AsyncGenerator[bytes]:
         """The files and folders as one tar archive, in pieces."""
         async with self._archive(paths) as response:
-            async for chunk in response.aiter_bytes(CHUNK_BYTES):
+            async for chunk in response.aiter_bytes():
                 yield chunk
 
     async def stat(self, path: str) -> FileStat:
@@ -248,7 +248,7 @@ class Files:
         fetched = 0
         try:
             async with self._archive(paths) as response:
-                async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                async for chunk in response.aiter_bytes():
                     await _io.in_thread(file.write, chunk)
                     fetched += len(chunk)
                     if on_progress is not None:

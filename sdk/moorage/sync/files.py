@@ -85,7 +85,7 @@ class Files:
                     if at and response.status_code != 206:
                         raise UnexpectedAnswer("The server sent the whole file where a part was asked for.")
                     whole = _total(response) if whole is None else whole
-                    for chunk in response.iter_bytes(CHUNK_BYTES):
+                    for chunk in response.iter_bytes():
                         at += len(chunk)
                         resumes = 0
                         yield chunk
@@ -161,7 +161,7 @@ class Files:
     def archive(self, paths: Sequence[str]) -> Generator[bytes]:
         """The files and folders as one tar archive, in pieces."""
         with self._archive(paths) as response:
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_bytes():
                 yield chunk
 
     def stat(self, path: str) -> FileStat:
@@ -247,7 +247,7 @@ class Files:
         fetched = 0
         try:
             with self._archive(paths) as response:
-                for chunk in response.iter_bytes(CHUNK_BYTES):
+                for chunk in response.iter_bytes():
                     _io.in_thread(file.write, chunk)
                     fetched += len(chunk)
                     if on_progress is not None:
