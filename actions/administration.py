@@ -28,7 +28,7 @@ from actions.base import (
 from actions.information import TaskData, TaskResult
 from actions.views import Done, ImageData, KeypairData, ProjectData, UserData
 from domain.errors import InvalidRequest, KeypairNotFound, NotFound, PermissionDenied
-from domain.ids import AccessKey
+from domain.ids import AccessKey, AgentId
 from domain.principal import Role
 from domain.resources import ResourceSlot
 from repositories import agents as agent_rows
@@ -535,7 +535,7 @@ class PullImageAction(ScopeAction[Work, TaskResult]):
 
     async def run(self, call: Work, /) -> TaskResult:
         if self.agent is not None:
-            await agent_rows.get(call.db.connection, self.agent, now=call.now)
+            await agent_rows.get_agent(call.db.connection, AgentId(self.agent))
         task = await call.db.tasks.add(
             call.new_id(),
             action="pull_image",
@@ -564,7 +564,7 @@ class ListAgentsAction(ScopeAction[Reading, AgentPage]):
     """The hosts: what each has, how much of it is taken, and when it was last heard of."""
 
     async def run(self, call: Reading, /) -> AgentPage:
-        return AgentPage(items=await agent_rows.listed(call.db.connection, now=call.now))
+        return AgentPage(items=await agent_rows.list_agents(call.db.connection))
 
 
 @action(Rules(allow=superadmin_or_monitor, effect=Effect.READ))
@@ -574,7 +574,7 @@ class GetAgentAction(ScopeAction[Reading, AgentResult]):
     agent: str
 
     async def run(self, call: Reading, /) -> AgentResult:
-        return AgentResult(agent=await agent_rows.get(call.db.connection, self.agent, now=call.now))
+        return AgentResult(agent=await agent_rows.get_agent(call.db.connection, AgentId(self.agent)))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
@@ -588,23 +588,27 @@ class ModifyAgentAction(ScopeAction[Work, AgentResult]):
         return self.agent
 
     async def run(self, call: Work, /) -> AgentResult:
-        await agent_rows.set_schedulable(call.db.connection, self.agent, self.schedulable)
+        await agent_rows.set_schedulable(call.db.connection, AgentId(self.agent), self.schedulable)
         call.announce("agents")
         call.announce("queue")
-        return AgentResult(agent=await agent_rows.get(call.db.connection, self.agent, now=call.now))
+        return AgentResult(agent=await agent_rows.get_agent(call.db.connection, AgentId(self.agent)))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
 class RemoveAgentAction(ScopeAction[Work, Done]):
-    """Forget a host on which nothing runs any more; its certificate is refused from then on."""
+    """Forget a host on which nothing runs any more; its certificate is refused from then on.
+
+    `lost_for_good` is your word that a lost host will not come back with containers: slots held there are freed.
+    """
 
     agent: str
+    lost_for_good: bool = False
 
     def target(self) -> str:
         return self.agent
 
     async def run(self, call: Work, /) -> Done:
-        await agent_rows.remove(call.db.connection, self.agent)
+        await agent_rows.remove(call.db.connection, AgentId(self.agent), now=call.now, lost_for_good=self.lost_for_good)
         call.announce("agents")
         return Done()
 
@@ -622,6 +626,6 @@ class CreateAgentTokenAction(ScopeAction[Work, JoinToken]):
     ttl_seconds: Annotated[float, Field(ge=60, le=7 * 86400)] = 3600.0
 
     async def run(self, call: Work, /) -> JoinToken:
-        secret, expires_at = secrets.token_urlsafe(32), call.now + timedelta(seconds=self.ttl_seconds)
-        await agent_rows.issue_token(call.db.connection, hash_secret(secret), expires_at=expires_at, now=call.now)
+        expires_at = call.now + timedelta(seconds=self.ttl_seconds)
+        secret = await agent_rows.issue_token(call.db.connection, expires_at=expires_at, now=call.now)
         return JoinToken(secret=secret, expires_at=expires_at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from alembic import command
@@ -26,3 +27,7 @@ def upgrade(dsn: str, revision: str = "head") -> None:
 
 def downgrade(dsn: str, revision: str) -> None:
     command.downgrade(config(dsn), revision)
+
+
+if __name__ == "__main__":
+    upgrade(os.environ["DATABASE_URL"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -81,6 +82,20 @@ def load_config(
         ca=str(ca) if ca else environ.get("MOORAGE_CA") or stored.get("ca"),
         fingerprint=fingerprint or environ.get("MOORAGE_FINGERPRINT") or stored.get("fingerprint"),
     )
+
+
+def save_config(*, endpoint: str, access_key: str, secret_key: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Make this server and keypair the ones that every command uses. Only the owner can read the file."""
+    path = config_path(environ)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    values = {"endpoint": endpoint, "access_key": access_key, "secret_key": secret_key}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        # JSON's strings are TOML's
+        file.writelines(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    partial.replace(path)
+    return path
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, str]:

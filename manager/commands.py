@@ -1,0 +1,177 @@
+"""The commands that come with the server: `moorage up`, `down`, `status`, `manager`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from manager.config import ConfigError, ManagerConfig, default_data_dir
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where everything is kept.  [default: $MOORAGE_DATA_DIR, or ~/.local/share/moorage]",
+)
+
+
+@click.command()
+@_data_dir
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the REST API; 0 takes a free one.  [default: 8470]")
+@click.option("--detach", is_flag=True, help="Return when everything runs, and leave it running.")
+@click.option("--json", "as_json", is_flag=True, help="Print endpoint and credentials as JSON.")
+@click.option("--cpu", type=float, help="CPUs that this machine offers to sessions.  [default: all]")
+@click.option("--mem", help="Memory that it offers, such as 16g.  [default: all]")
+def up(data_dir: Path | None, port: int | None, detach: bool, as_json: bool, cpu: float | None, mem: str | None) -> None:
+    """Run everything on this machine: PostgreSQL, a manager and an agent.
+
+    Resumes what is in the data dir, sessions included. Needs Docker, and nothing else.
+    """
+    from manager import up as installing
+
+    installation = installing.Installation.at(data_dir)
+    if installation.runner_pid() is None:
+        options = [*(["--cpu", str(cpu)] if cpu else []), *(["--mem", mem] if mem else [])]
+        if not detach:
+            _run_installation(installation, port, options, lambda: _announce(installation, as_json))
+            return
+        _run_detached(installation, port, options)
+    _wait_until_ready(installation)
+    _announce(installation, as_json)
+
+
+def _run_installation(installation: Any, port: int | None, options: list[str], ready: Any) -> None:
+    from manager import up as installing
+
+    try:
+        installing.run(installation, port=port, agent_options=options, ready=ready)
+    except (installing.CannotStart, ConfigError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _run_detached(installation: Any, port: int | None, options: list[str]) -> None:
+    """Fork, and come back when the child says that it is ready; its refusal becomes ours."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.close(reader)
+        os.setsid()
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
+        code = 0
+        try:
+            installation.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with installation.log_file.open("ab") as log_file:
+                os.dup2(log_file.fileno(), 1)
+                os.dup2(log_file.fileno(), 2)
+
+            def ready() -> None:
+                os.write(writer, b"ok")
+                os.close(writer)
+
+            _run_installation(installation, port, options, ready)
+        except click.ClickException as error:
+            os.write(writer, error.message.encode())
+            code = 1
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+            code = 1
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    if said != "ok":
+        os.waitpid(pid, 0)
+        raise click.ClickException(said or f"It ended before it was ready; see {installation.log_file}.")
+
+
+def _wait_until_ready(installation: Any, seconds: float = 120.0) -> None:
+    """Another `up` may still be on its way."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if installation.is_ready():
+            return
+        time.sleep(0.05)
+    raise click.ClickException(f"It is running but does not become ready; see {installation.log_file}.")
+
+
+def _announce(installation: Any, as_json: bool) -> None:
+    from moorage.config import save_config
+
+    summary = installation.summary()
+    save_config(endpoint=summary["endpoint"], access_key=summary["access_key"], secret_key=summary["secret_key"])
+    if as_json:
+        click.echo(json.dumps(summary))
+        sys.stdout.flush()
+        return
+    click.echo(f"Moorage is up at {summary['endpoint']}")
+    click.echo(f"  access key  {summary['access_key']}")
+    click.echo(f"  secret key  {summary['secret_key']}")
+    click.echo(f"  data dir    {summary['data_dir']}")
+    click.echo("Try:  moorage run -c 'print(1 + 1)'")
+    sys.stdout.flush()
+
+
+@click.command()
+@_data_dir
+def down(data_dir: Path | None) -> None:
+    """Stop what `moorage up` runs. Sessions' containers go on, and the next `up` finds them again."""
+    from manager import up as installing
+
+    installation = installing.Installation.at(data_dir)
+    try:
+        stopped = installing.down(installation)
+    except installing.CannotStart as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("Stopped." if stopped else f"Nothing is running in {installation.data_dir}.")
+
+
+@click.command()
+@_data_dir
+@click.option("--json", "as_json", is_flag=True)
+def status(data_dir: Path | None, as_json: bool) -> None:
+    """Say whether the installation of this machine runs, and how it is."""
+    from manager import up as installing
+
+    installation = installing.Installation.at(data_dir)
+    state = installation.status()
+    if as_json:
+        click.echo(json.dumps(state))
+    elif not state["running"]:
+        click.echo(f"Nothing is running in {state['data_dir']}; 'moorage up' starts it.")
+    else:
+        for name, value in state.items():
+            click.echo(f"{name:<10}  {value}")
+    sys.exit(0 if state["running"] and state["ready"] else 6)
+
+
+@click.command()
+@_data_dir
+@click.option("--role", type=click.Choice(["api", "control", "proxy"]), help="Run one role only.  [default: one of each]")
+@click.option("--database-url", help="PostgreSQL >= 15.  [default: manager.toml, or $DATABASE_URL]")
+@click.option("--host", help="Where the REST API listens.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535))
+@click.option("--agent-host", help="Where agents connect.")
+@click.option("--agent-api-port", type=click.IntRange(1, 65535))
+@click.option("--agent-control-port", type=click.IntRange(1, 65535))
+@click.option("--advertised-agent-host", help="The address that agents are told.")
+@click.option("--proxy-port", type=click.IntRange(1, 65535))
+@click.option("--tls-cert", help="Certificate chain of the REST API (PEM).")
+@click.option("--tls-key")
+@click.option("--log-level")
+def manager(data_dir: Path | None, role: str | None, **given: Any) -> None:
+    """Run a manager: its API, its control loops and its proxy, each a process."""
+    from manager import daemon
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        config = ManagerConfig.load((data_dir or default_data_dir()).absolute(), **given)
+        daemon.run(config, role)
+    except (ConfigError, daemon.CannotServe) as error:
+        raise click.ClickException(str(error)) from None

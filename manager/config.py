@@ -1,0 +1,94 @@
+"""What a manager is told: `manager.toml` in its data dir, the command line over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+FILE_NAME = "manager.toml"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says which line and why."""
+
+
+def default_data_dir() -> Path:
+    """`MOORAGE_DATA_DIR`, or a folder of this user's."""
+    if given := os.environ.get("MOORAGE_DATA_DIR"):
+        return Path(given)
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "moorage"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerConfig:
+    """One manager. Ports left at 0 are chosen by the system, which suits tests and one-machine installations."""
+
+    data_dir: Path
+    #: PostgreSQL; for LISTEN it must be a direct connection, or `listen_url` must be one
+    database_url: str = ""
+    listen_url: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8470
+    #: where agents connect; one port per role that speaks with them
+    agent_host: str = "127.0.0.1"
+    agent_api_port: int = 0
+    agent_control_port: int = 0
+    #: the address that agents are told, when it differs from the one listened on
+    advertised_agent_host: str = ""
+    proxy_port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    log_level: str = "INFO"
+
+    @classmethod
+    def load(cls, data_dir: Path, **given: Any) -> Self:
+        """From the file in `data_dir`, with what was `given` (and is not None) over it. `DATABASE_URL` fills an empty one."""
+        path = data_dir / FILE_NAME
+        try:
+            stored = tomllib.loads(path.read_text()) if path.exists() else {}
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        known = {f.name: f.type for f in fields(cls)} | {}
+        for name, value in stored.items():
+            if name not in known or name == "data_dir":
+                raise ConfigError(f"{path} has a setting that does not exist: {name}")
+            if type(value).__name__ != known[name]:
+                raise ConfigError(f"{path}: {name} must be of type {known[name]}")
+        chosen = {**stored, **{name: value for name, value in given.items() if value is not None}}
+        made = cls(data_dir=data_dir, **chosen)
+        if not made.database_url:
+            made = replace(made, database_url=os.environ.get("DATABASE_URL", ""))
+        if bool(made.tls_cert) != bool(made.tls_key):
+            raise ConfigError("tls_cert and tls_key belong together; give both or none")
+        if not made.tls_cert and not made.listens_on_loopback:
+            raise ConfigError(
+                f"plain HTTP is spoken on loopback only, and {made.host} is not: give --tls-cert and --tls-key"
+            )
+        return made
+
+    def save(self) -> None:
+        """Write the file, readable by its owner only: the database's password may be in it."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        values = {name: value for name, value in asdict(self).items() if name != "data_dir" and value != ""}
+        # JSON's strings and integers are TOML's.
+        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        path = self.data_dir / FILE_NAME
+        partial = path.with_suffix(".new")
+        partial.touch(mode=0o600)
+        partial.write_text(text)
+        partial.replace(path)
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
+
+    @property
+    def endpoint(self) -> str:
+        scheme = "https" if self.tls_cert else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
