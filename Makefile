@@ -1,0 +1,24 @@
+# Each of these sets up what it needs on a bare machine, and does nothing that is done already.
+.PHONY: help setup demo test check bench clean
+
+help:   ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+setup:  ## the virtual environment, the engine and the kernel image
+	@scripts/image >/dev/null
+
+demo:   ## the main job on real containers, told as a story
+	@scripts/demo
+
+test:   ## every tier of tests (TIERS="unit scenarios" for some)
+	@scripts/test $(TIERS)
+
+check:  ## format, lint, types, import contracts, links, generated files
+	@scripts/setup
+	@.venv/bin/python scripts/check
+
+bench:  ## benchmarks beside their references, in one run
+	@scripts/bench
+
+clean:  ## remove what the above made, the engine included
+	@scripts/clean
