@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
 from uuid import UUID, uuid4
 
 from domain.errors import MoorageError
@@ -19,13 +19,12 @@ from repositories.listen import MAX_PAYLOAD_BYTES, Listener
 
 log = logging.getLogger(__name__)
 
-#: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait for
-#: their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
+#: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait
+#: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
 TOPICS: Final = frozenset({"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "runs", "tasks"})
 #: What a subscriber is told: the sessions concerned, or None for "anything may have changed", also when messages may
 #: have been missed.
 Callback: TypeAlias = Callable[[frozenset[SessionId] | None], None]
-S = TypeVar("S")
 
 
 class Herald:
@@ -40,7 +39,7 @@ class Herald:
         self._check_seconds = check_seconds
         self._origin = uuid4().hex[:12]
         self._callbacks: dict[str, list[Callback]] = defaultdict(list)
-        self._watches: dict[SessionId, set[Watch]] = defaultdict(set)
+        self._watching: dict[SessionId, list[Callable[[], None]]] = defaultdict(list)
         self._pending: dict[str, set[SessionId] | None] = {}
         self._unsent = asyncio.Event()
         self._listener: Listener | None = None
@@ -82,39 +81,16 @@ class Herald:
         return lambda: self._callbacks[topic].remove(callback)
 
     @contextlib.contextmanager
-    def watch(self, session_id: SessionId) -> Iterator[Watch]:
-        """Hear of one session. Begin to watch before reading the row, so that no change falls in between."""
-        watch = Watch()
-        self._watches[session_id].add(watch)
+    def watching(self, session_id: SessionId, callback: Callable[[], None]) -> Iterator[None]:
+        """Hear of one session. Begin before reading its row, so that no change falls in between."""
+        callbacks = self._watching[session_id]
+        callbacks.append(callback)
         try:
-            yield watch
+            yield
         finally:
-            self._watches[session_id].discard(watch)
-            if not self._watches[session_id]:
-                del self._watches[session_id]
-
-    async def wait_for_session(
-        self,
-        session_id: SessionId,
-        read: Callable[[], Awaitable[S]],
-        until: Callable[[S], bool],
-        seconds: float | None,
-        *,
-        poll_seconds: float = 1.0,
-    ) -> S:
-        """What `read` gives once `until` holds of it, or when the time is over.
-
-        It reads at once, then whenever the session is announced, at the latest each `poll_seconds`.
-        """
-        loop = asyncio.get_running_loop()
-        end = None if seconds is None else loop.time() + seconds
-        with self.watch(session_id) as watch:
-            while True:
-                found = await read()
-                left = poll_seconds if end is None else min(poll_seconds, end - loop.time())
-                if until(found) or left <= 0:
-                    return found
-                await watch.changed(left)
+            callbacks.remove(callback)
+            if not callbacks:
+                self._watching.pop(session_id, None)
 
     def _tell(self, topic: str, session_ids: frozenset[SessionId] | None) -> None:
         for callback in tuple(self._callbacks[topic]):
@@ -123,9 +99,9 @@ class Herald:
             except Exception:
                 log.exception("a subscriber of %s failed", topic)
         if topic == "sessions":
-            for session_id in list(self._watches) if session_ids is None else session_ids:
-                for watch in self._watches.get(session_id, ()):
-                    watch.tell()
+            for session_id in list(self._watching) if session_ids is None else session_ids:
+                for changed in tuple(self._watching.get(session_id, ())):
+                    changed()
 
     def _missed(self) -> None:
         for topic in sorted(TOPICS):
@@ -138,7 +114,7 @@ class Herald:
         for part in message.split("|"):
             topic, *ids = part.split(" ")
             if topic in TOPICS:
-                self._tell(topic, None if ids == ["*"] else frozenset(SessionId(UUID(one)) for one in ids))
+                self._tell(topic, _session_ids(ids))
 
     async def _open(self) -> Listener:
         token = f"{self._origin} self {uuid4().hex}"
@@ -181,7 +157,7 @@ class Herald:
                 try:
                     await listener.notify(self._message(pending))  # empty now and then: is the server still there?
                 except BaseException:
-                    self._pending = {topic: None for topic in {*pending, *self._pending}}
+                    self._pending = dict.fromkeys({*pending, *self._pending})
                     self._unsent.set()
                     raise
                 if pending:
@@ -201,21 +177,8 @@ class Herald:
         return message if len(message) <= MAX_PAYLOAD_BYTES else text(every_id=False)
 
 
-class Watch:
-    """One waiter for one session."""
-
-    def __init__(self) -> None:
-        self._told = asyncio.Event()
-
-    def tell(self) -> None:
-        self._told.set()
-
-    async def changed(self, seconds: float | None) -> bool:
-        """True when the session, or anything, was announced since the last call; False when the time is over."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._told.wait()
-        except TimeoutError:
-            return False
-        self._told.clear()
-        return True
+def _session_ids(texts: list[str]) -> frozenset[SessionId] | None:
+    try:
+        return frozenset(SessionId(UUID(text)) for text in texts)
+    except ValueError:  # `*`
+        return None

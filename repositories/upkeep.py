@@ -1,0 +1,228 @@
+"""What has to be done now and then: number the events, chain the audit, forget what is old."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import asyncpg
+import orjson
+
+from repositories.database import Connection
+from repositories.runs_done import end_lost_runs
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+async def stamp_events(connection: Connection, *, limit: int = 2000) -> int:
+    """Give committed events their `seq`, without holes. Inside a transaction; returns how many were stamped.
+
+    Ids come from a sequence and commit out of order, so readers follow `seq`. The head row is locked first, so that any
+    number of sequencers is safe, and a reader that has seen `seq` n will never find a smaller one that is new.
+    """
+    await connection.execute("SELECT FROM sequencer WHERE name = 'events' FOR UPDATE")
+    stamped = await connection.fetchval(
+        """
+        WITH head AS (SELECT last_seq FROM sequencer WHERE name = 'events'),
+        batch AS (
+            SELECT id, at, row_number() OVER (ORDER BY id) AS number
+            FROM (SELECT id, at FROM events WHERE seq IS NULL ORDER BY id LIMIT $1) unstamped
+        ), stamped AS (
+            UPDATE events e SET seq = head.last_seq + batch.number FROM batch, head
+            WHERE e.id = batch.id AND e.at = batch.at RETURNING e.id
+        )
+        UPDATE sequencer SET last_seq = last_seq + (SELECT count(*) FROM stamped) WHERE name = 'events'
+        RETURNING (SELECT count(*) FROM stamped)
+        """,
+        limit,
+    )
+    return int(stamped)
+
+
+_AUDITED: Final = (
+    "seq, id, at, user_id, access_key, owner_access_key, action, target, outcome, request_id, repeats, chain"
+)
+
+
+async def chain_audit(connection: Connection, *, limit: int = 2000) -> int:
+    """Number committed audit rows, and chain each to the one before. Inside a transaction; returns how many."""
+    head = await connection.fetchrow("SELECT last_seq, head FROM sequencer WHERE name = 'audit' FOR UPDATE")
+    assert head is not None
+    rows = await connection.fetch(f"SELECT {_AUDITED} FROM audit WHERE seq IS NULL ORDER BY id LIMIT $1", limit)
+    if not rows:
+        return 0
+    link: bytes = head["head"] or b""
+    links = []
+    for seq, row in enumerate(rows, head["last_seq"] + 1):
+        link = _link(link, seq, row)
+        links.append(link)
+    last = head["last_seq"] + len(rows)
+    await connection.execute(
+        """
+        UPDATE audit a SET seq = f.seq, chain = f.chain
+        FROM unnest($1::bigint[], $2::timestamptz[], $3::bigint[], $4::bytea[]) AS f(id, at, seq, chain)
+        WHERE a.id = f.id AND a.at = f.at
+        """,
+        [row["id"] for row in rows],
+        [row["at"] for row in rows],
+        list(range(head["last_seq"] + 1, last + 1)),
+        links,
+    )
+    await connection.execute("UPDATE sequencer SET last_seq = $1, head = $2 WHERE name = 'audit'", last, link)
+    return len(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a walk along the audit chain has found."""
+
+    rows: int
+    broken_at: int | None  #: the first seq that is missing, moved or changed
+    head: bytes  #: compare it with one that was exported earlier
+
+
+async def verify_audit(connection: Connection, *, page: int = 5000) -> Verdict:
+    """Walk the chain from the oldest row that is kept; that one is taken as it is, everything after is proved."""
+    end = await connection.fetchrow("SELECT last_seq, coalesce(head, '') AS head FROM sequencer WHERE name = 'audit'")
+    assert end is not None
+    seen, last, link = 0, None, b""
+    while rows := await connection.fetch(
+        f"SELECT {_AUDITED} FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2", last or 0, page
+    ):
+        for row in rows:
+            first = last is None and row["seq"] != 1
+            if not first and (row["seq"] != (last or 0) + 1 or row["chain"] != _link(link, row["seq"], row)):
+                return Verdict(rows=seen, broken_at=(last or 0) + 1, head=end["head"])
+            seen, last, link = seen + 1, row["seq"], row["chain"]
+    if seen and last != end["last_seq"]:  # the tail was cut off
+        return Verdict(rows=seen, broken_at=(last or 0) + 1, head=end["head"])
+    return Verdict(rows=seen, broken_at=None, head=end["head"])
+
+
+def _link(before: bytes, seq: int, row: Mapping[str, Any]) -> bytes:
+    values = {name: row[name] for name in _AUDITED.split(", ") if name not in ("seq", "chain")}
+    canonical = orjson.dumps({**values, "seq": seq}, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
+    return hashlib.sha256(before + canonical).digest()
+
+
+# -- retention ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long what is kept; every table that grows is named here."""
+
+    events_days: int = 30
+    audit_days: int = 400
+    sessions_days: int = 90  #: after their end, with their kernels, status history and executions
+    executions_days: int = 30  #: after they finished
+    output_days: int = 7  #: of finished executions: the kept tail of their output
+    idempotency_keys_days: int = 2
+    tasks_days: int = 7  #: after they finished
+    tokens_days: int = 7  #: users' access tokens and agents' join tokens, after they expired or were used
+    managers_days: int = 1  #: processes without a sign of life
+    partitions_ahead_days: int = 8
+
+
+#: Rows deleted by one statement, so that no transaction holds many locks for long.
+_BATCH: Final = 2000
+#: table: (condition on $1, the name of its term in Retention). Deleted in batches by ctid.
+_BY_AGE: Final = {
+    "idempotency_keys": ("created_at < $1", "idempotency_keys_days"),
+    "executions": ("finished_at < $1", "executions_days"),
+    "tasks": ("finished_at < $1", "tasks_days"),
+    "tokens": ("expires_at < $1", "tokens_days"),
+    "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
+    "managers": ("seen_at < $1", "managers_days"),
+    # one whose host never said that it is gone still holds slots there
+    "sessions": (
+        "ended_at < $1 AND NOT EXISTS (SELECT FROM kernels k JOIN allocations a ON a.kernel_id = k.id"
+        " WHERE k.session_id = sessions.id)",
+        "sessions_days",
+    ),
+}
+
+
+async def purge(connection: Connection, *, now: datetime, keep: Retention) -> dict[str, int]:
+    """Forget what is older than it has to be kept: rows by table (partitions, for events and audit). Commits as it goes,
+    so not inside a transaction; to be called again when any count is as large as a batch."""
+    removed = {}
+    for table, (condition, term) in _BY_AGE.items():
+        removed[table] = await _delete(connection, table, condition, now - timedelta(days=getattr(keep, term)))
+    removed["output"] = await _forget_output(connection, now - timedelta(days=keep.output_days))
+    removed["lost_runs"] = await end_lost_runs(connection, ended_before=now - timedelta(hours=1), now=now)
+    for table, days in (("events", keep.events_days), ("audit", keep.audit_days)):
+        removed[table] = await _drop_partitions(connection, table, now - timedelta(days=days))
+    return removed
+
+
+async def ensure_partitions(connection: Connection, *, now: datetime, keep: Retention) -> int:
+    """Make the partitions of the days to come. A day whose rows are in the default partition already stays there."""
+    made = 0
+    today = now.astimezone(UTC).date()
+    for table in ("events", "audit"):
+        for ahead in range(keep.partitions_ahead_days):
+            try:
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL lock_timeout = '2s'")
+                    day = today + timedelta(days=ahead)
+                    made += await connection.fetchval("SELECT ensure_partitions($1, $2, 1)", table, day)
+            except (asyncpg.CheckViolationError, asyncpg.DuplicateTableError, asyncpg.LockNotAvailableError):
+                continue
+    return made
+
+
+async def _delete(connection: Connection, table: str, condition: str, before: datetime) -> int:
+    status = await connection.execute(
+        f"DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {condition} LIMIT {_BATCH}))",
+        before,
+    )
+    return _rows(status)
+
+
+async def _forget_output(connection: Connection, before: datetime) -> int:
+    status = await connection.execute(
+        f"""
+        UPDATE executions SET tail = NULL WHERE run_id IN (
+            SELECT run_id FROM executions WHERE finished_at < $1 AND tail IS NOT NULL LIMIT {_BATCH})
+        """,
+        before,
+    )
+    return _rows(status)
+
+
+async def _drop_partitions(connection: Connection, table: str, before: datetime) -> int:
+    day = before.astimezone(UTC).date()
+    try:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL lock_timeout = '2s'")
+            dropped = await connection.fetchval("SELECT drop_partitions($1, $2)", table, day)
+            dropped += await _empty_rest(connection, f"{table}_p_rest", before)
+    except asyncpg.LockNotAvailableError:  # a long reader; the next time
+        return 0
+    return int(dropped)
+
+
+async def _empty_rest(connection: Connection, table: str, before: datetime) -> int:
+    """The default partition takes rows only while no other fits; it goes as a whole, once all of it is old."""
+    newest = await connection.fetchval(f"SELECT max(at) FROM {table}")
+    if newest is None or newest >= before:
+        return 0
+    await connection.execute(f"TRUNCATE {table}")
+    return 1
+
+
+def _rows(status: str) -> int:
+    return int(status.rsplit(" ", 1)[-1])
+
+
+async def database_sizes(connection: Connection) -> Sequence[Mapping[str, Any]]:
+    """Every table with its rows (estimated) and bytes, for metrics."""
+    return list(
+        await connection.fetch(
+            """
+            SELECT relname AS name, greatest(reltuples, 0)::bigint AS rows, pg_total_relation_size(oid) AS bytes
+            FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY relname
+            """
+        )
+    )
