@@ -1,6 +1,5 @@
 """What can be asked of Moorage: one module per family, each action with its rules beside its body."""
 
-from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
 from actions.administration import (
     AliasImageAction,
     CreateAgentTokenAction,
@@ -32,6 +31,7 @@ from actions.administration import (
     SetQuotaAction,
     WhoAmIAction,
 )
+from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
 from actions.execution import (
     CompleteAction,
     ExecuteSessionAction,

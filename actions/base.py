@@ -163,7 +163,7 @@ class Action(ABC, Generic[W, R]):
     """A request as a value, named by a verb. `W` is what it is given to work with, `R` its answer."""
 
     rules: ClassVar[Rules]
-    name: ClassVar[str]  #: create_from_params, execute_session, ...
+    action_name: ClassVar[str]  #: create_from_params, execute_session, ...
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True, str_max_length=4 * 1024 * 1024
     )
@@ -253,14 +253,14 @@ def action(rules: Rules) -> Callable[[C], C]:
         if not cls.__doc__:
             raise TypeError(f"{cls.__name__} needs a docstring")
         cls.rules = rules
-        cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Action")).lower()
-        if cls.name in ACTIONS:
-            raise TypeError(f"there is an action {cls.name} already")
+        cls.action_name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Action")).lower()
+        if cls.action_name in ACTIONS:
+            raise TypeError(f"there is an action {cls.action_name} already")
         context = next(get_args(base)[0] for base in cls.__orig_bases__ if get_args(base))  # type: ignore[attr-defined]
         if _EFFECT_BY_CONTEXT.get(context) is not rules.effect:
             raise TypeError(f"{cls.__name__} is given {context.__name__}, which does not fit effect {rules.effect}")
         dataclass(frozen=True, kw_only=True)(cls)
-        ACTIONS[cls.name] = cls
+        ACTIONS[cls.action_name] = cls
         return cls
 
     return declare

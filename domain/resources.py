@@ -83,11 +83,14 @@ class ResourceSlot(Mapping[str, int]):
         """A JSON object of names and amounts at every door that validates with pydantic."""
         from pydantic_core import core_schema
 
-        amount = core_schema.union_schema([core_schema.int_schema(), core_schema.float_schema(), core_schema.str_schema()])
+        outside = core_schema.dict_schema(core_schema.str_schema(), core_schema.float_schema())
+        amount = core_schema.union_schema(
+            [core_schema.int_schema(), core_schema.float_schema(), core_schema.str_schema()]
+        )
         return core_schema.no_info_before_validator_function(
             lambda value: value if isinstance(value, cls) else cls(_mapping(value)),
             core_schema.is_instance_schema(cls),
-            serialization=core_schema.plain_serializer_function_ser_schema(cls.to_json),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.to_json, return_schema=outside),
             json_schema_input_schema=core_schema.dict_schema(core_schema.str_schema(), amount),
         )
 
@@ -109,7 +112,7 @@ class ResourceSlot(Mapping[str, int]):
 
 def _mapping(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidResources("Resources are an object of names and amounts, such as {\"cpu\": 2, \"mem\": \"4g\"}.")
+        raise InvalidResources('Resources are an object of names and amounts, such as {"cpu": 2, "mem": "4g"}.')
     return value
 
 

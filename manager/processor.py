@@ -114,7 +114,7 @@ class Processor:
             await self._audit_denial(action, call, error)
             raise
         finally:
-            self._observe(action.name, outcome, time.monotonic() - started)
+            self._observe(action.action_name, outcome, time.monotonic() - started)
         if isinstance(action, Settles) and settle_seconds != 0:
             answer = await action.settled(self._service, answer, settle_seconds)
         return answer
@@ -180,7 +180,7 @@ class Processor:
             work.db.connection,
             work.by.user_id,
             work.key,
-            action=action.name,
+            action=action.action_name,
             request_hash=request_hash(action),
             now=work.now,
         )
@@ -244,11 +244,11 @@ class Processor:
     @asynccontextmanager
     async def _reading(self, action: Action[Any, Any], call: Call) -> AsyncIterator[Reading]:
         async with self._database.reader() as connection:
-            yield _as(Reading, call, db=self.repositories(connection, call, action.name))
+            yield _as(Reading, call, db=self.repositories(connection, call, action.action_name))
 
     @asynccontextmanager
     async def _working(self, action: Action[Any, Any], call: Call) -> AsyncIterator[Work]:
-        async with self.transaction(call, action.name) as work:
+        async with self.transaction(call, action.action_name) as work:
             yield work
 
     @asynccontextmanager
@@ -276,7 +276,7 @@ class Processor:
             user_id=call.by.user_id,
             access_key=call.by.access_key,
             owner_access_key=owner,
-            action=action.name,
+            action=action.action_name,
             target=str(session.id) if session is not None else action.target(),
             outcome=outcome,
             request_id=call.request_id,
@@ -292,7 +292,7 @@ class Processor:
             return
         if not isinstance(error, PermissionDenied) and error.http_status not in (401, 404):
             return
-        denial = (call.by.user_id, action.name, action.target(), error.code)
+        denial = (call.by.user_id, action.action_name, action.target(), error.code)
         now = time.monotonic()
         if now - self._denials.get(denial, -60.0) < 60.0:
             return
@@ -302,7 +302,7 @@ class Processor:
         try:
             await self._audit(action, call, error.code, None)
         except MoorageError:
-            log.warning("a denial of %s could not be audited", action.name)
+            log.warning("a denial of %s could not be audited", action.action_name)
 
 
 def _check(action: Action[Any, Any], call: Call, session: Session) -> None:
@@ -342,7 +342,9 @@ def _as(kind: type[Any], call: Call, **more: Any) -> Any:
 def request_hash(action: Action[Any, Any]) -> bytes:
     """What makes two requests the same: the action and all it was given but who asks."""
     body = {f.name: getattr(action, f.name) for f in fields(action) if f.name != "access_key"}  # type: ignore[arg-type]
-    return hashlib.sha256(orjson.dumps([action.name, body], default=_jsonable, option=orjson.OPT_SORT_KEYS)).digest()
+    return hashlib.sha256(
+        orjson.dumps([action.action_name, body], default=_jsonable, option=orjson.OPT_SORT_KEYS)
+    ).digest()
 
 
 def _jsonable(value: object) -> object:

@@ -113,16 +113,15 @@ class SessionService:
         self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
     ) -> Session:
         changed = asyncio.Event()
+        deadline = None if seconds is None else time.monotonic() + seconds
         with self._herald.watching(session_id, changed.set):
-            deadline = None if seconds is None else time.monotonic() + seconds
             while True:
                 changed.clear()
                 session = await self._load(session_id)
                 left = None if deadline is None else deadline - time.monotonic()
                 if until(session) or (left is not None and left <= 0):
                     return session
-                # A second at most: the herald's word can be lost with its connection.
-                try:
+                try:  # a second at most: the herald's word can be lost with its connection
                     await asyncio.wait_for(changed.wait(), 1.0 if left is None else min(1.0, left))
                 except TimeoutError:
                     continue
@@ -159,7 +158,7 @@ class ActionProcessor(Generic[R]):
     async def start(self, action: Action[Any, Any], *, by: Principal | None = None, key: str | None = None) -> UUID:
         """Queue a background action; the id of its task."""
         if not self.kind.rules.background:
-            raise TypeError(f"{self.kind.name} is no background action")
+            raise TypeError(f"{self.kind.action_name} is no background action")
         answer = await self.wait_for_complete(action, by=by, key=key)
         return answer.task.id  # type: ignore[no-any-return]
 

@@ -148,7 +148,7 @@ class SessionRepository:
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
                     created_at, status_changed_at, expires_at, main_kernel_id, notices)
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
-                    $20, $21, $22, $22, $22 + make_interval(secs => $21), $23, $26)
+                    $20, $21::double precision, $22::timestamptz, $22, $22::timestamptz + make_interval(secs => $21::double precision), $23, $26)
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
