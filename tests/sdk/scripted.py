@@ -40,6 +40,7 @@ class ScriptedServer:
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     _answers: dict[tuple[str, str], list[Answer]] = field(default_factory=dict)
+    _news: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def endpoint(self) -> str:
@@ -55,10 +56,17 @@ class ScriptedServer:
         self.seen.clear()
         self._answers.clear()
 
+    def wait_for(self, method: str, path: str, seconds: float = 10) -> None:
+        """Until it has been asked."""
+        with self._news:
+            assert self._news.wait_for(lambda: bool(self.asked(method, path)), seconds), f"no {method} {path}"
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         path = request.raw_path.partition("?")[0]
-        self.seen.append(Seen(request.method, path, dict(request.query), dict(request.headers), body))
+        with self._news:
+            self.seen.append(Seen(request.method, path, dict(request.query), dict(request.headers), body))
+            self._news.notify_all()
         if not (answers := self._answers.get((request.method, path))):
             return problem(404, "route_not_found", f"nothing is scripted for {request.method} {path}")
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
