@@ -95,7 +95,15 @@ def errors() -> str:
     from domain.errors import MoorageError, all_errors
 
     names = sorted(error.__name__ for error in all_errors())
-    client_side = ["CommandFailed", "MoorageError", "NotConfigured", "UnexpectedAnswer", "Unreachable", "WaitTimeout"]
+    client_side = [
+        "CommandFailed",
+        "MoorageError",
+        "NotConfigured",
+        "StreamBroken",
+        "UnexpectedAnswer",
+        "Unreachable",
+        "WaitTimeout",
+    ]
     text = [
         NOTE.format(source="domain/errors.py"),
         '"""Every error of the server, by the class that a caller may catch; `BY_CODE` finds them by code."""\n\n',

@@ -53,6 +53,17 @@ class Unreachable(MoorageError):
     default_message = "The server cannot be reached."
 
 
+class StreamBroken(Unreachable):
+    """The connection broke while the answer was read; most streams are taken up by themselves."""
+
+    code = "stream_broken"
+    default_message = "The connection broke while the answer was read."
+
+
+class StreamSilent(StreamBroken):
+    """Nothing came for so long that the other end may be gone."""
+
+
 class WaitTimeout(MoorageError, TimeoutError):
     """What was waited for did not happen in time; it may happen yet."""
 

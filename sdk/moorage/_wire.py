@@ -36,7 +36,11 @@ def file_path(base: str, name: str) -> str:
 def query(**params: Any) -> dict[str, str]:
     """Query parameters without the unset ones, booleans in lower case."""
     return {
-        name.rstrip("_"): str(value).lower() if isinstance(value, bool) else str(value)
+        name: str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
         for name, value in params.items()
         if value is not None
     }

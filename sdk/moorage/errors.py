@@ -5,7 +5,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from moorage._errors import CommandFailed, MoorageError, NotConfigured, UnexpectedAnswer, Unreachable, WaitTimeout
+from moorage._errors import (
+    CommandFailed,
+    MoorageError,
+    NotConfigured,
+    StreamBroken,
+    UnexpectedAnswer,
+    Unreachable,
+    WaitTimeout,
+)
 
 __all__ = [
     "AgentNotFound",
@@ -62,6 +70,7 @@ __all__ = [
     "StartFailed",
     "StillInUse",
     "StorageFull",
+    "StreamBroken",
     "TaskNotFound",
     "TooManyRequests",
     "TransferFailed",

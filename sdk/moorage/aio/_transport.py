@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import ssl
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 
 from moorage import _wire
-from moorage._errors import MoorageError, UnexpectedAnswer, Unreachable
+from moorage._errors import MoorageError, StreamBroken, StreamSilent, UnexpectedAnswer, Unreachable
 from moorage._tls import tls_context
 from moorage._version import USER_AGENT
 from moorage.aio import _io
@@ -36,6 +37,7 @@ class Transport:
         self._given = transport
         self._client: httpx.AsyncClient | None = None
         self._had_contact = False
+        self._lock = threading.Lock()  # of threads that share a client; never held while anything is waited for
 
     async def request(
         self,
@@ -95,6 +97,11 @@ class Transport:
         response = await self._send(request, streamed=True, read_seconds=read_seconds)
         try:
             yield response
+        except httpx.ReadTimeout:
+            raise StreamSilent("The server sent nothing more.") from None
+        except httpx.TransportError as problem:
+            what = str(problem) or type(problem).__name__
+            raise StreamBroken(f"The connection to {self.config.endpoint} broke ({what}).") from problem
         finally:
             await response.aclose()
 
@@ -167,14 +174,19 @@ class Transport:
             verify: ssl.SSLContext | bool = False
             if self.config.endpoint.startswith("https:"):
                 verify = await _io.in_thread(tls_context, self.config)
-            self._client = httpx.AsyncClient(
-                headers={"Authorization": self.config.authorization, "User-Agent": USER_AGENT},
-                verify=verify,
-                transport=self._given,
-                trust_env=not self.config.is_local,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            )
+            with self._lock:
+                if self._client is None:
+                    self._client = self._new_client(verify)
         return self._client
+
+    def _new_client(self, verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            headers={"Authorization": self.config.authorization, "User-Agent": USER_AGENT},
+            verify=verify,
+            transport=self._given,
+            trust_env=not self.config.is_local,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        )
 
     def _unreachable(self, problem: httpx.TransportError) -> MoorageError:
         endpoint = self.config.endpoint

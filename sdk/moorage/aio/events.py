@@ -6,10 +6,8 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import httpx
-
 from moorage import _wire
-from moorage._errors import UnexpectedAnswer, Unreachable
+from moorage._errors import StreamBroken, StreamSilent, UnexpectedAnswer, Unreachable
 from moorage.aio import _io
 from moorage.aio._transport import STREAM_SILENCE_SECONDS, Transport
 
@@ -41,9 +39,9 @@ async def server_sent(
                         yield event_id, name, _decoded(data)
             if once:
                 return
-        except httpx.ReadTimeout:
+        except StreamSilent:
             fruitless = 0
-        except httpx.TransportError:
+        except StreamBroken:
             pass
         if fruitless > MAX_FRUITLESS:
             raise Unreachable("The server ends the stream of events again and again without sending anything.")

@@ -10,10 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-import httpx
-
 from moorage import _wire
-from moorage._errors import Unreachable, WaitTimeout
+from moorage._errors import StreamBroken, StreamSilent, Unreachable, WaitTimeout
 from moorage._models import RunInfo
 from moorage.aio import _io
 from moorage.aio._transport import STREAM_SILENCE_SECONDS, Transport, decoded
@@ -359,9 +357,9 @@ async def follow_records(
                         if record.kind == "done":
                             return
                     _check(deadline)
-        except httpx.ReadTimeout:
+        except StreamSilent:
             fruitless = 0  # silence is no failure, but the other end may be gone
-        except httpx.TransportError:
+        except StreamBroken:
             pass
         # The stream ended before the execution did: take it up where it broke off.
         _check(deadline)

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, overload
 import httpx
 
 from moorage import _wire
-from moorage._errors import UnexpectedAnswer
+from moorage._errors import StreamBroken, UnexpectedAnswer
 from moorage._models import FileStat
 from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
@@ -91,10 +91,10 @@ class Files:
                         if on_progress is not None:
                             await _io.result_of(on_progress(at - offset, whole))
                 return
-            except httpx.TransportError as problem:
+            except StreamBroken as problem:
                 resumes += 1
                 if etag is None or resumes > MAX_RESUMES:
-                    raise TransferFailed(f"Reading {path} broke off: {problem}.") from problem
+                    raise TransferFailed(f"Reading {path} broke off: {problem}") from problem
                 if whole is not None and at - offset >= whole:
                     return
                 await _io.sleep(_wire.pause_seconds(resumes))
@@ -253,8 +253,8 @@ class Files:
                     fetched += len(chunk)
                     if on_progress is not None:
                         await _io.result_of(on_progress(fetched, None))
-        except httpx.TransportError as problem:
-            raise TransferFailed(f"The archive broke off: {problem}; fetch it again.") from problem
+        except StreamBroken as problem:
+            raise TransferFailed("The archive broke off; fetch it again.") from problem
 
     @asynccontextmanager
     async def _archive(self, paths: Sequence[str]) -> AsyncIterator[httpx.Response]:

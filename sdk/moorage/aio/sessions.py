@@ -24,6 +24,8 @@ FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 READY = frozenset({"RUNNING", "RUNNING_DEGRADED"})
 #: The server is asked to hold an answer for so long; longer waits are several requests.
 HOLD_SECONDS = 20.0
+#: A log cannot be taken up exactly where it broke, so its silence is borne.
+LOG_SILENCE_SECONDS = 86400.0
 
 
 class Session:
@@ -201,7 +203,8 @@ class Session:
     async def follow_logs(self, *, kernel: str | None = None, tail: int | None = None) -> AsyncGenerator[str]:
         """What its container wrote and goes on writing, until it ends."""
         params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, follow=True)}
-        async with self._transport.stream("GET", f"{self._base}/logs", params=params, read_seconds=86400) as response:
+        address = f"{self._base}/logs"
+        async with self._transport.stream("GET", address, params=params, read_seconds=LOG_SILENCE_SECONDS) as response:
             async for text in response.aiter_text():
                 yield text
 

@@ -270,14 +270,18 @@ class Work:
         assert self._execution is not None
         line = ""
         if self._stdin:
-            try:
-                if record.data.get("password") and sys.stdin.isatty():
-                    line = getpass.getpass("") + "\n"
-                else:
-                    line = sys.stdin.readline()
-            except (EOFError, OSError, ValueError):
-                line = ""
+            line = _typed_line(hidden=bool(record.data.get("password")))
         self._execution.send_stdin(line, eof=not line)
+
+
+def _typed_line(*, hidden: bool) -> str:
+    """A line with its end; nothing at the end of the input."""
+    try:
+        if hidden and sys.stdin.isatty():
+            return getpass.getpass("") + "\n"
+        return sys.stdin.readline()
+    except (EOFError, OSError, ValueError):
+        return ""
 
 
 def _quietly(ask: Any) -> None:

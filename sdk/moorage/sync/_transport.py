@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import ssl
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 
 from moorage import _wire
-from moorage._errors import MoorageError, UnexpectedAnswer, Unreachable
+from moorage._errors import MoorageError, StreamBroken, StreamSilent, UnexpectedAnswer, Unreachable
 from moorage._tls import tls_context
 from moorage._version import USER_AGENT
 from moorage.config import Config
@@ -37,6 +38,7 @@ class Transport:
         self._given = transport
         self._client: httpx.Client | None = None
         self._had_contact = False
+        self._lock = threading.Lock()  # of threads that share a client; never held while anything is waited for
 
     def request(
         self,
@@ -96,6 +98,11 @@ class Transport:
         response = self._send(request, streamed=True, read_seconds=read_seconds)
         try:
             yield response
+        except httpx.ReadTimeout:
+            raise StreamSilent("The server sent nothing more.") from None
+        except httpx.TransportError as problem:
+            what = str(problem) or type(problem).__name__
+            raise StreamBroken(f"The connection to {self.config.endpoint} broke ({what}).") from problem
         finally:
             response.close()
 
@@ -168,14 +175,19 @@ class Transport:
             verify: ssl.SSLContext | bool = False
             if self.config.endpoint.startswith("https:"):
                 verify = _io.in_thread(tls_context, self.config)
-            self._client = httpx.Client(
-                headers={"Authorization": self.config.authorization, "User-Agent": USER_AGENT},
-                verify=verify,
-                transport=self._given,
-                trust_env=not self.config.is_local,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            )
+            with self._lock:
+                if self._client is None:
+                    self._client = self._new_client(verify)
         return self._client
+
+    def _new_client(self, verify: ssl.SSLContext | bool) -> httpx.Client:
+        return httpx.Client(
+            headers={"Authorization": self.config.authorization, "User-Agent": USER_AGENT},
+            verify=verify,
+            transport=self._given,
+            trust_env=not self.config.is_local,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        )
 
     def _unreachable(self, problem: httpx.TransportError) -> MoorageError:
         endpoint = self.config.endpoint

@@ -7,10 +7,8 @@ import json
 from collections.abc import Generator, Mapping
 from typing import Any
 
-import httpx
-
 from moorage import _wire
-from moorage._errors import UnexpectedAnswer, Unreachable
+from moorage._errors import StreamBroken, StreamSilent, UnexpectedAnswer, Unreachable
 from moorage.sync import _io
 from moorage.sync._transport import STREAM_SILENCE_SECONDS, Transport
 
@@ -42,9 +40,9 @@ def server_sent(
                         yield event_id, name, _decoded(data)
             if once:
                 return
-        except httpx.ReadTimeout:
+        except StreamSilent:
             fruitless = 0
-        except httpx.TransportError:
+        except StreamBroken:
             pass
         if fruitless > MAX_FRUITLESS:
             raise Unreachable("The server ends the stream of events again and again without sending anything.")

@@ -11,10 +11,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Literal
 
-import httpx
-
 from moorage import _wire
-from moorage._errors import Unreachable, WaitTimeout
+from moorage._errors import StreamBroken, StreamSilent, Unreachable, WaitTimeout
 from moorage._models import RunInfo
 from moorage.results import Collector, ErrorInfo, InputRequest, Record, RunResult, error_info
 from moorage.sync import _io
@@ -360,9 +358,9 @@ def follow_records(
                         if record.kind == "done":
                             return
                     _check(deadline)
-        except httpx.ReadTimeout:
+        except StreamSilent:
             fruitless = 0  # silence is no failure, but the other end may be gone
-        except httpx.TransportError:
+        except StreamBroken:
             pass
         # The stream ended before the execution did: take it up where it broke off.
         _check(deadline)

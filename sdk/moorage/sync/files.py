@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, overload
 import httpx
 
 from moorage import _wire
-from moorage._errors import UnexpectedAnswer
+from moorage._errors import StreamBroken, UnexpectedAnswer
 from moorage._models import FileStat
 from moorage.errors import FileNotFound, TransferFailed
 from moorage.sync import _io
@@ -92,10 +92,10 @@ class Files:
                         if on_progress is not None:
                             _io.result_of(on_progress(at - offset, whole))
                 return
-            except httpx.TransportError as problem:
+            except StreamBroken as problem:
                 resumes += 1
                 if etag is None or resumes > MAX_RESUMES:
-                    raise TransferFailed(f"Reading {path} broke off: {problem}.") from problem
+                    raise TransferFailed(f"Reading {path} broke off: {problem}") from problem
                 if whole is not None and at - offset >= whole:
                     return
                 _io.sleep(_wire.pause_seconds(resumes))
@@ -252,8 +252,8 @@ class Files:
                     fetched += len(chunk)
                     if on_progress is not None:
                         _io.result_of(on_progress(fetched, None))
-        except httpx.TransportError as problem:
-            raise TransferFailed(f"The archive broke off: {problem}; fetch it again.") from problem
+        except StreamBroken as problem:
+            raise TransferFailed("The archive broke off; fetch it again.") from problem
 
     @contextmanager
     def _archive(self, paths: Sequence[str]) -> Iterator[httpx.Response]:
