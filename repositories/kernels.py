@@ -95,6 +95,20 @@ async def try_again(connection: Connection, intent: Intent, *, at: datetime) -> 
     )
 
 
+async def overtake(connection: Connection, intent: Intent, generation: int, *, now: datetime) -> None:
+    """Number this intent after `generation`, which its agent has seen and a restored database has forgotten."""
+    await connection.execute(
+        """
+        UPDATE kernels SET generation = $3::bigint + 1, next_try_at = $4, claimed_until = NULL
+        WHERE id = $1 AND generation = $2 AND $3::bigint < 2::bigint ^ 62
+        """,
+        intent.kernel_id,
+        intent.generation,
+        generation,
+        now,
+    )
+
+
 def back_off_seconds(tries: int, jitter: float, *, most: float = 30.0) -> float:
     """0.1 s after the first failure, twice as long after each further one; `jitter` in [0, 1) spreads it by half."""
     return float(min(most, 0.1 * 2 ** min(tries - 1, 10))) * (0.75 + jitter / 2)
@@ -169,10 +183,17 @@ async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, 
         rest = {kernel_id: report for kernel_id, report in news.items() if kernel_id not in told}
         recorded.refused = await _not_their_own(connection, rest)
     await _add_notices(connection, sessions, rows, {kernel_id: fact for kernel_id, (_, fact) in news.items()})
-    recorded.moved = await _derive(connection, [sessions[one] for one in sorted(recorded.changed)], rows, now)
+    causes = {row["session_id"]: Cause(by=f"agent:{row['agent_id']}") for row in rows}
+    recorded.moved = await _derive(connection, [sessions[one] for one in sorted(recorded.changed)], causes, now)
     gone = [row["id"] for row in rows if row["observed"] == KernelState.GONE]
     recorded.released = bool(gone) and await release(connection, gone, now=now)
     return recorded
+
+
+async def settle(connection: Connection, session_id: SessionId, *, now: datetime, cause: Cause) -> list[Moved]:
+    """Move one session to where the facts that are known already say it should be; the steps that were taken."""
+    session = await connection.fetchrow(f"SELECT {_SESSION} FROM sessions s WHERE id = $1 FOR UPDATE", session_id)
+    return [] if session is None else await _derive(connection, [session], {session_id: cause}, now)
 
 
 async def release(connection: Connection, kernels: Sequence[UUID], *, now: datetime) -> bool:
@@ -311,7 +332,9 @@ async def _add_notices(
             )
 
 
-async def _derive(connection: Connection, sessions: Sequence[Row], told: Sequence[Row], now: datetime) -> list[Moved]:
+async def _derive(
+    connection: Connection, sessions: Sequence[Row], causes: Mapping[UUID, Cause], now: datetime
+) -> list[Moved]:
     """Move each session by what its kernels are, until nothing follows from it."""
     kernels = await connection.fetch(
         """
@@ -322,7 +345,6 @@ async def _derive(connection: Connection, sessions: Sequence[Row], told: Sequenc
         [session["id"] for session in sessions],
     )
     by_session = {session_id: list(rows) for session_id, rows in groupby(kernels, key=itemgetter("session_id"))}
-    causes = {row["session_id"]: Cause(by=f"agent:{row['agent_id']}") for row in told}
     status = {session["id"]: Status(session["status"]) for session in sessions if session["id"] in by_session}
     failed = {session["id"]: bool(session["failed"]) for session in sessions}
     moved: list[Moved] = []

@@ -27,6 +27,8 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
         WHERE s.status = 'PENDING' ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
         """
     )
+    if not kernels:
+        return Snapshot(pending=(), hosts=())
     resources = await connection.fetch(
         """
         SELECT a.id, a.architecture, r.name, r.reported - r.used AS free, r.reported

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -15,6 +15,11 @@ from repositories.database import Connection
 from repositories.runs_done import end_lost_runs
 
 
+async def lead(connection: Connection, what: str) -> bool:
+    """Whether this transaction does `what` now; nobody else does, until it ends. Spares work, and guards nothing."""
+    return bool(await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext('moorage ' || $1))", what))
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 async def stamp_events(connection: Connection, *, limit: int = 2000) -> int:
     """Give committed events their `seq`, without holes. Inside a transaction; returns how many were stamped.
@@ -22,6 +27,8 @@ async def stamp_events(connection: Connection, *, limit: int = 2000) -> int:
     Ids come from a sequence and commit out of order, so readers follow `seq`. The head row is locked first, so that any
     number of sequencers is safe, and a reader that has seen `seq` n will never find a smaller one that is new.
     """
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM events WHERE seq IS NULL)"):
+        return 0
     await connection.execute("SELECT FROM sequencer WHERE name = 'events' FOR UPDATE")
     stamped = await connection.fetchval(
         """
@@ -48,6 +55,8 @@ _AUDITED: Final = (
 
 async def chain_audit(connection: Connection, *, limit: int = 2000) -> int:
     """Number committed audit rows, and chain each to the one before. Inside a transaction; returns how many."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM audit WHERE seq IS NULL)"):
+        return 0
     head = await connection.fetchrow("SELECT last_seq, head FROM sequencer WHERE name = 'audit' FOR UPDATE")
     assert head is not None
     rows = await connection.fetch(f"SELECT {_AUDITED} FROM audit WHERE seq IS NULL ORDER BY id LIMIT $1", limit)
@@ -125,7 +134,7 @@ class Retention:
 
 
 #: Rows deleted by one statement, so that no transaction holds many locks for long.
-_BATCH: Final = 2000
+PURGE_BATCH: Final = 2000
 #: table: (condition on $1, the name of its term in Retention). Deleted in batches by ctid.
 _BY_AGE: Final = {
     "idempotency_keys": ("created_at < $1", "idempotency_keys_days"),
@@ -134,10 +143,10 @@ _BY_AGE: Final = {
     "tokens": ("expires_at < $1", "tokens_days"),
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
     "managers": ("seen_at < $1", "managers_days"),
-    # one whose host never said that it is gone still holds slots there
     "sessions": (
-        "ended_at < $1 AND NOT EXISTS (SELECT FROM kernels k JOIN allocations a ON a.kernel_id = k.id"
-        " WHERE k.session_id = sessions.id)",
+        # one whose host never said that it is gone still holds slots there
+        """ended_at < $1 AND NOT EXISTS (
+            SELECT FROM kernels k JOIN allocations a ON a.kernel_id = k.id WHERE k.session_id = sessions.id)""",
         "sessions_days",
     ),
 }
@@ -174,7 +183,7 @@ async def ensure_partitions(connection: Connection, *, now: datetime, keep: Rete
 
 async def _delete(connection: Connection, table: str, condition: str, before: datetime) -> int:
     status = await connection.execute(
-        f"DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {condition} LIMIT {_BATCH}))",
+        f"DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {condition} LIMIT {PURGE_BATCH}))",
         before,
     )
     return _rows(status)
@@ -184,7 +193,7 @@ async def _forget_output(connection: Connection, before: datetime) -> int:
     status = await connection.execute(
         f"""
         UPDATE executions SET tail = NULL WHERE run_id IN (
-            SELECT run_id FROM executions WHERE finished_at < $1 AND tail IS NOT NULL LIMIT {_BATCH})
+            SELECT run_id FROM executions WHERE finished_at < $1 AND tail IS NOT NULL LIMIT {PURGE_BATCH})
         """,
         before,
     )
@@ -214,15 +223,3 @@ async def _empty_rest(connection: Connection, table: str, before: datetime) -> i
 
 def _rows(status: str) -> int:
     return int(status.rsplit(" ", 1)[-1])
-
-
-async def database_sizes(connection: Connection) -> Sequence[Mapping[str, Any]]:
-    """Every table with its rows (estimated) and bytes, for metrics."""
-    return list(
-        await connection.fetch(
-            """
-            SELECT relname AS name, greatest(reltuples, 0)::bigint AS rows, pg_total_relation_size(oid) AS bytes
-            FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY relname
-            """
-        )
-    )

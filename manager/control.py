@@ -1,0 +1,86 @@
+"""The control role: plan, dispatch, take in, end in time, keep in order. Any number of managers may run it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from manager.dispatcher import ConnectedAgents, Dispatcher
+from manager.herald import Herald
+from manager.housekeeping import Purger, Sequencer
+from manager.ingest import Ingest
+from manager.loop import Loop
+from manager.reconciler import Deadlines, LostAgents, Scheduler
+from repositories.database import Database
+from repositories.upkeep import Retention
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    lease_seconds: float = 30.0  #: as agents are told in `Welcome`
+    keep: Retention = field(default_factory=Retention)
+
+
+class Control:
+    """Everything of the role, built once. `ingest` is what the hub calls back; `run` goes on until it is cancelled."""
+
+    def __init__(
+        self,
+        database: Database,
+        herald: Herald,
+        agents: ConnectedAgents,
+        *,
+        manager_id: UUID,
+        clock: Callable[[], datetime] = utc_now,
+        jitter: Callable[[], float] = random.random,
+        settings: ControlSettings | None = None,
+    ) -> None:
+        settings = settings or ControlSettings()
+        lease_seconds = settings.lease_seconds
+        self.ingest = Ingest(database, herald, clock=clock, lease_seconds=lease_seconds)
+        self.scheduler = Scheduler(database, herald, clock=clock)
+        self.dispatcher = Dispatcher(
+            database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter
+        )
+        self.deadlines = Deadlines(database, herald, clock=clock)
+        self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
+        self.sequencer = Sequencer(database, herald)
+        self.purger = Purger(database, keep=settings.keep, clock=clock)
+        self._wakes = (
+            ("queue", self.scheduler),
+            ("agents", self.scheduler),
+            ("dispatch", self.dispatcher),
+            ("events", self.sequencer),
+        )
+        self._herald = herald
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        return (self.scheduler, self.dispatcher, self.deadlines, self.lost_agents, self.sequencer, self.purger)
+
+    async def run(self) -> None:
+        forget = [self._herald.subscribe(topic, loop.wake) for topic, loop in self._wakes]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.ingest.run(), name="ingest")
+                for loop in self.loops:
+                    group.create_task(loop.run(), name=loop.name)
+        finally:
+            for end in forget:
+                end()
+            await self.dispatcher.close()
+
+
+async def run_control(
+    database: Database, herald: Herald, agents: ConnectedAgents, *, manager_id: UUID, settings: ControlSettings
+) -> None:
+    """For callers that need nothing of the parts. The hub's callbacks are `Control(...).ingest`."""
+    await Control(database, herald, agents, manager_id=manager_id, settings=settings).run()

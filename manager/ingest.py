@@ -1,0 +1,137 @@
+"""What agents say, on its way into the database; several reports at a time in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from agent.wire import AgentHello, Fact, RunDone
+from domain.ids import AgentId, KernelId, SessionId
+from domain.names import as_uuid
+from manager.herald import Herald
+from manager.loop import Batcher
+from repositories.agents import heartbeats, hello
+from repositories.database import Database
+from repositories.kernels import record_facts, renew_pull
+from repositories.record import AuditRecord, write_audit
+from repositories.runs_done import finish_runs
+
+log = logging.getLogger("moorage.control.ingest")
+
+
+class Ingest:
+    """The hub's callbacks. Each returns when what was said is committed; when it raises, the agent says it again."""
+
+    def __init__(
+        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], lease_seconds: float
+    ) -> None:
+        self._database = database
+        self._herald = herald
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._facts: Batcher[tuple[AgentId, Fact]] = Batcher("facts", self._write_facts)
+        self._runs: Batcher[tuple[AgentId, RunDone]] = Batcher("runs", self._write_runs)
+        self._beats: Batcher[AgentId] = Batcher("heartbeats", self._write_heartbeats)
+        self._renewed: dict[KernelId, datetime] = {}
+        self._refused: dict[AgentId, datetime] = {}
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for batcher in (self._facts, self._runs, self._beats):
+                group.create_task(batcher.run())
+
+    async def on_hello(self, said: AgentHello) -> None:
+        """An agent has connected: who it is was proved by its certificate. Its inventory is recorded with it."""
+        async with self._database.transaction() as connection:
+            greeted = await hello(connection, said, now=self._clock(), lease_seconds=self._lease_seconds)
+        if greeted.forgot:
+            log.warning("agent %s comes with a new data dir; %d sessions end", said.agent_id, len(greeted.moved))
+        await self.on_facts(AgentId(said.agent_id), [Fact.unpack(fact) for fact in said.facts])
+        if greeted.changed:
+            self._herald.announce("sessions", *greeted.changed)
+            self._herald.announce("events")
+        for topic in ("agents", "dispatch", "queue"):
+            self._herald.announce(topic)
+
+    async def on_heartbeat(self, agent_id: AgentId) -> None:
+        await self._beats.put([agent_id])
+
+    async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None:
+        await self._facts.put([(agent_id, fact) for fact in facts])
+
+    async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None:
+        await self._runs.put([(agent_id, run) for run in runs])
+
+    async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
+        """An image is on its way: nobody gives up on it. Written at most each 10 s for a kernel."""
+        kernel_id, now = as_uuid(str(said.get("kernel_id"))), self._clock()
+        if kernel_id is None:
+            return
+        last = self._renewed.get(KernelId(kernel_id))
+        if last is not None and now - last < timedelta(seconds=10):
+            return
+        if len(self._renewed) > 10_000:
+            self._renewed.clear()
+        self._renewed[KernelId(kernel_id)] = now
+        async with self._database.reader() as connection:
+            await renew_pull(connection, agent_id, KernelId(kernel_id), now=now)
+
+    async def _write_facts(self, reports: Sequence[tuple[AgentId, Fact]]) -> None:
+        async with self._database.transaction() as connection:
+            recorded = await record_facts(connection, reports, now=self._clock())
+        if recorded.changed:
+            self._herald.announce("sessions", *recorded.changed)
+        if recorded.intents:
+            self._herald.announce("dispatch")
+        if recorded.released:
+            self._herald.announce("queue")
+        if recorded.moved or recorded.released:
+            self._herald.announce("events")
+        for agent_id, kernel_id in recorded.refused:
+            await self._refuse(agent_id, kernel_id)
+
+    async def _write_runs(self, reports: Sequence[tuple[AgentId, RunDone]]) -> None:
+        async with self._database.reader() as connection:
+            sessions = await finish_runs(connection, reports, now=self._clock())
+        self._announce_runs(sessions)
+
+    def _announce_runs(self, sessions: frozenset[SessionId]) -> None:
+        if sessions:
+            self._herald.announce("runs", *sessions)
+            self._herald.announce("sessions", *sessions)
+            self._herald.announce("events")
+
+    async def _write_heartbeats(self, agents: Sequence[AgentId]) -> None:
+        async with self._database.transaction() as connection:
+            returned = await heartbeats(
+                connection, sorted(set(agents)), now=self._clock(), lease_seconds=self._lease_seconds
+            )
+        if returned:
+            self._herald.announce("sessions", *returned)
+            self._herald.announce("agents")
+            self._herald.announce("events")
+
+    async def _refuse(self, agent_id: AgentId, kernel_id: KernelId) -> None:
+        """An agent speaks of another's kernel: a mistake of ours, or an agent in wrong hands. Said once a minute."""
+        now = self._clock()
+        last = self._refused.get(agent_id)
+        if last is not None and now - last < timedelta(minutes=1):
+            return
+        self._refused[agent_id] = now
+        log.error("agent %s reports on kernel %s, which is not its own", agent_id, kernel_id)
+        record = AuditRecord(
+            at=now,
+            user_id=None,
+            access_key=f"agent:{agent_id}",
+            owner_access_key=None,
+            action="report_facts",
+            target=str(kernel_id),
+            outcome="permission_denied",
+            request_id=None,
+        )
+        async with self._database.reader() as connection:
+            await write_audit(connection, record)
+        self._herald.announce("events")

@@ -1,0 +1,139 @@
+"""What the control role decides by itself: who gets a host, what is over, which hosts are lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Final
+
+from domain.ids import SessionId
+from domain.placement import Blocked, Placement
+from domain.session import DEADLINES
+from manager.herald import Herald
+from manager.loop import Loop
+from manager.scheduler import plan
+from repositories.agents import find_lost
+from repositories.database import Database
+from repositories.due import Due, DueSession, next_due, take_due
+from repositories.placement import Placed, place, snapshot
+from repositories.transit import Asked, Cause, transit_many
+
+DEADLINE: Final = Cause(by="deadline")
+
+
+class Scheduler(Loop):
+    """Plans whenever something may be schedulable. Any number of them is safe: placing checks everything again."""
+
+    name = "scheduler"
+    #: Sessions placed by one statement; their locks are held until it has committed.
+    batch: Final = 500
+
+    def __init__(self, database: Database, herald: Herald, *, clock: Callable[[], datetime]) -> None:
+        super().__init__()
+        self._database = database
+        self._herald = herald
+        self._clock = clock
+
+    async def step(self) -> float | None:
+        started = time.monotonic()
+        async with self._database.reader() as connection:
+            seen = await snapshot(connection, now=self._clock())
+        planned = plan(seen, self._clock())
+        again = False
+        for at in range(0, len(planned.placements), self.batch):
+            placed = await self._place(planned.placements[at : at + self.batch])
+            again |= "no_room" in placed.conflicts.values()
+        # Others work too: after a long plan over a long queue, rest as long as it took.
+        took = time.monotonic() - started
+        return 0.0 if again and took < 0.05 else took if again else None
+
+    async def _place(self, placements: Sequence[Placement]) -> Placed:
+        async with self._database.reader() as connection:
+            placed = await place(connection, placements, now=self._clock())
+        if placed.sessions:
+            self._herald.announce("dispatch")
+            self._herald.announce("sessions", *placed.sessions)
+            self._herald.announce("events")
+        return placed
+
+
+class Deadlines(Loop):
+    """Ends what is over, in time; no status that is meant to pass lasts for ever."""
+
+    name = "deadlines"
+
+    def __init__(self, database: Database, herald: Herald, *, clock: Callable[[], datetime]) -> None:
+        super().__init__()
+        self._database = database
+        self._herald = herald
+        self._clock = clock
+
+    async def step(self) -> float | None:
+        now = self._clock()
+        async with self._database.reader() as connection:
+            due_at = await next_due(connection)
+        if due_at is None or due_at > now:
+            return None if due_at is None else (due_at - now).total_seconds()
+        return 0.0 if await self._end_what_is_due(now) else 0.1
+
+    async def _end_what_is_due(self, now: datetime) -> bool:
+        async with self._database.transaction() as connection:
+            due = await take_due(connection, now=now)
+            waited = any(one.due is Due.WAIT for one in due)
+            blocked = plan(await snapshot(connection, now=now), now).blocked if waited else {}
+            moved = []
+            for event, sessions in groupby(sorted(due, key=lambda one: one.event), key=lambda one: one.event):
+                asked = [Asked(session_id=one.session_id, reason=reason_of(one, blocked)) for one in sessions]
+                moved += await transit_many(connection, event, asked, cause=DEADLINE, now=now)
+        if moved:
+            self._herald.announce("sessions", *(one.session_id for one in moved))
+            for topic in ("dispatch", "queue", "events"):
+                self._herald.announce(topic)
+        return bool(moved)
+
+
+def reason_of(due: DueSession, blocked: Mapping[SessionId, Blocked]) -> str:
+    """What its owner reads."""
+    if due.due is Due.STATUS:
+        return DEADLINES[due.status].reason
+    seconds = f"{due.seconds:g} s" if due.seconds is not None else "the time that was given"
+    if due.due is Due.LIFETIME:
+        return f"its lifetime of {seconds} is over"
+    why = blocked.get(due.session_id)
+    missing = why.detail if why else "room became free only now"
+    return f"resource_unavailable: no place was found within {seconds}: {missing}"
+
+
+class LostAgents(Loop):
+    """Says of agents that are not heard of that they are lost; their sessions go on, wherever they are."""
+
+    name = "lost agents"
+
+    def __init__(
+        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], lease_seconds: float
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._herald = herald
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._blind_until = time.monotonic() + lease_seconds
+
+    def failed(self) -> None:
+        """While the database was away nobody could renew a lease: agents get the time to do so."""
+        self._blind_until = time.monotonic() + self._lease_seconds
+
+    async def step(self) -> float | None:
+        if time.monotonic() < self._blind_until:
+            return None
+        async with self._database.transaction() as connection:
+            agents, sessions = await find_lost(connection, now=self._clock())
+        if agents:
+            self._log.warning("not heard of any more: %s", ", ".join(agents))
+            self._herald.announce("agents")
+            self._herald.announce("events")
+        if sessions:
+            self._herald.announce("sessions", *sessions)
+        return None

@@ -1,0 +1,69 @@
+"""What is due: waits and lifetimes that are over, and statuses that should have passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from domain.ids import SessionId
+from domain.session import ANSWERING, DEADLINES, Event, Status
+from repositories import tables
+from repositories.database import Connection
+
+
+class Due(StrEnum):
+    WAIT = "wait"  #: max_wait, in the queue
+    LIFETIME = "lifetime"  #: timeout, from RUNNING on
+    STATUS = "status"  #: the status was meant to pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueSession:
+    session_id: SessionId
+    status: Status
+    due: Due
+    seconds: float | None  #: the wait or lifetime that was asked for
+
+    @property
+    def event(self) -> Event:
+        return DEADLINES[self.status].compensation if self.due is Due.STATUS else Event.EXPIRE
+
+
+_EXPIRING: Final = ", ".join(f"'{status}'" for status in sorted({Status.PENDING, *ANSWERING}))
+_PASSING: Final = ", ".join(f"'{status}'" for status in sorted(DEADLINES))
+
+
+async def take_due(connection: Connection, *, now: datetime, limit: int = 200) -> list[DueSession]:
+    """Sessions with something due, locked in order until the caller's transaction ends, as they are at this moment."""
+    rows = await connection.fetch(
+        f"""
+        SELECT id, status, timeout_seconds, max_wait_seconds FROM sessions
+        WHERE {tables.NOT_FINAL} AND ((expires_at <= $1 AND status IN ({_EXPIRING}))
+            OR (deadline_at <= $1 AND status IN ({_PASSING})))
+        ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+        """,
+        now,
+        limit,
+    )
+    return [_due(row["id"], Status(row["status"]), row["timeout_seconds"], row["max_wait_seconds"]) for row in rows]
+
+
+async def next_due(connection: Connection) -> datetime | None:
+    """When the next is due; a session that is locked just now may be late already."""
+    times = await connection.fetchrow(
+        f"""
+        SELECT (SELECT min(expires_at) FROM sessions WHERE {tables.NOT_FINAL}),
+            (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL})
+        """
+    )
+    return min((at for at in times or () if at is not None), default=None)
+
+
+def _due(session_id: SessionId, status: Status, timeout: float | None, max_wait: float | None) -> DueSession:
+    if status is Status.PENDING:
+        return DueSession(session_id=session_id, status=status, due=Due.WAIT, seconds=max_wait)
+    if status in ANSWERING:
+        return DueSession(session_id=session_id, status=status, due=Due.LIFETIME, seconds=timeout)
+    return DueSession(session_id=session_id, status=status, due=Due.STATUS, seconds=None)
