@@ -39,11 +39,13 @@ class Model:
         return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__ if name != "_convert"}
 
 
-def when(value: str) -> datetime:
-    """An aware datetime from ISO 8601."""
+def when(value: str | float) -> datetime:
+    """An aware datetime from ISO 8601, or from unix seconds."""
     try:
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC)
         moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UnexpectedAnswer(f"The server sent '{value}' for a time.") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

@@ -40,7 +40,7 @@ class Record:
                 text=record.get("text") or "",
                 raw=None if raw is None else base64.b64decode(raw),
                 data=data,
-                time=when(record["time"]) if isinstance(record.get("time"), str) else None,
+                time=when(record["time"]) if record.get("time") is not None else None,
                 next_seq=after + 1,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
@@ -89,7 +89,7 @@ class RunResult:
     error: ErrorInfo | None = None
     exit_code: int | None = None
     signal: int | str | None = None
-    #: why it ended, when it did not end by itself: a timeout, out of memory, killed
+    #: finished, interrupted, timeout, crashed, killed, out_of_memory or worker_lost
     reason: str | None = None
     #: ranges of records that the server did not keep, because there was too much output
     gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -107,6 +107,11 @@ class RunResult:
             if isinstance(plain := bundle.get("text/plain"), str):
                 return plain
         return self.stdout
+
+    @property
+    def trouble(self) -> str:
+        """Why it was stopped, in one sentence; empty when it came to an end of its own."""
+        return _TROUBLES.get(self.reason or "", "")
 
     def check(self) -> RunResult:
         """This result; or `CommandFailed`, when it is not `ok`."""
@@ -132,11 +137,22 @@ class RunResult:
         }
 
 
+_TROUBLES = {
+    "timeout": "It ran longer than its timeout and was stopped.",
+    "crashed": "The session's interpreter crashed; its variables are lost.",
+    "killed": "It was killed.",
+    "out_of_memory": "It needed more memory than the session has, and was stopped.",
+    "worker_lost": "The session's runner went away while it ran.",
+}
+
+
 def _sentence(result: RunResult) -> str:
+    if result.trouble:
+        return result.trouble
     if result.error is not None:
         return f"The code raised {result.error.ename}: {result.error.evalue}"
     if result.signal is not None:
-        return f"The command was ended by signal {result.signal}" + (f": {result.reason}." if result.reason else ".")
+        return f"The command was ended by signal {result.signal}."
     last = result.stderr.strip().splitlines()
     return f"The command ended with exit code {result.exit_code}" + (f": {last[-1]}" if last else ".")
 

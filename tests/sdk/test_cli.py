@@ -166,9 +166,9 @@ def test_ps_is_a_table_for_people_and_a_list_for_programs(server: ScriptedServer
     ]
     assert [item["name"] for item in json.loads(sh("ps", "--json")[1])] == ["demo", "other"]
     assert sh("ps", "-q")[1] == "demo\nother\n"
-    assert "TERMINATED" not in server.seen[-1].query["status"]
-    sh("ps", "-a")
     assert "status" not in server.seen[-1].query
+    sh("ps", "-a")
+    assert server.seen[-1].query["status"] == "all"
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 42])
@@ -180,9 +180,13 @@ def test_exec_ends_with_the_programs_exit_code(server: ScriptedServer, sh: Shell
 
 
 def test_a_signal_is_told_as_shells_do(server: ScriptedServer, sh: Shell) -> None:
-    killed = record(0, kind="done", exit_code=None, signal="SIGKILL", reason="out of memory")
+    killed = record(0, kind="done", exit_code=None, signal=9, reason="out_of_memory")
     server.on("POST", EXECUTE, lines(RUN, killed))
-    assert sh("exec", "demo", "-c", "eat()") == (137, "", "moorage: out of memory\n")
+    assert sh("exec", "demo", "-c", "eat()") == (
+        137,
+        "",
+        "moorage: It needed more memory than the session has, and was stopped.\n",
+    )
 
 
 def test_bytes_come_out_as_they_went_in(server: ScriptedServer, sh: Shell) -> None:

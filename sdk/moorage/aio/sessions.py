@@ -329,7 +329,10 @@ class Sessions:
         all: bool = False,
         limit: int | None = None,
     ) -> AsyncIterator[Session]:
-        """Sessions, fetched page by page as they are looked at; `all` is everybody's, for administrators."""
+        """Live sessions, newest first, or those of some statuses ("all": of any), fetched as they are looked at.
+
+        `name` is a glob or a prefix; `all` is everybody's, for administrators.
+        """
         statuses = status if status is None or isinstance(status, str) else ",".join(status)
         pages = self._transport.pages(
             _wire.path("sessions"), limit=limit, status=statuses, name=name, tag=tag, project=project, all=all or None

@@ -9,7 +9,7 @@ import click
 
 from moorage._models_base import Model
 from moorage.cli import terminal
-from moorage.cli.sessions import FINAL, LIVE, Pairs, remove, show_sessions
+from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
 from moorage.cli.terminal import connect, details, json_option, print_json, table
 from moorage.errors import SessionNotFound
@@ -71,7 +71,7 @@ def user_ls(as_json: bool) -> None:
 @user.command("add")
 @click.argument("email")
 @click.option("--username", help="[default: what stands before the @]")
-@click.option("--role", default="user", show_default=True)
+@click.option("--role", default="user", show_default=True, help="user, monitor, domain_admin or superadmin.")
 @click.option("--domain")
 @click.option("--keypair", is_flag=True, help="Also make a keypair, and show it.")
 @json_option
@@ -364,7 +364,7 @@ def session() -> None:
 def session_ls(ended_too: bool, project: str | None, limit: int | None, as_json: bool) -> None:
     """List everybody's sessions."""
     with connect() as client:
-        found = client.sessions.list(status=None if ended_too else LIVE, project=project, limit=limit, all=True)
+        found = client.sessions.list(status="all" if ended_too else None, project=project, limit=limit, all=True)
     show_sessions([s.info for s in found], quiet=False, as_json=as_json, empty="No sessions.", owners=True)
 
 
@@ -382,7 +382,7 @@ def session_rm(
     with connect() as client:
         targets: list[tuple[str, str | None]] = [(name, owner) for name in sessions]
         if owner is None:
-            live = [s.info for s in client.sessions.list(all=True, status=LIVE)]
+            live = [s.info for s in client.sessions.list(all=True)]
             targets = []
             for name in sessions:
                 found = [info for info in live if name in (info.name, info.id) and info.status not in FINAL]

@@ -224,8 +224,8 @@ class Work:
                 elif not self._as_json:
                     _show_record(record)
         result = self._collector.result()
-        if result.reason and not self._as_json and not result.ok:
-            note(f"moorage: {result.reason}")
+        if result.trouble and not self._as_json:
+            note(f"moorage: {result.trouble}")
         return result
 
     def _started(self, run_id: str) -> None:

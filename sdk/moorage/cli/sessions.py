@@ -174,7 +174,7 @@ def ps_command(
 ) -> None:
     """List your sessions that have not ended, newest first."""
     with connect() as client:
-        statuses = [word.upper() for word in status] or (None if ended_too else LIVE)
+        statuses = [word.upper() for word in status] or ("all" if ended_too else None)
         found = client.sessions.list(status=statuses, tag=tag, project=project, limit=limit)
     empty = "No sessions." if ended_too else "No live sessions; 'moorage ps -a' also lists those that have ended."
     show_sessions([session.info for session in found], quiet=quiet, as_json=as_json, empty=empty)
