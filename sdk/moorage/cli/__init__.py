@@ -75,19 +75,6 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"'{cmd_name}' is a command of the server: install moorage-server on this machine.")
         return None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in COMMANDS and name not in SERVER:
-            from difflib import get_close_matches
-
-            known = [*COMMANDS, *SERVER]
-            close = get_close_matches(name, known, n=1)
-            if close and not any(entry.name == name for entry in server_entries()):
-                raise click.UsageError(f"There is no command '{name}'. Did you mean '{close[0]}'?", ctx)
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in SECTIONS.items():
             with formatter.section(title):

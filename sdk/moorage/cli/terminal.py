@@ -166,8 +166,10 @@ def span(seconds: float | None) -> str:
     """Two units of time at most: 93784 -> 1d 2h"""
     if seconds is None:
         return ""
-    if seconds < 60:
-        return f"{max(0.0, seconds):.0f}s" if seconds >= 10 else f"{max(0.0, seconds):.1f}s".replace(".0s", "s")
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f}ms"
+    if seconds < 10:
+        return f"{seconds:.1f}s"
     left, parts = int(seconds), []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, left = divmod(left, length)
@@ -177,7 +179,9 @@ def span(seconds: float | None) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    return "" if moment is None else span((datetime.now(UTC) - moment).total_seconds())
+    if moment is None:
+        return ""
+    return span((datetime.now(UTC) - moment).total_seconds()).partition(" ")[0]
 
 
 def local_time(moment: datetime | None) -> str:
