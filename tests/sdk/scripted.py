@@ -56,10 +56,10 @@ class ScriptedServer:
         self.seen.clear()
         self._answers.clear()
 
-    def wait_for(self, method: str, path: str, seconds: float = 10) -> None:
-        """Until it has been asked."""
+    def until(self, method: str, path: str, what: Callable[[Seen], bool] = lambda request: True) -> None:
+        """Wait for such a request."""
         with self._news:
-            assert self._news.wait_for(lambda: bool(self.asked(method, path)), seconds), f"no {method} {path}"
+            assert self._news.wait_for(lambda: any(map(what, self.asked(method, path))), 10), f"no {method} {path}"
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from aiohttp import web
 from moorage.cli import COMMANDS, cli
 
 from tests.sdk.scripted import (
@@ -201,7 +203,11 @@ def test_standard_input_is_the_programs(server: ScriptedServer, sh: Shell) -> No
     fed = says({"run_id": "r1", "status": "running"})
     server.on("POST", EXECUTE, lines(RUN, record(0, "waits")), fed)
 
-    server.on("GET", f"{BASE}/executions/r1", lines(RUN), lines(RUN), lines(RUN, done(1)))
+    async def ends_with_its_input(request: web.Request) -> web.StreamResponse:
+        await asyncio.to_thread(server.until, "POST", EXECUTE, lambda fed: "opts" in fed.json)
+        return await lines(RUN, done(1))(request)
+
+    server.on("GET", f"{BASE}/executions/r1", ends_with_its_input)
     assert sh("exec", "demo", "--", "cat", stdin="grün\n".encode())[0] == 0
     bodies = [request.json for request in server.asked("POST", EXECUTE)[1:]]
     assert "".join(body["code"] for body in bodies) == "grün\n"
@@ -216,7 +222,7 @@ def test_ctrl_c_interrupts_what_runs_and_its_end_is_waited_for(server: ScriptedS
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
-    server.wait_for("POST", f"{BASE}/interrupt")
+    server.until("POST", f"{BASE}/interrupt")
     server.on("GET", f"{BASE}/executions/r1", lines(record(1, kind="error", ename="KeyboardInterrupt"), done(2, 130)))
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
