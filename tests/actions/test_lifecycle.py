@@ -1,0 +1,239 @@
+"""What happens when sessions are created, changed, restarted and destroyed."""
+
+from __future__ import annotations
+
+from actions import (
+    CreateFromParamsAction,
+    DestroySessionAction,
+    RenameSessionAction,
+)
+from domain.errors import (
+    ImageNotFound,
+    InvalidConfiguration,
+    InvalidName,
+    InvalidRequest,
+    InvalidResources,
+    NameTaken,
+    NoAgents,
+    PermissionDenied,
+    ProjectNotFound,
+    QuotaExceeded,
+    ResourcesImpossible,
+    SessionEnded,
+    SessionNotFound,
+)
+from domain.resources import ResourceSlot
+from domain.session import FINAL, SessionTypes, Status
+from repositories.database import Database
+from tests.scenario import (
+    ALICE,
+    ID,
+    MALLORY,
+    NOBODYS_ID,
+    OTHER_ID,
+    ROOT,
+    WATCHER,
+    NotApplicable,
+    TestScenario,
+    a_row,
+    a_session,
+    scenarios,
+)
+
+to_best = RenameSessionAction(session_name="train", new_name="best")
+
+
+@scenarios(
+    RenameSessionAction,
+    success=TestScenario(
+        given=(a_session(),),
+        do=to_best,
+        answer=lambda a: a.session_data.name == "best",
+        then_rows=("sessions best: name train -> best",),
+    ),
+    stranger=TestScenario(given=(a_session(),), do=to_best, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    wrong_status=TestScenario(
+        given=(a_session(Status.TERMINATED),),
+        do=RenameSessionAction(session_name=str(ID), new_name="best"),
+        error=SessionEnded,
+        then_audit=None,
+    ),
+    not_found=TestScenario(do=to_best, error=SessionNotFound, then_audit="session_not_found"),
+    bad_input=TestScenario(
+        given=(a_session(),), do=RenameSessionAction(session_name="train", new_name="../x"), error=InvalidName, then_audit=None
+    ),
+    more={
+        "a_live_namesake_blocks": TestScenario(
+            given=(a_session(), a_session(id=OTHER_ID, name="best")), do=to_best, error=NameTaken, then_audit=None
+        ),
+        "a_finished_namesake_does_not": TestScenario(
+            given=(a_session(), a_session(Status.TERMINATED, id=OTHER_ID, name="best")),
+            do=to_best,
+            then_rows=("sessions best: name train -> best",),
+        ),
+        "an_admin_renames_for_the_owner": TestScenario(
+            given=(a_session(),),
+            do=RenameSessionAction(session_name="train", new_name="best", owner_access_key=ALICE.access_key),
+            by=ROOT,
+            then_rows=("sessions best: name train -> best",),
+        ),
+        "a_monitor_may_look_but_not_touch": TestScenario(
+            given=(a_session(),),
+            do=RenameSessionAction(session_name=str(ID), new_name="best"),
+            by=WATCHER,
+            error=PermissionDenied,
+            then_audit="permission_denied",
+        ),
+        "a_name_that_looks_like_an_id_is_refused": TestScenario(
+            given=(a_session(),),
+            do=RenameSessionAction(session_name="train", new_name=str(OTHER_ID)),
+            error=InvalidName,
+            then_audit=None,
+        ),
+    },
+)
+async def test_rename(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+destroy = DestroySessionAction(session_name=str(ID))
+
+
+@scenarios(
+    DestroySessionAction,
+    success=TestScenario(
+        given=(a_session(),),
+        do=destroy,
+        answer=lambda a: a.session_data.status is Status.TERMINATING,
+        then_rows=(
+            "+status_history train destroy TERMINATING",
+            "kernels train: generation 1 -> 2",
+            "kernels train: want RUN -> GONE",
+            "sessions train: prev_status null -> RUNNING",
+            "sessions train: status RUNNING -> TERMINATING",
+            "sessions train: status_reason null -> destroyed by its owner",
+        ),
+    ),
+    stranger=TestScenario(given=(a_session(),), do=destroy, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    wrong_status=NotApplicable("a session can be destroyed in every status"),
+    not_found=TestScenario(
+        do=DestroySessionAction(session_name=str(NOBODYS_ID)), error=SessionNotFound, then_audit="session_not_found"
+    ),
+    bad_input=TestScenario(
+        given=(a_session(),),
+        do=DestroySessionAction(session_name="train", forced="surely"),  # type: ignore[arg-type]
+        error=InvalidRequest,
+        then_audit=None,
+    ),
+    more={
+        "a_queued_session_is_only_cancelled": TestScenario(
+            given=(a_session(Status.PENDING),),
+            do=destroy,
+            then_rows=(
+                "+status_history train destroy CANCELLED",
+                "sessions train: prev_status null -> PENDING",
+                "sessions train: status PENDING -> CANCELLED",
+                "sessions train: status_reason null -> destroyed by its owner",
+            ),
+        ),
+        "asking_twice_changes_nothing": TestScenario(given=(a_session(Status.TERMINATING),), do=destroy),
+        "forced_it_is_over_at_once_and_the_slots_stay_taken": TestScenario(
+            given=(a_session(Status.TERMINATING),),
+            do=DestroySessionAction(session_name=str(ID), forced=True),
+            then_rows=(
+                "+status_history train force TERMINATED",
+                "sessions train: prev_status null -> TERMINATING",
+                "sessions train: status TERMINATING -> TERMINATED",
+                "sessions train: status_reason null -> destroyed by its owner",
+            ),
+        ),
+        **{f"of_a_{s}_one_is_done_already": TestScenario(given=(a_session(s),), do=destroy) for s in sorted(FINAL)},
+    },
+)
+async def test_destroy(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+def create(**changes: object) -> CreateFromParamsAction:
+    return CreateFromParamsAction(**{"name": "train", "image": "python:3.9", "resource_slots": ResourceSlot(cpu=2, mem=4096), **changes})  # type: ignore[arg-type]
+
+
+CREATED = ("+kernels train", "+sessions train", "+status_history train create PENDING")
+
+
+def quota(**limits: int) -> tuple[object, ...]:
+    return tuple(
+        a_row("quotas", scope="user", scope_id=str(ALICE.user_id), name=name, max_amount=most) for name, most in limits.items()
+    )
+
+
+@scenarios(
+    CreateFromParamsAction,
+    success=TestScenario(
+        do=create(), answer=lambda a: a.created and a.session_data.status is Status.PENDING, then_rows=CREATED
+    ),
+    stranger=TestScenario(
+        do=create(owner_access_key=ALICE.access_key), by=MALLORY, error=PermissionDenied, then_audit=None
+    ),
+    wrong_status=NotApplicable("there is no session yet"),
+    not_found=TestScenario(do=create(image="nosuch"), error=ImageNotFound, then_audit="image_not_found"),
+    bad_input=TestScenario(do=create(name="a\0b/c"), error=InvalidName, then_audit=None),
+    more={
+        "a_live_namesake_blocks": TestScenario(given=(a_session(),), do=create(), error=NameTaken, then_audit=None),
+        "a_live_namesake_is_reused_when_asked": TestScenario(
+            given=(a_session(),), do=create(reuse_if_exists=True), answer=lambda a: not a.created and a.session_data.id == ID
+        ),
+        "another_image_is_not_reused": TestScenario(
+            given=(a_session(image="other:1"),), do=create(reuse_if_exists=True), error=NameTaken, then_audit=None
+        ),
+        "what_no_host_could_hold_is_refused": TestScenario(
+            do=create(resource_slots=ResourceSlot(cpu=9, mem=512)), error=ResourcesImpossible, then_audit=None
+        ),
+        "a_resource_that_nobody_has_is_refused": TestScenario(
+            do=create(resource_slots=ResourceSlot(cpu=1, mem=512, gpu=1)), error=ResourcesImpossible, then_audit=None
+        ),
+        "no_host_of_the_images_architecture": TestScenario(
+            given=(a_row("images", name="arm:1", architecture="aarch64"),),
+            do=create(image="arm:1"),
+            error=NoAgents,
+            then_audit=None,
+        ),
+        "the_wrong_architecture": TestScenario(do=create(architecture="aarch64"), error=InvalidConfiguration, then_audit=None),
+        "no_memory": TestScenario(do=create(resource_slots=ResourceSlot(cpu=1, mem=1)), error=InvalidResources, then_audit=None),
+        "a_negative_lifetime": TestScenario(do=create(timeout=-1), error=InvalidRequest, then_audit=None),
+        "a_foreign_project": TestScenario(do=create(project="secret"), error=ProjectNotFound, then_audit="project_not_found"),
+        "batch_without_a_command": TestScenario(
+            do=create(session_type=SessionTypes.BATCH), error=InvalidConfiguration, then_audit=None
+        ),
+        "system_sessions_are_for_administrators": TestScenario(
+            do=create(session_type=SessionTypes.SYSTEM), error=PermissionDenied, then_audit="permission_denied"
+        ),
+        "a_monitor_creates_nothing": TestScenario(
+            do=create(), by=WATCHER, error=PermissionDenied, then_audit="permission_denied"
+        ),
+        "a_quota_is_charged": TestScenario(
+            given=quota(sessions=1, cpu=2000),  # type: ignore[arg-type]
+            do=create(),
+            then_rows=(
+                *CREATED,
+                "+quota_uses train cpu 2000",
+                "+quota_uses train sessions 1",
+                "quotas cpu: used 0 -> 2000",
+                "quotas sessions: used 0 -> 1",
+            ),
+        ),
+        "a_full_quota_refuses": TestScenario(
+            given=quota(cpu=1999),  # type: ignore[arg-type]
+            do=create(),
+            error=QuotaExceeded,
+            then_audit=None,
+        ),
+        "dangerous_variables_are_left_out_with_a_notice": TestScenario(
+            do=create(environ={"LD_PRELOAD": "/x.so", "A": "1"}),
+            answer=lambda a: a.session_data.environ == {"A": "1"} and a.session_data.notices[0]["kind"] == "environ",
+            then_rows=CREATED,
+        ),
+    },
+)
+async def test_create_from_params(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)

@@ -1,0 +1,346 @@
+"""`TestScenario`: one row of a table of what happens when somebody does something.
+
+Each one checks the answer or the error, every row of the database, what agents were asked, and the audit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import pytest
+
+from actions import ACTIONS, Action
+from actions.administration import hash_secret
+from domain.errors import MoorageError
+from domain.ids import AccessKey, SessionId
+from domain.principal import Principal, Role
+from domain.session import FINAL, Status
+from manager.processor import Processor
+from manager.world import Identities, SessionService, validated
+from repositories.database import Connection, Database
+from tests.agent.fake import FakeAgent
+
+NOW: Final = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+PROJECT: Final = UUID("00000000-0000-7000-8000-000000000001")
+HOST: Final = "host-1"
+
+
+def person(number: int, name: str, role: Role = Role.USER) -> Principal:
+    return Principal(
+        user_id=UUID(int=number), access_key=AccessKey(f"KEY-{name}"), domain="default", role=role, projects=("default",)
+    )
+
+
+ALICE: Final = person(1, "alice")
+MALLORY: Final = person(2, "mallory")
+ROOT: Final = person(3, "root", Role.SUPERADMIN)
+WATCHER: Final = person(4, "watcher", Role.MONITOR)
+PEOPLE: Final = (ALICE, MALLORY, ROOT, WATCHER)
+
+ID: Final = SessionId(UUID("11111111-0000-7000-8000-000000000001"))
+OTHER_ID: Final = SessionId(UUID("11111111-0000-7000-8000-000000000002"))
+NOBODYS_ID: Final = SessionId(UUID("99999999-0000-7000-8000-000000000009"))
+RUN_ID: Final = UUID("22222222-0000-7000-8000-000000000001")
+IMAGE: Final = "moorage/python:3.11"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A row, or some, to be there before: `await put(connection)`."""
+
+    put: Callable[[Connection], Awaitable[None]]
+
+
+def a_session(
+    status: Status = Status.RUNNING, *, id: SessionId = ID, name: str = "train", owner: Principal = ALICE, **columns: Any
+) -> Given:
+    """A session with one kernel that is as far as its status says: on a host, holding slots, observed."""
+
+    async def put(connection: Connection) -> None:
+        kernel_id = kernel_of(id)
+        ended = NOW if status in FINAL else None
+        placed = status not in (Status.PENDING, Status.CANCELLED)
+        row = {
+            "id": id,
+            "name": name,
+            "user_id": owner.user_id,
+            "access_key": owner.access_key,
+            "domain": "default",
+            "project_id": PROJECT,
+            "session_type": "interactive",
+            "cluster_mode": "single-node",
+            "image": IMAGE,
+            "architecture": "x86_64",
+            "status": str(status),
+            "requested_slots": {"cpu": 1000, "mem": 512},
+            "created_at": NOW,
+            "status_changed_at": NOW,
+            "started_at": NOW if status in (Status.RUNNING, Status.RUNNING_DEGRADED) else None,
+            "ended_at": ended,
+            "main_kernel_id": kernel_id,
+            **columns,
+        }
+        await insert(connection, "sessions", row)
+        await insert(
+            connection, "status_history", {"session_id": id, "version": 1, "target": "PENDING", "at": NOW}
+        )
+        observed = {Status.RUNNING: "RUNNING", Status.PREPARING: "PREPARING", Status.PULLING: "PULLING"}
+        gone = status in FINAL
+        await insert(
+            connection,
+            "kernels",
+            {
+                "id": kernel_id,
+                "session_id": id,
+                "attempt": columns.get("attempt", 1),
+                "slots": {"cpu": 1000, "mem": 512},
+                "agent_id": HOST if placed else None,
+                "want": ("GONE" if gone or status is Status.TERMINATING else "RUN") if placed else "NONE",
+                "generation": int(placed),
+                "observed": "GONE" if placed and gone else observed.get(status, "RUNNING" if placed else None),
+                "seen_generation": int(placed),
+                "created_at": NOW,
+            },
+        )
+        if placed and not gone:
+            for slot, amount in (("cpu", 1000), ("mem", 512)):
+                allocation = {"kernel_id": kernel_id, "agent_id": HOST, "name": slot, "amount": amount}
+                await insert(connection, "allocations", allocation)
+
+    return Given(put=put)
+
+
+def a_run(session_id: SessionId = ID, *, run_id: UUID = RUN_ID, **columns: Any) -> Given:
+    """An execution of that session."""
+    row = {
+        "run_id": run_id,
+        "session_id": session_id,
+        "kernel_id": kernel_of(session_id),
+        "agent_id": HOST,
+        "user_id": ALICE.user_id,
+        "request_hash": b"",
+        "mode": "query",
+        "started_at": NOW,
+    }
+    return a_row("executions", **{**row, **columns})
+
+
+def a_row(table: str, **columns: Any) -> Given:
+    async def put(connection: Connection) -> None:
+        await insert(connection, table, columns)
+
+    return Given(put=put)
+
+
+def kernel_of(session_id: SessionId) -> UUID:
+    return UUID(int=session_id.int + 0x1000)
+
+
+async def insert(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
+    names, marks = ", ".join(row), ", ".join(f"${n}" for n in range(1, len(row) + 1))
+    await connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", *row.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScenario:
+    """Given rows, somebody does an action; then this answer or error, changes of rows, agent calls, audit."""
+
+    __test__ = False  # not a test class, whatever its name says
+
+    do: Action[Any, Any]
+    given: tuple[Given, ...] = ()
+    by: Principal = ALICE
+    key: str | None = None
+    #: what the fake agent is to do, before the action
+    agent: Callable[[FakeAgent], None] = lambda _: None
+    answer: Callable[[Any], bool] = lambda _: True
+    error: type[MoorageError] | None = None
+    #: exactly these differences between before and after, as `changes` writes them
+    then_rows: tuple[str, ...] = ()
+    #: the names of the calls that agents got
+    then_agent: tuple[str, ...] = ()
+    #: None: nothing is on record; else the outcome
+    then_audit: str | None = "ok"
+
+    async def play(self, database: Database) -> None:
+        fake, outbox = FakeAgent(), Outbox()
+        self.agent(fake)
+        async with database.transaction() as connection:
+            await _world(connection)
+            for given in self.given:
+                await given.put(connection)
+        async with database.reader() as connection:
+            before = await rows(connection)
+        processor = _processor(database, outbox, fake)
+        # as doors do: the action's fields are checked before it is run
+        if self.error is None:
+            answer = await processor.run(validated(self.do), by=self.by, key=self.key)
+            assert answer.success
+            assert self.answer(answer), f"the answer is not as expected: {answer}"
+        else:
+            with pytest.raises(self.error) as caught:
+                await processor.run(validated(self.do), by=self.by, key=self.key)
+            assert type(caught.value) is self.error, f"{caught.value.code} is not {self.error.code}"
+            assert caught.value.message.endswith((".", ";")) or len(caught.value.message) > 10
+        async with database.reader() as connection:
+            after = await rows(connection)
+            audited = [row["outcome"] for row in await connection.fetch("SELECT outcome FROM audit")]
+        assert changes(before, after) == tuple(sorted(self.then_rows))
+        assert tuple(call[0] for call in fake.calls) == self.then_agent
+        assert audited == ([] if self.then_audit is None else [self.then_audit])
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, tuple[SessionId, ...]]] = []
+
+    def announce(self, topic: str, *session_ids: SessionId) -> None:
+        self.said.append((topic, session_ids))
+
+    def subscribe(self, _topic: str, _callback: object) -> None: ...
+
+
+def _processor(database: Database, outbox: Outbox, fake: FakeAgent) -> Processor:
+    service = SessionService(database, outbox, fake)  # type: ignore[arg-type]  # it only announces here
+    ids = iter(UUID(int=0xABC000 + n) for n in range(1000))
+    service.processor = Processor(
+        database,
+        Identities(database, outbox),  # type: ignore[arg-type]
+        outbox,
+        service,
+        observe=lambda *_: None,
+        now=lambda: NOW + timedelta(seconds=1),
+        new_id=lambda: next(ids),
+    )
+    return service.processor
+
+
+async def _world(connection: Connection) -> None:
+    """Four people, one image, one host with 8 CPUs and 8 GiB."""
+    for who in PEOPLE:
+        name = who.access_key.removeprefix("KEY-")
+        user = {"id": who.user_id, "email": f"{name}@example.org", "username": name, "domain": "default", "role": str(who.role)}
+        await insert(connection, "users", {**user, "created_at": NOW})
+        await insert(connection, "project_members", {"project_id": PROJECT, "user_id": who.user_id})
+        keypair = {"access_key": who.access_key, "secret_hash": hash_secret(f"secret-{name}"), "user_id": who.user_id}
+        await insert(connection, "keypairs", {**keypair, "created_at": NOW})
+    await insert(connection, "images", {"name": IMAGE, "architecture": "x86_64", "created_at": NOW})
+    for alias in ("python", "python:3.9"):
+        await insert(connection, "image_aliases", {"alias": alias, "image": IMAGE})
+    agent = {"id": HOST, "fingerprint": "f0", "architecture": "x86_64", "seen_at": NOW, "lease_until": NOW + timedelta(days=1)}
+    await insert(connection, "agents", {**agent, "created_at": NOW})
+    for slot, amount in (("cpu", 8000), ("mem", 8192)):
+        row = {"agent_id": HOST, "name": slot, "capacity": amount, "reported": amount}
+        await insert(connection, "resources", row)
+
+
+# -- every row, before and after ---------------------------------------------------------------------------------------
+Rows: TypeAlias = dict[str, dict[str, Any]]
+#: How a row is called in a difference.
+_NAMES: Final = {
+    "sessions": "name",
+    "kernels": "session_id",
+    "users": "email",
+    "keypairs": "access_key",
+    "projects": "name",
+    "images": "name",
+    "image_aliases": "alias",
+    "agents": "id",
+    "executions": "mode",
+    "tasks": "action",
+    "tokens": "name",
+}
+#: Written beside everything: the audit is checked by itself, and times say nothing.
+_ASIDE: Final = {"audit", "events", "alembic_version", "idempotency_keys"}
+
+
+async def rows(connection: Connection) -> Rows:
+    """Every row of every table but audit, events and keys, by table and primary key."""
+    tables = await connection.fetch(
+        """
+        SELECT c.relname AS name, array_agg(a.attname ORDER BY a.attname) AS key FROM pg_class c
+        JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(i.indkey)
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition GROUP BY 1
+        """
+    )
+    found: Rows = {}
+    for table in tables:
+        if table["name"] in _ASIDE:
+            continue
+        for row in await connection.fetch(f'SELECT to_jsonb(t) AS row FROM "{table["name"]}" t'):
+            key = " ".join(str(row["row"][column]) for column in table["key"])
+            found[f"{table['name']} {key}"] = row["row"]
+    return found
+
+
+def changes(before: Rows, after: Rows) -> tuple[str, ...]:
+    """What differs: `+table name`, `-table name`, `table name: column old -> new`; times and versions left out."""
+    found = []
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        table = key.split(" ")[0]
+        name = _name_of(table, key, new or old or {}, after)
+        if old is None or new is None:
+            found.append(f"{'+' if old is None else '-'}{table} {name}")
+            continue
+        found += [
+            f"{table} {name}: {column} {_short(old[column])} -> {_short(new[column])}"
+            for column in old
+            if old[column] != new[column] and not column.endswith("_at") and column not in ("version", "activity")
+        ]
+    return tuple(sorted(found))
+
+
+def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> str:
+    if table == "status_history":
+        session = all_rows.get(f"sessions {row['session_id']}", {})
+        return f"{session.get('name')} {row['event'] or 'create'} {row['target']}"
+    if table in ("kernels", "allocations", "quota_uses"):
+        session_id = row.get("session_id") or all_rows.get(f"kernels {row.get('kernel_id')}", {}).get("session_id")
+        who = str(all_rows.get(f"sessions {session_id}", {}).get("name"))
+        return who if table == "kernels" else f"{who} {row['name']} {row['amount']}"
+    if table in ("resources", "quotas"):
+        return str(row["name"])
+    return str(row[_NAMES[table]]) if table in _NAMES else key.partition(" ")[2]
+
+
+def _short(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class NotApplicable:
+    """Why an action can have no such scenario."""
+
+    reason: str
+
+
+#: What every action's table has to hold.
+ASPECTS: Final = ("success", "stranger", "wrong_status", "not_found", "bad_input")
+COVERED: dict[str, Mapping[str, TestScenario | NotApplicable]] = {}
+
+
+def scenarios(
+    action: type[Action[Any, Any]], /, *, more: Mapping[str, TestScenario] | None = None, **table: TestScenario | NotApplicable
+) -> pytest.MarkDecorator:
+    """Parametrise over an action's table. The five aspects must be there; `more` holds further rows, named by sentences."""
+    if missing := [aspect for aspect in ASPECTS if aspect not in table]:
+        raise TypeError(f"the scenarios of {action.action_name} lack {', '.join(missing)}")
+    COVERED[action.action_name] = table
+    played = {name: row for name, row in table.items() if isinstance(row, TestScenario)} | dict(more or {})
+    return pytest.mark.parametrize("scenario", [pytest.param(row, id=name) for name, row in played.items()])
+
+
+def uncovered() -> list[str]:
+    return sorted(set(ACTIONS) - set(COVERED))
+
+
