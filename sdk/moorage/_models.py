@@ -246,13 +246,15 @@ class Agent(Model):
     """A host that runs sessions."""
 
     id: str
-    status: str | None = None
-    schedulable: bool | None = None
-    address: str | None = None
+    hostname: str | None = None
     architecture: str | None = None
     version: str | None = None
+    schedulable: bool | None = None
+    lost: bool | None = None
     capacity: dict[str, Any] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
     last_seen_at: datetime | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"last_seen_at": when}

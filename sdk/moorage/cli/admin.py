@@ -295,8 +295,9 @@ def agent_ls(as_json: bool) -> None:
     """List hosts."""
     columns = {
         "ID": "id",
-        "STATUS": "status",
+        "HOST": "hostname",
         "SCHEDULABLE": "schedulable",
+        "LOST": "lost",
         "CAPACITY": "capacity",
         "USED": "used",
         "LAST SEEN": "last_seen_at",
@@ -342,11 +343,12 @@ def agent_uncordon(agent: str, as_json: bool) -> None:
 
 @agent.command("rm")
 @click.argument("agent")
+@click.option("--lost-for-good", is_flag=True, help="It will never come back: free what its containers hold.")
 @json_option
-def agent_rm(agent: str, as_json: bool) -> None:
-    """Forget a host that will not come back."""
+def agent_rm(agent: str, lost_for_good: bool, as_json: bool) -> None:
+    """Forget a host, on which nothing runs any more."""
     with connect() as client:
-        client.agents.remove(agent)
+        client.agents.remove(agent, lost_for_good=lost_for_good)
     removed(agent, as_json)
 
 

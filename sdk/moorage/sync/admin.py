@@ -81,9 +81,10 @@ class Agents:
         """Place sessions there again."""
         return self._schedulable(agent, True)
 
-    def remove(self, agent: str) -> None:
-        """Forget a host that will not come back."""
-        self._transport.request("DELETE", _wire.path("agents", agent))
+    def remove(self, agent: str, *, lost_for_good: bool = False) -> None:
+        """Forget a host. `lost_for_good`: it will never come back with its containers, so what they hold is free."""
+        params = _wire.query(lost_for_good=lost_for_good or None)
+        self._transport.request("DELETE", _wire.path("agents", agent), params=params)
 
     def create_token(self, *, ttl_seconds: float = 3600) -> str:
         """A one-time token for `moorage agent join TOKEN` on a new host."""
