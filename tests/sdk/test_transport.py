@@ -302,6 +302,24 @@ def test_a_session_that_ended_before_it_ran_says_why(server: ScriptedServer, cli
         client.sessions.create()
 
 
+def test_a_session_that_was_not_waited_for_is_not_left_behind(server: ScriptedServer, client: moorage.Client) -> None:
+    server.on("POST", SESSIONS, says(session(status="PENDING"), 201))
+    server.on("GET", BASE, says(session(status="PENDING")))
+    server.on("DELETE", BASE, says(session(status="CANCELLED")))
+    with pytest.raises(errors.WaitTimeout, match="PENDING, not RUNNING"):
+        client.sessions.create(wait=0.1)
+    assert len(server.asked("DELETE", BASE)) == 1
+
+
+def test_a_session_that_was_there_before_is_left_alone(server: ScriptedServer, client: moorage.Client) -> None:
+    server.on("POST", SESSIONS, says(session(status="PENDING"), 200))
+    server.on("GET", BASE, says(session(status="PENDING")))
+    with pytest.raises(errors.WaitTimeout):
+        client.sessions.ensure("demo", wait=0.1)
+    assert server.asked("POST", SESSIONS)[0].json["reuse_if_exists"] is True
+    assert not server.asked("DELETE", BASE)
+
+
 def test_an_unchanged_session_is_not_sent_again(server: ScriptedServer, client: moorage.Client) -> None:
     server.on("GET", f"{SESSIONS}/demo", says(session(), ETag='"7"'))
     server.on("GET", BASE, says(None, 304))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -229,6 +230,13 @@ class Session:
         wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
         return await self.wait_until(*wanted, timeout=None if wait is True else float(wait))
 
+    async def _abandon(self) -> None:
+        """Nobody holds it: whoever asked has got an exception instead."""
+        if self.status in FINAL:
+            return
+        with suppress(MoorageError):  # then its `max_wait` or lifetime ends it
+            await self.destroy(wait=False)
+
     def _take(self, answer: httpx.Response) -> Self:
         self.info = SessionInfo.from_json(decoded(answer))
         self._etag = answer.headers.get("etag")
@@ -274,7 +282,8 @@ class Sessions:
 
         `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
         may queue. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
-        before it ran, with the reason.
+        before it ran, with the reason, and `WaitTimeout`; a session that was made and then not waited for is
+        destroyed, so that an exception leaves none behind.
         """
         fields = _wire.body(
             name=name,
@@ -306,7 +315,12 @@ class Sessions:
             hold=hold or 0,
         )
         session = self._session(answer, owned)
-        return await session._wait_ready(wait)
+        try:
+            return await session._wait_ready(wait)
+        except BaseException:
+            if answer.status_code == 201:
+                await session._abandon()
+            raise
 
     @_io.opening
     async def ensure(self, name: str, **settings: Any) -> Session:
