@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import json
 import os
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +97,32 @@ def save_config(*, endpoint: str, access_key: str, secret_key: str, environ: Map
         # JSON's strings are TOML's
         file.writelines(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
     partial.replace(path)
+    return path
+
+
+def save_config(
+    *,
+    endpoint: str,
+    access_key: str,
+    secret_key: str,
+    ca: str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write the configuration file, readable by its owner only, and whole or not at all."""
+    path = Path(config) if config is not None else config_path()
+    named = {"endpoint": endpoint, "access_key": access_key, "secret_key": secret_key}
+    named |= {"ca": str(ca)} if ca else {}
+    named |= {"fingerprint": fingerprint} if fingerprint else {}
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in named.items())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
     return path
 
 

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from moorage import errors
-from moorage.config import load_config
+from moorage.config import load_config, save_config
 
 FILE = """
 endpoint = "http://127.0.0.1:1000"
@@ -45,6 +45,16 @@ def test_the_keys_of_the_file_go_to_its_own_server_only(file: Path) -> None:
     assert load_config(environ=environ).authorization == ""
     environ["MOORAGE_ENDPOINT"] = "http://127.0.0.1:1000/"
     assert load_config(environ=environ).authorization == "Bearer from file.secret of file"
+
+
+def test_what_was_saved_is_found_again_and_nobody_else_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "config.toml"
+    for secret in ("first", 'sécret "quoted" \\'):
+        save_config(endpoint="https://h:1", access_key="a", secret_key=secret, fingerprint="f" * 64, config=path)
+    assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    found = load_config(config=path, environ={})
+    assert (found.endpoint, found.secret_key, found.fingerprint) == ("https://h:1", 'sécret "quoted" \\', "f" * 64)
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:80", "ftp://x", "http://", "nonsense"])
