@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import json
 import os
 import tempfile
 import tomllib
@@ -86,20 +85,6 @@ def load_config(
     )
 
 
-def save_config(*, endpoint: str, access_key: str, secret_key: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Make this server and keypair the ones that every command uses. Only the owner can read the file."""
-    path = config_path(environ)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    values = {"endpoint": endpoint, "access_key": access_key, "secret_key": secret_key}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.new")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        # JSON's strings are TOML's
-        file.writelines(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
-    partial.replace(path)
-    return path
-
-
 def save_config(
     *,
     endpoint: str,
@@ -108,9 +93,10 @@ def save_config(
     ca: str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
     config: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> Path:
     """Write the configuration file, readable by its owner only, and whole or not at all."""
-    path = Path(config) if config is not None else config_path()
+    path = Path(config) if config is not None else config_path(environ)
     named = {"endpoint": endpoint, "access_key": access_key, "secret_key": secret_key}
     named |= {"ca": str(ca)} if ca else {}
     named |= {"fingerprint": fingerprint} if fingerprint else {}
