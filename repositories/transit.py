@@ -65,6 +65,10 @@ async def transit(
     In the same statement: history row, event row, the kernels' intents, quota given back at the end, deadline and
     lifetime set. A RESTART of a final session needs new kernels and quota as well: `SessionRepository.restart`.
     """
+    # Locked by a statement of its own: the next one then sees the kernels as whoever held the row has left them. In one
+    # statement a destroy that had waited for a restart, or for a placement, overlooked the kernels it had to tell.
+    assert connection.is_in_transaction()
+    await connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
     asked = [Asked(session_id=session_id, reason=reason, exit_code=exit_code)]
     moved = await transit_many(connection, event, asked, cause=cause, now=now, user_id=user_id)
     return moved[0] if moved else None
@@ -81,7 +85,7 @@ async def transit_many(
 ) -> list[Moved]:
     """Apply `event` to every session that is in a status which allows it; the others are left as they are.
 
-    With several sessions the caller has locked their rows, in the order of their ids.
+    The caller has locked their rows, in the order of their ids, by an earlier statement of the same transaction.
     """
     rows = await connection.fetch(
         _sql(event),

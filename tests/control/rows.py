@@ -99,8 +99,8 @@ async def add_sessions(
         INSERT INTO sessions (id, name, user_id, access_key, domain, project_id, session_type, cluster_mode, cluster_size,
             image, architecture, status, created_at, status_changed_at, priority, main_kernel_id, max_wait_seconds,
             timeout_seconds, expires_at)
-        SELECT id, 's-' || id, $3, 'AK', 'default', $4, 'interactive', $5, $6, 'image', $7, 'PENDING', $8::timestamptz, $8::timestamptz, $9, main,
-            $10::float8, $11::float8, $8::timestamptz + make_interval(secs => $10::float8)
+        SELECT id, 's-' || id, $3, 'AK', 'default', $4, 'interactive', $5, $6, 'image', $7, 'PENDING', $8::timestamptz, $8::timestamptz, $9,
+            main, $10::float8, $11::float8, $8::timestamptz + make_interval(secs => $10::float8)
         FROM unnest($1::uuid[], $2::uuid[]) AS f(id, main)
         """,
         ids, mains, USER, PROJECT, cluster_mode, kernels, architecture, created_at, priority, max_wait, timeout,
