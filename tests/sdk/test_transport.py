@@ -238,6 +238,7 @@ def test_events_go_on_after_the_last_one_seen(server: ScriptedServer, client: mo
         "GET",
         "/v1/events",
         events(("1.1", "session.created", at), ("1.2", "session.running", at), then_drop=True),
+        events(("1.2", "closing", {})),
         events(("1.3", "session.terminated", at | {"session_id": SESSION_ID})),
     )
     found = client.events()

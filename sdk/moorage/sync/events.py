@@ -36,6 +36,8 @@ def server_sent(
                     event_id, name, data = _wire.sse_events(lines)
                     lines = []
                     last = event_id or last
+                    if name == "closing":
+                        break  # the server stops, or is replaced
                     if data:
                         yield event_id, name, _decoded(data)
             if once:
