@@ -325,6 +325,7 @@ def follow_records(
     run_id: str | None = None
     next_seq, fruitless = from_seq, 0
     params = {**owner, **_wire.query(binary=binary or None)}
+    over = False
     while True:
         fruitless += 1
         replay = {**params, "from_seq": str(next_seq), "follow": "true"}
@@ -347,21 +348,22 @@ def follow_records(
                 for line in response.iter_lines():
                     if not (record := _parsed(line)):
                         break  # cut off in the middle of a line
-                    fruitless = 0
                     if record.kind == "run":
                         if start is not None and run_id is None:
                             run_id = str(record.data["run_id"])
                             yield record
                     elif record.seq >= next_seq or record.next_seq > next_seq:
-                        next_seq = record.next_seq
+                        next_seq, fruitless = record.next_seq, 0
                         yield record
-                        if record.kind == "done":
-                            return
-                    _check(deadline)
+                        over = over or record.kind == "done"
+                    if not over:
+                        _check(deadline)
         except StreamSilent:
             fruitless = 0  # silence is no failure, but the other end may be gone
         except StreamBroken:
             pass
+        if over:
+            return  # the body was read to its end, so that its connection serves again
         # The stream ended before the execution did: take it up where it broke off.
         _check(deadline)
         if fruitless > MAX_FRUITLESS:
