@@ -13,6 +13,7 @@ from repositories.database import translated
 
 #: PostgreSQL takes payloads below 8,000 bytes.
 MAX_PAYLOAD_BYTES: Final = 7900
+SELF_TEST_SECONDS: Final = 5.0
 
 
 class Listener:
@@ -43,7 +44,7 @@ class Listener:
             try:
                 await connection.add_listener(channel, receive)
                 await listener.notify(token)
-                await asyncio.wait_for(heard.wait(), 5)
+                await asyncio.wait_for(heard.wait(), SELF_TEST_SECONDS)
             except TimeoutError:
                 connection.terminate()
                 raise InvalidConfiguration(
