@@ -1,0 +1,209 @@
+"""Requests and notices over one WebSocket, the same at both ends. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import msgpack
+from aiohttp import WSMsgType
+
+from agent.wire import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
+from domain.errors import AgentUnavailable, Internal, InvalidRequest, MoorageError, TooManyRequests, from_code
+
+log = logging.getLogger("moorage.rpc")
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+Notice = Callable[[dict[str, Any]], None]
+
+_REQUEST, _ANSWER, _ERROR, _NOTICE, _CANCEL = range(5)
+#: kind, id, more follow: msgpack takes at most 16 bytes for them
+_PIECE_BYTES: Final = MAX_FRAME_BYTES - 64
+_MOST_HANDLED: Final = 1024
+_MOST_PARTIAL: Final = 256
+
+
+class WebSocket(Protocol):
+    """What is used of aiohttp's two kinds of WebSockets."""
+
+    async def send_bytes(self, data: bytes) -> None: ...
+    async def receive(self) -> Any: ...
+    async def close(self) -> Any: ...
+
+
+class Peer:
+    """One end of a connection. `await run()` serves it until it closes.
+
+    Long messages are cut into frames of at most 64 KiB, between which others get their turn. A handler's error goes to
+    the one who asked and harms nobody else. When the connection closes, everything still waiting fails with AgentUnavailable.
+    """
+
+    def __init__(self, socket: WebSocket, name: str) -> None:
+        self._socket = socket
+        self.name = name
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._notices: dict[str, Notice] = {}
+        self._handled: dict[int, asyncio.Task[None]] = {}
+        self._partial: dict[tuple[int, int], bytearray] = {}
+        self.closed = asyncio.Event()
+
+    def handle(self, name: str, handler: Handler) -> None:
+        """`handler(arguments) -> answer`, run as a task of its own for each request."""
+        self._handlers[name] = handler
+
+    def on_notice(self, name: str, notice: Notice) -> None:
+        """Called in the order of arrival; must not block."""
+        self._notices[name] = notice
+
+    async def request(self, name: str, arguments: dict[str, Any], *, timeout_seconds: float) -> Any:
+        """The other side's answer. Raises its domain error, or AgentUnavailable: then it is unknown what happened."""
+        if self.closed.is_set():
+            raise AgentUnavailable
+        number = next(self._ids)
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._send(_REQUEST, number, [name, arguments])
+                return await waiting
+        except TimeoutError:
+            self._cancel(number)
+            raise AgentUnavailable("The session's host did not answer in time; ask again.") from None
+        except asyncio.CancelledError:
+            self._cancel(number)
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    async def notify(self, name: str, arguments: dict[str, Any]) -> None:
+        await self._send(_NOTICE, next(self._ids), [name, arguments])
+
+    async def run(self) -> None:
+        """Read until the connection is closed by either side or breaks the rules."""
+        try:
+            while True:
+                message = await self._socket.receive()
+                if message.type != WSMsgType.BINARY:
+                    return
+                self._take(message.data)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            log.warning("%s breaks the protocol: %s", self.name, error)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        if self.closed.is_set():
+            return
+        self.closed.set()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(AgentUnavailable("The connection to the session's host was lost; ask again shortly."))
+        for task in list(self._handled.values()):
+            task.cancel()
+        await self._socket.close()
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+    async def _send(self, kind: int, number: int, content: Any) -> None:
+        body = msgpack.packb(content, default=_plain)
+        if len(body) > MAX_MESSAGE_BYTES:
+            raise InvalidRequest(f"The message of {len(body)} bytes is too large; use the file routes.")
+        try:
+            for at in range(0, len(body), _PIECE_BYTES):
+                piece = body if len(body) <= _PIECE_BYTES else body[at : at + _PIECE_BYTES]
+                more = at + _PIECE_BYTES < len(body)
+                await self._socket.send_bytes(msgpack.packb([kind, number, more, piece]))
+        except (ConnectionError, RuntimeError):
+            raise AgentUnavailable("The connection to the session's host was lost; ask again shortly.") from None
+
+    def _cancel(self, number: int) -> None:
+        """Tell the other side that nobody waits any more; what it has begun is its own affair."""
+        if not self.closed.is_set():
+            task = asyncio.ensure_future(self._send(_CANCEL, number, None))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+    def _take(self, frame: bytes) -> None:
+        if len(frame) > MAX_FRAME_BYTES:
+            raise ValueError("a frame is too long")
+        kind, number, more, piece = msgpack.unpackb(frame)
+        if not isinstance(kind, int) or not isinstance(number, int) or not isinstance(piece, bytes):
+            raise ValueError("a frame is malformed")
+        key = (kind, number)
+        if more or key in self._partial:
+            if (whole := self._joined(key, piece, more)) is None:
+                return
+            piece = whole
+        content = msgpack.unpackb(piece, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES)
+        match kind:
+            case 0:
+                self._serve(number, *content)
+            case 1 | 2:
+                self._answered(kind, number, content)
+            case 3:
+                if notice := self._notices.get(content[0]):
+                    notice(content[1])
+            case 4:
+                if task := self._handled.get(number):
+                    task.cancel()
+            case _:
+                raise ValueError("a frame is of no known kind")
+
+    def _joined(self, key: tuple[int, int], piece: bytes, more: bool) -> bytes | None:
+        if key not in self._partial and len(self._partial) >= _MOST_PARTIAL:
+            raise ValueError("too many messages are left unfinished")
+        partial = self._partial.setdefault(key, bytearray())
+        partial += piece
+        if len(partial) > MAX_MESSAGE_BYTES:
+            raise ValueError("a message is too long")
+        if more:
+            return None
+        return bytes(self._partial.pop(key))
+
+    def _answered(self, kind: int, number: int, content: Any) -> None:
+        waiting = self._waiting.pop(number, None)
+        if waiting is None or waiting.done():
+            return
+        if kind == _ANSWER:
+            waiting.set_result(content)
+        else:
+            code, message, facts = content
+            waiting.set_exception(from_code(str(code), str(message), **{str(k): v for k, v in facts.items()}))
+
+    def _serve(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        task = asyncio.create_task(self._answer(number, name, arguments), name=f"rpc {name}")
+        self._handled[number] = task
+        task.add_done_callback(lambda _: self._handled.pop(number, None))
+
+    async def _answer(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            if len(self._handled) > _MOST_HANDLED:
+                raise TooManyRequests
+            if (handler := self._handlers.get(name)) is None:
+                raise InvalidRequest(f"The other side does not know '{name}'; it may be of another version.")
+            await self._send(_ANSWER, number, await handler(arguments))
+        except asyncio.CancelledError:
+            raise
+        except AgentUnavailable as error:
+            if not self.closed.is_set():
+                await self._refuse(number, error)
+        except MoorageError as error:
+            await self._refuse(number, error)
+        except Exception as error:
+            log.exception("%s of %s failed", name, self.name)
+            await self._refuse(number, Internal(f"{name} failed: {type(error).__name__}"))
+
+    async def _refuse(self, number: int, error: MoorageError) -> None:
+        try:
+            await self._send(_ERROR, number, [error.code, error.message, {k: str(v) for k, v in error.facts.items()}])
+        except MoorageError:
+            log.debug("%s went away before it was answered", self.name)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent")
