@@ -178,7 +178,8 @@ def test_exec_ends_with_the_programs_exit_code(server: ScriptedServer, sh: Shell
     out, err = record(0, "to out\n"), record(1, "to err\n", kind="stderr")
     server.on("POST", EXECUTE, lines(RUN, out, err, done(2, exit_code)))
     assert sh("exec", "demo", "--no-stdin", "--", "sh", "-c", "exit 42") == (exit_code, "to out\n", "to err\n")
-    assert server.asked("POST", EXECUTE)[0].json == {"code": "sh -c 'exit 42'", "mode": "batch"}
+    asked = server.asked("POST", EXECUTE)[0].json
+    assert asked == {"code": "sh -c 'exit 42'", "mode": "batch", "opts": {"stdin": False}}
 
 
 def test_a_signal_is_told_as_shells_do(server: ScriptedServer, sh: Shell) -> None:

@@ -152,7 +152,11 @@ def test_a_stream_that_ends_without_an_end_is_taken_up_too(server: ScriptedServe
     server.on("POST", f"{BASE}/execute", lines(RUN, record(0, "a")))
     server.on("GET", f"{BASE}/executions/r1", lines(record(1, "b"), done(2)))
     assert s.commands.run(["echo", "a b"]).stdout == "ab"
-    assert server.asked("POST", f"{BASE}/execute")[0].json == {"code": "echo 'a b'", "mode": "batch"}
+    assert server.asked("POST", f"{BASE}/execute")[0].json == {
+        "code": "echo 'a b'",
+        "mode": "batch",
+        "opts": {"stdin": False},
+    }
 
 
 def test_a_failure_within_a_stream_is_raised(server: ScriptedServer, client: moorage.Client) -> None:

@@ -323,18 +323,22 @@ def _arriving(target: Path) -> Iterator[IO[bytes]]:
 
 
 def _unpack(file: IO[bytes], target: Path, paths: Sequence[str]) -> None:
-    """Into the folder `target`; one folder's own name is left out, so that `target` is its copy."""
+    """Into the folder `target`; the path of a single folder is left out, so that `target` becomes its copy."""
     file.seek(0)
-    only = posixpath.basename(posixpath.normpath(paths[0])) if len(paths) == 1 else ""
     target.mkdir(parents=True, exist_ok=True)
+    above: str | None = None if len(paths) == 1 else ""
     with tarfile.open(fileobj=file) as archive:
         for member in archive:
             name = posixpath.normpath(member.name).lstrip("/")
-            if only not in ("", ".", "..", "/"):
-                top, _, rest = name.partition("/")
-                name = rest or "." if top == only else name
+            if above is None:  # the first of a folder is the folder itself, unless it is the home
+                above = f"{name}/" if member.isdir() and _last(name) == _last(paths[0]) else ""
+            name = "." if f"{name}/" == above else name.removeprefix(above)
             if name != ".":
                 archive.extract(member.replace(name=name, deep=False), target, filter="data")
+
+
+def _last(path: str) -> str:
+    return posixpath.basename(posixpath.normpath(path))
 
 
 def _total(response: httpx.Response) -> int | None:

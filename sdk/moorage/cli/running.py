@@ -135,7 +135,8 @@ def exec_command(
             mode, text = work(command, code, file)
             found = client.sessions.get(session)
             if detach:
-                run_id = found.executions.start(text, mode=mode, timeout=timeout).run_id
+                opts = {"stdin": False} if mode == "batch" else None
+                run_id = found.executions.start(text, mode=mode, timeout=timeout, opts=opts).run_id
                 print_json({"run_id": run_id}) if as_json else click.echo(run_id)
                 return terminal.OK
             result = Work(found, as_json=as_json, stdin=not no_stdin).run(mode, text, timeout)
@@ -204,7 +205,8 @@ class Work:
         self._interrupts = 0
 
     def run(self, mode: Any, text: str, timeout: float | None) -> RunResult:
-        records = self._session.executions.stream(text, mode=mode, timeout=timeout, binary=True)
+        opts = {"stdin": False} if mode == "batch" and not self._stdin else None
+        records = self._session.executions.stream(text, mode=mode, timeout=timeout, opts=opts, binary=True)
         return self._show(records, feed=mode == "batch")
 
     def attach(self, run_id: str) -> RunResult:

@@ -8,12 +8,13 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Literal
 
 from moorage import _wire
 from moorage._errors import StreamBroken, StreamSilent, Unreachable, WaitTimeout
 from moorage._models import RunInfo
+from moorage.errors import NotWaitingForInput, ResourceExhausted
 from moorage.results import Collector, ErrorInfo, InputRequest, Record, RunResult, error_info
 from moorage.sync import _io
 from moorage.sync._transport import STREAM_SILENCE_SECONDS, Transport, decoded
@@ -26,6 +27,7 @@ OnInput = Callable[[InputRequest], object]
 Mode = Literal["query", "batch"]
 NDJSON = "application/x-ndjson"
 MAX_FRUITLESS = 8
+INPUT_CHARACTERS = 256 * 1024
 RunInfos = list[RunInfo]
 
 
@@ -89,11 +91,26 @@ class Execution:
                 return
 
     def send_stdin(self, data: str, *, eof: bool = False) -> None:
-        """Feed its standard input, or answer its `input()`; no newline is added. `eof` closes its standard input."""
-        fields: dict[str, Any] = {"mode": "input", "run_id": self.run_id, "code": data, "wait": 0}
+        """Feed its standard input, or answer its `input()`; no newline is added. `eof` closes its standard input.
+
+        Waits while it reads more slowly. Raises `NotWaitingForInput` when it has ended, or closed its input.
+        """
+        for start in range(0, len(data) or 1, INPUT_CHARACTERS):
+            piece = data[start : start + INPUT_CHARACTERS]
+            self._send_input(piece, eof=eof and start + INPUT_CHARACTERS >= len(data))
+
+    def _send_input(self, piece: str, *, eof: bool) -> None:
+        fields: dict[str, Any] = {"mode": "input", "run_id": self.run_id, "code": piece, "wait": 0}
         if eof:
             fields["opts"] = {"eof": True}
-        self._transport.request("POST", f"{self._base}/execute", params=self._owner, json=fields)
+        attempt = 0
+        while True:
+            try:
+                self._transport.request("POST", f"{self._base}/execute", params=self._owner, json=fields)
+                return
+            except ResourceExhausted:  # it has not read what it was sent before
+                attempt += 1
+                _io.sleep(min(_wire.pause_seconds(attempt), 1.0))
 
     def interrupt(self) -> bool:
         """As Ctrl-C would; whether there was something to interrupt."""
@@ -201,13 +218,10 @@ class Executions:
                 yield record
 
     def _answer(self, run_id: str, record: Record, on_input: OnInput | None) -> None:
-        handle = self.get(run_id)
-        if on_input is None:
-            handle.send_stdin("", eof=True)
-            return
         asked = InputRequest(str(record.data.get("prompt") or ""), bool(record.data.get("password")))
-        answer = _io.result_of(on_input(asked))
-        handle.send_stdin(f"{answer}\n" if answer is not None else "", eof=answer is None)
+        answer = None if on_input is None else _io.result_of(on_input(asked))
+        with suppress(NotWaitingForInput):  # it may have been interrupted meanwhile
+            self.get(run_id).send_stdin(f"{answer}\n" if answer is not None else "", eof=answer is None)
 
 
 class Commands:
@@ -229,7 +243,7 @@ class Commands:
         on_stderr: OnText | None = None,
         check: bool = False,
     ) -> RunResult:
-        """Run a shell command, or a program with its arguments, to its end."""
+        """Run a shell command, or a program with its arguments, to its end. Its standard input is `stdin`, or empty."""
         if stdin is None:
             script = shell(command, cwd, env)
             return self._executions.run(
@@ -237,12 +251,14 @@ class Commands:
                 mode="batch",
                 timeout=timeout,
                 run_id=run_id,
+                opts={"stdin": False},
                 on_stdout=on_stdout,
                 on_stderr=on_stderr,
                 check=check,
             )
         handle = self.start(command, cwd=cwd, env=env, timeout=timeout, run_id=run_id)
-        handle.send_stdin(stdin, eof=True)
+        with suppress(NotWaitingForInput):  # it need not read it
+            handle.send_stdin(stdin, eof=True)
         return handle.wait(on_stdout=on_stdout, on_stderr=on_stderr, check=check)
 
     def start(
@@ -251,12 +267,14 @@ class Commands:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        stdin: bool = True,
         timeout: float | None = None,
         run_id: str | None = None,
     ) -> Execution:
-        """Start it and do not wait for it."""
+        """Start it and do not wait for it. Its standard input stays open for `send_stdin`, unless `stdin` is false."""
+        opts = None if stdin else {"stdin": False}
         script = shell(command, cwd, env)
-        return self._executions.start(script, mode="batch", timeout=timeout, run_id=run_id)
+        return self._executions.start(script, mode="batch", timeout=timeout, run_id=run_id, opts=opts)
 
 
 class Callbacks:
