@@ -13,6 +13,7 @@ from uuid import UUID
 from agent.wire import AgentHello
 from domain.errors import AgentNotFound, AlreadyExists, Conflict, StillInUse, Unauthenticated
 from domain.ids import AgentId, SessionId
+from domain.names import as_uuid
 from domain.session import Event
 from repositories.database import Connection
 from repositories.kernels import release
@@ -124,7 +125,8 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
     changed = {one.session_id for one in moved}
     if known["lost"]:
         changed |= await _returned(connection, [agent_id], now)
-    await _ask_again(connection, agent_id, [str(fact.get("kernel_id")) for fact in said.facts], now)
+    inventory = [as_uuid(str(fact.get("kernel_id"))) for fact in said.facts]
+    await _ask_again(connection, agent_id, [one for one in inventory if one is not None], now)
     await set_resources(connection, agent_id, said.resources)  # last: everybody locks sessions before resources
     return Greeted(changed=frozenset(changed), moved=tuple(moved), returned=known["lost"], forgot=forgot)
 
@@ -266,16 +268,16 @@ async def _forgotten(connection: Connection, agent_id: AgentId, now: datetime) -
     return await transit_many(connection, Event.FAIL, asked, cause=Cause(by=f"agent:{agent_id}"), now=now)
 
 
-async def _ask_again(connection: Connection, agent_id: AgentId, inventory: Sequence[str], now: datetime) -> None:
+async def _ask_again(connection: Connection, agent_id: AgentId, inventory: Sequence[UUID], now: datetime) -> None:
     """Intents without an answer are due at once; a kernel that its inventory leaves out is asked about, not given up."""
     await connection.execute(
         """
         UPDATE kernels SET next_try_at = $3, tries = 0, claimed_until = NULL,
-            seen_generation = CASE WHEN id::text = ANY($2::text[]) THEN seen_generation
+            seen_generation = CASE WHEN id = ANY($2::uuid[]) THEN seen_generation
                 ELSE least(seen_generation, generation - 1) END
         WHERE id IN (
             SELECT id FROM kernels WHERE agent_id = $1 AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'
-                AND (seen_generation < generation OR NOT id::text = ANY($2::text[]))
+                AND (seen_generation < generation OR NOT id = ANY($2::uuid[]))
             FOR UPDATE SKIP LOCKED)  -- what somebody is writing at this moment is heard of without being asked about
         """,
         agent_id,
@@ -296,6 +298,17 @@ async def get_agent(connection: Connection, agent_id: AgentId) -> dict[str, Any]
     if row is None:
         raise AgentNotFound(agent=agent_id)
     return dict(row)
+
+
+async def reported_slots(connection: Connection) -> list[tuple[str, dict[str, int]]]:
+    """(architecture, {slot: amount}) of every agent that has ever said hello, used or not: what could be held at most."""
+    rows = await connection.fetch(
+        """
+        SELECT a.architecture, jsonb_object_agg(r.name, r.reported) AS slots
+        FROM agents a JOIN resources r ON r.agent_id = a.id GROUP BY a.id
+        """
+    )
+    return [(row["architecture"], row["slots"]) for row in rows]
 
 
 _AGENT: Final = """

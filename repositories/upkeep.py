@@ -112,7 +112,7 @@ async def verify_audit(connection: Connection, *, page: int = 5000) -> Verdict:
 
 def _link(before: bytes, seq: int, row: Mapping[str, Any]) -> bytes:
     values = {name: row[name] for name in _AUDITED.split(", ") if name not in ("seq", "chain")}
-    canonical = orjson.dumps({**values, "seq": seq}, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
+    canonical = orjson.dumps({**values, "seq": seq}, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
     return hashlib.sha256(before + canonical).digest()
 
 
