@@ -1,0 +1,200 @@
+"""What an agent must remember over its own death: one SQLite file, written before anything is done."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from agent.wire import Fact, KernelSpec, RunDone
+
+T = TypeVar("T")
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kernels (
+    kernel_id TEXT PRIMARY KEY,
+    attempt INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    want TEXT NOT NULL CHECK (want IN ('RUN', 'GONE')),
+    grace_seconds REAL NOT NULL,
+    spec TEXT,
+    fact TEXT NOT NULL,       -- what was last observed, without boot_no and seq
+    changed_at REAL NOT NULL, -- when that was
+    told INTEGER NOT NULL     -- whether a manager has written it down
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs_done (run_id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredKernel:
+    """The highest intent that was taken on, and what was last observed."""
+
+    kernel_id: str
+    attempt: int
+    generation: int
+    want: str
+    grace_seconds: float = 10.0
+    spec: KernelSpec | None = None
+    observed: str
+    exit: dict[str, Any] | None = None
+    started_at: float | None = None
+    notices: list[dict[str, Any]] = field(default_factory=list)
+    container_id: str | None = None
+    changed_at: float = 0.0
+    told: bool = False
+
+    def fact(self, boot_no: int, seq: int) -> Fact:
+        return Fact(
+            kernel_id=self.kernel_id,
+            attempt=self.attempt,
+            generation=self.generation,
+            observed=self.observed,
+            exit=self.exit,
+            started_at=self.started_at,
+            notices=list(self.notices),
+            container_id=self.container_id,
+            boot_no=boot_no,
+            seq=seq,
+        )
+
+
+class Store:
+    """All methods are coroutines; they return when what they wrote is on disk. SQLite runs in one thread of its own."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, uid: str, boot_no: int) -> None:
+        self._connection = connection
+        self._thread = thread
+        self.uid = uid  #: of the data dir
+        self.boot_no = boot_no
+
+    @classmethod
+    async def open(cls, path: Path) -> Store:
+        """Counts as a start of the daemon: `boot_no` is one more than the last time."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="agent-store")
+
+        def connect() -> tuple[sqlite3.Connection, str, int]:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+            with _transaction(connection):
+                connection.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?), ('boot_no', '0')", (uuid4().hex,))
+                connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'boot_no'")
+            meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+            return connection, meta["uid"], int(meta["boot_no"])
+
+        connection, uid, boot_no = await asyncio.get_running_loop().run_in_executor(thread, connect)
+        return cls(connection, thread, uid, boot_no)
+
+    async def close(self) -> None:
+        await self._call(self._connection.close)
+        self._thread.shutdown()
+
+    async def kernels(self) -> list[StoredKernel]:
+        def select() -> list[StoredKernel]:
+            rows = self._connection.execute(
+                "SELECT kernel_id, attempt, generation, want, grace_seconds, spec, fact, changed_at, told FROM kernels"
+            )
+            return [_stored(row) for row in rows]
+
+        return await self._call(select)
+
+    async def save(self, kernel: StoredKernel) -> None:
+        row = (
+            kernel.kernel_id,
+            kernel.attempt,
+            kernel.generation,
+            kernel.want,
+            kernel.grace_seconds,
+            json.dumps(kernel.spec.pack()) if kernel.spec else None,
+            json.dumps({name: getattr(kernel, name) for name in _OBSERVATION}),
+            kernel.changed_at,
+            kernel.told,
+        )
+        # an older thought that comes late must not overwrite a newer intent
+        await self._call(
+            lambda: self._connection.execute(
+                "INSERT INTO kernels VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kernel_id) DO UPDATE SET"
+                " attempt = excluded.attempt, generation = excluded.generation, want = excluded.want,"
+                " grace_seconds = excluded.grace_seconds, spec = excluded.spec, fact = excluded.fact,"
+                " changed_at = excluded.changed_at, told = excluded.told"
+                " WHERE (excluded.attempt, excluded.generation) >= (kernels.attempt, kernels.generation)",
+                row,
+            )
+        )
+
+    async def forget(self, kernel_ids: Iterable[str]) -> None:
+        rows = [(kernel_id,) for kernel_id in kernel_ids]
+
+        def delete() -> None:
+            with _transaction(self._connection):
+                self._connection.executemany("DELETE FROM kernels WHERE kernel_id = ? AND want = 'GONE'", rows)
+
+        await self._call(delete)
+
+    async def add_run_done(self, run: RunDone) -> None:
+        await self._call(
+            lambda: self._connection.execute(
+                "INSERT OR IGNORE INTO runs_done VALUES (?, ?)", (run.run_id, json.dumps(run.pack()))
+            )
+        )
+
+    async def runs_done(self) -> list[RunDone]:
+        """Finished runs that no manager has acknowledged."""
+
+        def select() -> list[RunDone]:
+            rows = self._connection.execute("SELECT record FROM runs_done ORDER BY run_id").fetchall()
+            return [RunDone.unpack(json.loads(record)) for (record,) in rows]
+
+        return await self._call(select)
+
+    async def runs_told(self, run_ids: Iterable[str]) -> None:
+        rows = [(run_id,) for run_id in run_ids]
+
+        def delete() -> None:
+            with _transaction(self._connection):
+                self._connection.executemany("DELETE FROM runs_done WHERE run_id = ?", rows)
+
+        await self._call(delete)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+_OBSERVATION: Final = ("observed", "exit", "started_at", "notices", "container_id")
+
+
+def _stored(row: tuple[Any, ...]) -> StoredKernel:
+    kernel_id, attempt, generation, want, grace_seconds, spec, fact, changed_at, told = row
+    return StoredKernel(
+        kernel_id=kernel_id,
+        attempt=attempt,
+        generation=generation,
+        want=want,
+        grace_seconds=grace_seconds,
+        spec=KernelSpec.unpack(json.loads(spec)) if spec else None,
+        changed_at=changed_at,
+        told=bool(told),
+        **json.loads(fact),
+    )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
