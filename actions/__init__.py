@@ -32,6 +32,7 @@ from actions.administration import (
     WhoAmIAction,
 )
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
+from actions.events import ReadEventsAction
 from actions.execution import (
     CompleteAction,
     ExecuteSessionAction,
@@ -122,6 +123,7 @@ __all__ = [
     "ModifySessionAction",
     "ModifyUserAction",
     "PullImageAction",
+    "ReadEventsAction",
     "ReadExecutionAction",
     "RegisterImageAction",
     "RemoveAgentAction",

@@ -1,0 +1,1 @@
+"""The REST door: `/v1`, its OpenAPI document, health and metrics."""

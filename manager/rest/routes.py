@@ -1,0 +1,250 @@
+"""The one table of all addresses: a row per action says where its fields come from and how it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Final, TypeAlias, cast, get_origin, get_type_hints
+
+from aiohttp import web
+
+import actions as a
+from actions.base import Action
+from manager.rest import answers, executions, files, information, streams
+from manager.rest.exchange import Exchange, decode_segment
+from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
+
+Handler: TypeAlias = Callable[[Exchange], Awaitable[web.StreamResponse]]
+#: What stands in a path for a field of the action.
+PATH_FIELDS: Final[Mapping[str, str]] = {
+    "session": "session_name",
+    "run": "run_id",
+    "task": "task_id",
+    "token": "token_id",
+}
+#: Never from outside: who asks is told by the credential, whose session by a parameter of its own.
+_HIDDEN: Final = frozenset({"access_key", "owner_access_key", "session_name"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One row. Fields of the action that the path does not name come from the query (GET, DELETE) or the JSON body."""
+
+    method: str
+    path: str  #: `{name}` is one segment, `{name*}` the rest of the path
+    action: type[Action[Any, Any]]
+    answer: Callable[[Any], Any] = lambda result: result
+    status: int | Callable[[Any], int] = 200
+    handler: Handler | None = None  #: for what is not one JSON question and one JSON answer
+    rename: Mapping[str, str] = field(default_factory=dict)  #: names outside -> fields of the action
+    hidden: frozenset[str] = frozenset()  #: fields that are not told from outside, or by a header
+    query: tuple[str, ...] = ()  #: parameters that the handler reads itself
+    settles: bool = False  #: takes `?wait=SECONDS`
+    etag: bool = False
+    if_match: bool = False
+    max_body_bytes: int = MAX_BODY_BYTES
+    paged: bool = False  #: the action answers a whole list, of which the door gives pages
+    media: tuple[str, ...] = ("application/json",)  #: of the answer
+    head: bool = True  #: HEAD is answered like GET
+
+    # derived, so that a request costs no thought
+    segments: tuple[str, ...] = field(init=False)
+    told: Mapping[str, str] = field(init=False)  #: names outside -> fields, of what query or body may hold
+    lists: frozenset[str] = field(init=False)  #: fields that take several values from a query
+    body_required: bool = field(init=False)
+    owned: bool = field(init=False)  #: takes `?owner_access_key=`
+    field_in_path: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "segments", tuple(self.path.strip("/").split("/")))
+        put(self, "field_in_path", {name: PATH_FIELDS.get(name, name) for name in self.path_names})
+        in_path = set(self.field_in_path.values())
+        outside = {inside: name for name, inside in self.rename.items()}
+        told = {
+            f.name: f for f in fields(cast("type[Any]", self.action)) if f.name not in in_path | _HIDDEN | self.hidden
+        }
+        put(self, "told", {outside.get(name, name): name for name in told})
+        hints = get_type_hints(self.action, include_extras=False)
+        put(self, "lists", frozenset(name for name in told if get_origin(hints[name]) in (list, tuple)))
+        required = any(f.default is MISSING and f.default_factory is MISSING for f in told.values())
+        put(self, "body_required", self.has_body and required)
+        put(self, "owned", self.path.startswith("/v1/sessions") or self.path == "/v1/events")
+
+    @property
+    def path_names(self) -> list[str]:
+        return [part.strip("{}*") for part in self.path.split("/") if part.startswith("{")]
+
+    @property
+    def has_body(self) -> bool:
+        return self.method in ("POST", "PUT", "PATCH")
+
+
+_S: Final = "/v1/sessions/{session}"
+session_data = attrgetter("session_data")
+
+
+def page(result: Any) -> dict[str, Any]:
+    return {"items": result.items, "next_cursor": result.next_cursor}
+
+
+def agent_page(result: Any) -> dict[str, Any]:
+    return {"items": [answers.agent(data) for data in result.items], "next_cursor": result.next_cursor}
+
+
+def keypair_page(result: Any) -> dict[str, Any]:
+    return {"items": [answers.keypair(data) for data in result.items], "next_cursor": result.next_cursor}
+
+
+def token_page(result: Any) -> dict[str, Any]:
+    return {"items": [answers.token(data) for data in result.items], "next_cursor": result.next_cursor}
+
+
+def _row(method: str, path: str, action: type[Action[Any, Any]], **more: Any) -> Route:
+    return Route(method=method, path=path, action=action, **more)
+
+
+NDJSON: Final = "application/x-ndjson"
+SSE: Final = "text/event-stream"
+# fmt: off
+ROUTES: Final[tuple[Route, ...]] = (
+    # sessions
+    _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,
+         answer=session_data, status=lambda result: 201 if result.created else 200),
+    _row("GET", "/v1/sessions", a.SearchSessionsAction, answer=page),
+    _row("GET", "/v1/sessions/match", a.MatchSessionsAction, answer=page),
+    _row("POST", "/v1/sessions/transit", a.CheckAndTransitStatusAction, answer=answers.transit_outcomes),
+    _row("GET", _S, a.GetSessionInfoAction, answer=attrgetter("session_info"), etag=True),
+    _row("PATCH", _S, a.ModifySessionAction, answer=session_data, etag=True, if_match=True, hidden=frozenset({"version"})),
+    _row("DELETE", _S, a.DestroySessionAction, answer=session_data, settles=True, etag=True),
+    _row("POST", f"{_S}/rename", a.RenameSessionAction, answer=session_data, etag=True),
+    _row("POST", f"{_S}/restart", a.RestartSessionAction, answer=session_data, settles=True, etag=True),
+    _row("GET", f"{_S}/status-history", a.GetStatusHistoryAction, answer=attrgetter("status_history")),
+    _row("GET", f"{_S}/metrics", a.GetStatisticsAction, answer=attrgetter("statistics")),
+    _row("GET", f"{_S}/logs", a.GetContainerLogsAction, handler=information.logs, media=("text/plain",), head=False),
+    # executions
+    _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
+         max_body_bytes=MAX_CODE_BODY_BYTES, query=("binary",), media=("application/json", NDJSON, SSE)),
+    _row("POST", f"{_S}/interrupt", a.InterruptAction),
+    _row("POST", f"{_S}/complete", a.CompleteAction),
+    _row("GET", f"{_S}/executions", a.ListExecutionsAction, answer=page),
+    _row("GET", f"{_S}/executions/{{run}}", a.ReadExecutionAction, handler=executions.read, answer=answers.run_piece,
+         query=("follow",), media=("application/json", NDJSON, SSE), head=False),
+    _row("POST", f"{_S}/executions/{{run}}/kill", a.KillExecutionAction),
+    _row("GET", f"{_S}/executions/{{run}}/stream", a.FollowExecutionAction, handler=executions.socket,
+         query=("binary",), media=("websocket",), head=False),
+    # files
+    _row("GET", f"{_S}/files", a.ListFilesAction, answer=answers.file_list),
+    _row("POST", f"{_S}/files", a.UploadFilesAction, handler=files.upload_form, hidden=frozenset({"files"}),
+         answer=answers.files),
+    _row("POST", f"{_S}/files/archive", a.DownloadFilesAction, handler=files.archive, media=("application/x-tar",)),
+    _row("POST", f"{_S}/files/manage", a.ManageFilesAction, answer=answers.managed_file),
+    _row("PUT", f"{_S}/files/{{path*}}", a.UploadFilesAction, handler=files.upload, hidden=frozenset({"files"}),
+         query=("mode",)),
+    _row("GET", f"{_S}/files/{{path*}}", a.DownloadFileAction, handler=files.download,
+         hidden=frozenset({"offset", "length"}), media=("application/octet-stream",)),
+    # what happens
+    _row("GET", "/v1/events", a.ReadEventsAction, handler=streams.events, hidden=frozenset({"after", "epoch", "limit"}),
+         query=("follow",), media=(SSE,), head=False),
+    _row("GET", "/v1/tasks", a.ListTasksAction, answer=page),
+    _row("GET", "/v1/tasks/{task}", a.GetTaskAction, answer=attrgetter("task")),
+    _row("DELETE", "/v1/tasks/{task}", a.CancelTaskAction, answer=attrgetter("task")),
+    _row("GET", "/v1/tasks/{task}/events", a.GetTaskAction, handler=streams.task_events, media=(SSE,), head=False),
+    # who may ask
+    _row("GET", "/v1/whoami", a.WhoAmIAction, answer=answers.who_am_i),
+    _row("GET", "/v1/users", a.ListUsersAction, answer=page),
+    _row("POST", "/v1/users", a.CreateUserAction, answer=attrgetter("user"), status=201),
+    _row("GET", "/v1/users/{user}", a.GetUserAction, answer=attrgetter("user")),
+    _row("PATCH", "/v1/users/{user}", a.ModifyUserAction, answer=attrgetter("user")),
+    _row("DELETE", "/v1/users/{user}", a.DeleteUserAction, status=204),
+    _row("GET", "/v1/keypairs", a.ListKeypairsAction, answer=keypair_page, paged=True),
+    _row("POST", "/v1/keypairs", a.CreateKeypairAction, answer=lambda r: answers.keypair(r.keypair), status=201),
+    _row("PATCH", "/v1/keypairs/{keypair}", a.ModifyKeypairAction, answer=lambda r: answers.keypair(r.keypair)),
+    _row("DELETE", "/v1/keypairs/{keypair}", a.DeleteKeypairAction, status=204),
+    _row("GET", "/v1/tokens", a.ListTokensAction, answer=token_page, paged=True),
+    _row("POST", "/v1/tokens", a.CreateTokenAction, rename={"name": "token_name"}, status=201,
+         answer=lambda r: answers.token(r.token)),
+    _row("DELETE", "/v1/tokens/{token}", a.DeleteTokenAction, status=204),
+    _row("GET", "/v1/projects", a.ListProjectsAction, answer=page, paged=True),
+    _row("POST", "/v1/projects", a.CreateProjectAction, rename={"name": "project"}, answer=attrgetter("project"), status=201),
+    _row("PATCH", "/v1/projects/{project}", a.ModifyProjectAction, answer=attrgetter("project")),
+    _row("DELETE", "/v1/projects/{project}", a.DeleteProjectAction, status=204),
+    _row("GET", "/v1/quota", a.ListQuotasAction, answer=page, paged=True),
+    _row("PUT", "/v1/quota/{scope}/{of}", a.SetQuotaAction, answer=page),
+    # where sessions run, and of what
+    _row("GET", "/v1/images", a.ListImagesAction, answer=page, paged=True, query=("all",)),
+    _row("POST", "/v1/images", a.RegisterImageAction, rename={"name": "image"}, answer=attrgetter("image"), status=201),
+    _row("POST", "/v1/images/pull", a.PullImageAction, rename={"name": "image"}, answer=attrgetter("task"), status=202),
+    _row("POST", "/v1/images/{image}/alias", a.AliasImageAction, answer=attrgetter("image")),
+    _row("DELETE", "/v1/images/{image}", a.ForgetImageAction, status=204),
+    _row("GET", "/v1/agents", a.ListAgentsAction, answer=agent_page, paged=True),
+    _row("POST", "/v1/agents/tokens", a.CreateAgentTokenAction, handler=information.agent_token, status=201),
+    _row("GET", "/v1/agents/{agent}", a.GetAgentAction, answer=lambda r: answers.agent(r.agent)),
+    _row("PATCH", "/v1/agents/{agent}", a.ModifyAgentAction, answer=lambda r: answers.agent(r.agent)),
+    _row("DELETE", "/v1/agents/{agent}", a.RemoveAgentAction, status=204),
+)
+# fmt: on
+#: Actions without an address of their own, and why.
+NOT_ADDRESSED: Final[Mapping[str, str]] = {}
+
+
+class _Node:
+    __slots__ = ("literals", "parameter", "rest", "routes")
+
+    def __init__(self) -> None:
+        self.literals: dict[str, _Node] = {}
+        self.parameter: _Node | None = None
+        self.rest: _Node | None = None
+        self.routes: dict[str, Route] = {}
+
+
+class Table:
+    """Finds the row of a request by walking its path once."""
+
+    def __init__(self, routes: tuple[Route, ...] = ROUTES) -> None:
+        self._root = _Node()
+        for route in routes:
+            node = self._root
+            for segment in route.segments:
+                if segment.endswith("*}"):
+                    node.rest = node.rest or _Node()
+                    node = node.rest
+                elif segment.startswith("{"):
+                    node.parameter = node.parameter or _Node()
+                    node = node.parameter
+                else:
+                    node = node.literals.setdefault(segment, _Node())
+            if route.method in node.routes:
+                raise ValueError(f"two rows for {route.method} {route.path}")
+            node.routes[route.method] = route
+
+    def find(self, method: str, path: str) -> tuple[Route, list[str]] | frozenset[str]:
+        """The row of a request, with the segments (percent-encoded) that stand for its names; else what is allowed there."""
+        allowed: set[str] = set()
+        # A literal goes before a name, a name before a rest; what a literal does not take may still be a name.
+        waiting: list[tuple[_Node, int, list[str]]] = [(self._root, 0, [])]
+        segments = path[1:].split("/")
+        while waiting:
+            node, at, values = waiting.pop()
+            if at == len(segments):
+                if (route := node.routes.get(method)) is not None:
+                    return route, values
+                allowed |= node.routes.keys()
+                continue
+            segment = segments[at]
+            if node.rest is not None and segment:
+                waiting.append((node.rest, len(segments), [*values, "/".join(segments[at:])]))
+            if node.parameter is not None and segment:
+                waiting.append((node.parameter, at + 1, [*values, segment]))
+            if (below := node.literals.get(segment)) is not None:
+                waiting.append((below, at + 1, values))
+        return frozenset(allowed)
+
+
+def path_values(route: Route, raw: list[str]) -> dict[str, Any]:
+    """What the path says, decoded, by the action's field names. Slashes within a rest may be encoded or not."""
+    values: dict[str, Any] = {}
+    for name, segment in zip(route.field_in_path.values(), raw, strict=True):
+        values[name] = "/".join(decode_segment(part) for part in segment.split("/"))
+    return values
