@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from domain.errors import InvalidRequest
 
-_TOKEN_PREFIX: Final = "moj_"
+_TOKEN_PREFIX: Final = "moj_"  # noqa: S105 - what every token begins with
 _YEARS: Final = 10
 #: Clocks of hosts differ; a certificate is valid from a little before it was made.
 _BACKDATED: Final = timedelta(minutes=10)
@@ -95,7 +95,9 @@ def fingerprint(certificate_der: bytes) -> str:
 
 def common_name(certificate_der: bytes) -> str:
     """Whom a certificate names."""
-    return str(x509.load_der_x509_certificate(certificate_der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return str(
+        x509.load_der_x509_certificate(certificate_der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    )
 
 
 # -- join tokens -------------------------------------------------------------------------------------------------------
@@ -153,9 +155,7 @@ def _signed(
     )
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
+def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

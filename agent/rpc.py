@@ -101,7 +101,9 @@ class Peer:
         self.closed.set()
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(AgentUnavailable("The connection to the session's host was lost; ask again shortly."))
+                waiting.set_exception(
+                    AgentUnavailable("The connection to the session's host was lost; ask again shortly.")
+                )
         for task in list(self._handled.values()):
             task.cancel()
         await self._socket.close()

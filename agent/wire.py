@@ -7,11 +7,11 @@ says otherwise.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self, TypeVar
-from uuid import UUID
 
 PROTOCOL_VERSION: Final = 1
 #: One WebSocket frame; longer messages are split, so that none holds up the others.
@@ -40,6 +40,19 @@ HEARTBEAT: Final = "heartbeat"
 FACTS: Final = "facts"
 RUNS_DONE: Final = "runs_done"
 PROGRESS: Final = "progress"
+
+# From manager to agent, without an answer: the list of managers has changed.
+MANAGERS: Final = "managers"
+
+_AGENT_ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+
+
+def check_agent_id(agent_id: str) -> str:
+    """Raises ValueError for what no host may be called."""
+    if not _AGENT_ID.fullmatch(agent_id):
+        raise ValueError(f"'{agent_id[:80]}' is no name for an agent: use letters, digits, '-' and '.'")
+    return agent_id
+
 
 M = TypeVar("M", bound="Message")
 

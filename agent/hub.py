@@ -1,0 +1,464 @@
+"""The manager's end of the agents' connections: who may connect, what is asked of them, what they say.
+
+Listed with `agent.client`, `agent.wire` and `agent.rpc` as what the manager side may know of agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+from uuid import UUID, uuid4
+
+from aiohttp import web
+
+from agent import pki, wire
+from agent.client import Download, FilePage, FileStat, KernelAddress
+from agent.rpc import Peer
+from agent.streams import TICKET_SECONDS, Channel, Landing, chunks, send_chunk, send_end
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Welcome
+from domain.errors import AgentUnavailable, InvalidRequest, MoorageError, TransferFailed, Unauthenticated
+from domain.ids import AgentId, RunId
+
+log = logging.getLogger("moorage.agents")
+#: Asking and answering take milliseconds; a host that is slower than this is in trouble.
+CALL_SECONDS: Final = 15.0
+#: Listing and managing files walks folders of the user's.
+FILES_SECONDS: Final = 60.0
+HEARTBEAT_SECONDS: Final = 5.0
+LEASE_SECONDS: Final = 30.0
+_HELLO_SECONDS: Final = 20.0
+_MAX_JOIN_BYTES: Final = 64 * 1024
+_JOINS_PER_MINUTE: Final = 30
+
+
+class Callbacks(Protocol):
+    """What a manager does with what agents say. What returns is acknowledged; what raises is told again."""
+
+    async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool: ...
+    async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None: ...
+    async def managers(self) -> list[dict[str, Any]]: ...
+    async def on_hello(self, said: AgentHello) -> None: ...
+    async def on_heartbeat(self, agent_id: AgentId) -> None: ...
+    async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
+    async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
+    async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
+
+
+class AgentHub:
+    """`start` before use. Implements `agent.client.AgentClient` over the connections that agents have made to this process."""
+
+    def __init__(
+        self,
+        manager_id: UUID,
+        role: str,
+        *,
+        tls: ssl.SSLContext,
+        ca_dir: Path,
+        host: str,
+        port: int,
+        callbacks: Callbacks,
+        advertised_host: str | None = None,
+        data_port: int = 0,
+    ) -> None:
+        self.manager_id = manager_id
+        self._role = role
+        self._tls = tls
+        self._ca_dir = ca_dir
+        self._host = host
+        self._port = port
+        self._advertised_host = advertised_host or host
+        self._callbacks = callbacks
+        self._landing = Landing(host, data_port, tls)
+        self._peers: dict[AgentId, Peer] = {}
+        self._pulls: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._joins: list[float] = []
+        self._runner: web.AppRunner | None = None
+        self._changed = asyncio.Event()
+
+    # -- the listener ----------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        await self._landing.start()
+        app = web.Application(client_max_size=_MAX_JOIN_BYTES)
+        app.add_routes(
+            [
+                web.get("/agent/ca", self._show_authority),
+                web.post("/agent/join", self._join),
+                web.get("/agent/link", self._link),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        for peer in list(self._peers.values()):
+            await peer.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self._landing.close()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self._advertised_host}]" if ":" in self._advertised_host else self._advertised_host
+        return f"https://{host}:{self._port}"
+
+    async def _show_authority(self, _request: web.Request) -> web.Response:
+        return web.Response(body=(self._ca_dir / "ca.pem").read_bytes(), content_type="application/x-pem-file")
+
+    async def _join(self, request: web.Request) -> web.Response:
+        """One-time secret and request in, certificate out. Says nothing more to who guesses."""
+        now = asyncio.get_running_loop().time()
+        self._joins = [at for at in self._joins if now - at < 60.0]
+        if len(self._joins) >= _JOINS_PER_MINUTE:
+            return web.json_response(
+                {"code": "too_many_requests", "message": "Too many hosts join at once; wait."}, status=429
+            )
+        self._joins.append(now)
+        try:
+            body = await request.json()
+            secret, agent_id, csr = body["secret"], body["agent_id"], body["csr"]
+            if not all(isinstance(text, str) for text in (secret, agent_id, csr)):
+                raise InvalidRequest
+            wire.check_agent_id(agent_id)
+            certificate, fingerprint = pki.sign_request(self._ca_dir, csr.encode(), agent_id)
+            await self._callbacks.enrol(secret, AgentId(agent_id), fingerprint)
+        except (ValueError, KeyError, TypeError):
+            return web.json_response(
+                {"code": "invalid_request", "message": "This is not a request to join."}, status=400
+            )
+        except MoorageError as error:
+            return web.json_response({"code": error.code, "message": error.message}, status=error.http_status)
+        log.info("agent %s has joined", agent_id)
+        return web.json_response({"certificate": certificate.decode(), "managers": await self._callbacks.managers()})
+
+    async def _link(self, request: web.Request) -> web.StreamResponse:
+        """An agent's connection, for as long as it lasts."""
+        agent_id = await self._identity(request)
+        socket = web.WebSocketResponse(max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=20.0, compress=False, autoping=True)
+        await socket.prepare(request)
+        peer = Peer(socket, str(agent_id))
+        greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listen_to(peer, agent_id, greeted)
+        try:
+            await peer.run()
+        finally:
+            greeted.cancel()
+            if self._peers.get(agent_id) is peer:
+                del self._peers[agent_id]
+                log.warning("agent %s is not connected any more", agent_id)
+        return socket
+
+    async def _identity(self, request: web.Request) -> AgentId:
+        transport = request.transport
+        secured = transport.get_extra_info("ssl_object") if transport is not None else None
+        certificate = secured.getpeercert(binary_form=True) if secured is not None else None
+        if not certificate:
+            raise web.HTTPUnauthorized(text="agents show their certificate")
+        agent_id = AgentId(pki.common_name(certificate))
+        if not await self._callbacks.is_known(agent_id, pki.fingerprint(certificate)):
+            log.warning("a certificate that names agent %s is not the one that it joined with", agent_id)
+            raise web.HTTPForbidden(text="this certificate is not the one that the agent joined with")
+        return agent_id
+
+    def _listen_to(self, peer: Peer, agent_id: AgentId, greeted: asyncio.Future[None]) -> None:
+        async def hello(arguments: dict[str, Any]) -> dict[str, Any]:
+            said = AgentHello.unpack(arguments)
+            if said.agent_id != agent_id:
+                raise Unauthenticated("The agent names itself otherwise than its certificate.")
+            if said.protocol != wire.PROTOCOL_VERSION:
+                raise InvalidRequest(f"The manager speaks protocol {wire.PROTOCOL_VERSION}; upgrade the older side.")
+            await self._callbacks.on_hello(said)
+            if (former := self._peers.get(agent_id)) is not None:
+                await former.close()
+            self._peers[agent_id] = peer
+            self._changed.set()
+            log.info("agent %s is connected (boot %d)", agent_id, said.boot_no)
+            return Welcome(
+                manager_id=str(self.manager_id),
+                role=self._role,
+                managers=await self._callbacks.managers(),
+                heartbeat_seconds=HEARTBEAT_SECONDS,
+                lease_seconds=LEASE_SECONDS,
+            ).pack()
+
+        async def heartbeat(_arguments: dict[str, Any]) -> dict[str, Any]:
+            await self._callbacks.on_heartbeat(agent_id)
+            return {"managers": await self._callbacks.managers()}
+
+        async def facts(arguments: dict[str, Any]) -> None:
+            await self._callbacks.on_facts(agent_id, [Fact.unpack(fact) for fact in arguments["facts"]])
+
+        async def runs_done(arguments: dict[str, Any]) -> None:
+            await self._callbacks.on_runs_done(agent_id, [RunDone.unpack(run) for run in arguments["runs"]])
+
+        def progress(said: dict[str, Any]) -> None:
+            if (queue := self._pulls.get(str(said.get("pull")))) is not None:
+                with contextlib.suppress(asyncio.QueueFull):  # progress is worth nothing once it is old
+                    queue.put_nowait(said)
+            elif said.get("kernel_id"):
+                self._spawn(self._callbacks.on_progress(agent_id, said))
+
+        for name, handler in (
+            (wire.HELLO, hello),
+            (wire.HEARTBEAT, heartbeat),
+            (wire.FACTS, facts),
+            (wire.RUNS_DONE, runs_done),
+        ):
+            peer.handle(name, handler)
+        peer.on_notice(wire.PROGRESS, progress)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("in the background: %r", task.exception())
+
+    # -- who is there ----------------------------------------------------------------------------------------------------
+    def connected(self) -> Collection[AgentId]:
+        return self._peers.keys()
+
+    def is_connected(self, agent_id: AgentId) -> bool:
+        return agent_id in self._peers
+
+    async def wait_until_connected(self, agents: Collection[AgentId], seconds: float) -> None:
+        """Until all of these are connected, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not set(agents) <= self._peers.keys():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def tell_managers(self) -> None:
+        """Let every connected agent know at once which managers there are to dial."""
+        managers = await self._callbacks.managers()
+        for peer in list(self._peers.values()):
+            with contextlib.suppress(MoorageError):
+                await peer.notify(wire.MANAGERS, {"managers": managers})
+
+    def _peer(self, agent_id: AgentId) -> Peer:
+        if (peer := self._peers.get(agent_id)) is None:
+            raise AgentUnavailable(agent=str(agent_id))
+        return peer
+
+    async def _ask(
+        self, where: KernelAddress, name: str, arguments: dict[str, Any], *, seconds: float = CALL_SECONDS
+    ) -> Any:
+        arguments["kernel_id"] = str(where.kernel_id)
+        arguments["attempt"] = where.attempt
+        return await self._peer(where.agent_id).request(name, arguments, timeout_seconds=seconds)
+
+    # -- AgentClient -----------------------------------------------------------------------------------------------------
+    async def ensure(
+        self, where: KernelAddress, *, generation: int, want: str, spec: KernelSpec | None, grace_seconds: float = 10.0
+    ) -> Fact:
+        arguments = {
+            "generation": generation,
+            "want": want,
+            "spec": spec.pack() if spec is not None else None,
+            "grace_seconds": grace_seconds,
+        }
+        return Fact.unpack(await self._ask(where, wire.ENSURE, arguments))
+
+    async def execute(
+        self,
+        where: KernelAddress,
+        run_id: RunId,
+        *,
+        mode: str,
+        code: str,
+        opts: dict[str, Any],
+        timeout_seconds: float | None,
+        wait_seconds: float,
+        max_bytes: int,
+    ) -> RunRead:
+        arguments = {
+            "run_id": str(run_id),
+            "mode": mode,
+            "code": code,
+            "opts": opts,
+            "timeout_seconds": timeout_seconds,
+            "wait_seconds": wait_seconds,
+            "max_bytes": max_bytes,
+        }
+        return _run_read(await self._ask(where, wire.EXECUTE, arguments, seconds=wait_seconds + CALL_SECONDS))
+
+    async def read(
+        self, where: KernelAddress, run_id: RunId | str, *, from_seq: int, max_bytes: int, wait_seconds: float
+    ) -> RunRead:
+        arguments = {
+            "run_id": str(run_id),
+            "from_seq": from_seq,
+            "max_bytes": max_bytes,
+            "wait_seconds": wait_seconds,
+        }
+        return _run_read(await self._ask(where, wire.READ, arguments, seconds=wait_seconds + CALL_SECONDS))
+
+    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None:
+        await self._ask(where, wire.INPUT, {"run_id": str(run_id), "data": data, "eof": eof})
+
+    async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
+        return bool(await self._ask(where, wire.INTERRUPT, {"run_id": str(run_id) if run_id else None}))
+
+    async def kill(self, where: KernelAddress, run_id: RunId) -> bool:
+        return bool(await self._ask(where, wire.KILL, {"run_id": str(run_id)}))
+
+    async def complete(
+        self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
+    ) -> dict[str, Any]:
+        arguments = {"code": code, "row": row, "col": col, "line": line, "post": post}
+        return dict(await self._ask(where, wire.COMPLETE, arguments))
+
+    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage:
+        page = await self._ask(
+            where, wire.LIST_FILES, {"path": path, "cursor": cursor, "limit": limit}, seconds=FILES_SECONDS
+        )
+        return FilePage(files=[FileStat(**stat) for stat in page["files"]], next_cursor=page["next_cursor"])
+
+    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+        stat = await self._ask(where, wire.MANAGE_FILE, {"op": op, "arguments": arguments}, seconds=FILES_SECONDS)
+        return FileStat(**stat) if stat is not None else None
+
+    async def statistics(self, where: KernelAddress) -> dict[str, Any]:
+        return dict(await self._ask(where, wire.STATISTICS, {}))
+
+    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+        name = uuid4().hex
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(64)
+        self._pulls[name] = queue
+        asked = self._spawn(
+            self._peer(agent_id).request(wire.PULL_IMAGE, {"image": image, "pull": name}, timeout_seconds=3600.0)
+        )
+        try:
+            while not asked.done():
+                next_one = asyncio.ensure_future(queue.get())
+                done, _ = await asyncio.wait({next_one, asked}, return_when=asyncio.FIRST_COMPLETED)
+                if next_one in done:
+                    yield next_one.result()
+                else:
+                    next_one.cancel()
+            await asked
+        finally:
+            del self._pulls[name]
+            asked.cancel()
+
+    # -- bulk ------------------------------------------------------------------------------------------------------------
+    async def upload(
+        self,
+        where: KernelAddress,
+        path: str,
+        body: AsyncIterator[bytes],
+        *,
+        size: int | None,
+        mode: int | None = None,
+        overwrite: bool = True,
+        sha256: str | None = None,
+    ) -> FileStat:
+        arguments = {"op": "upload", "path": path, "size": size, "mode": mode, "overwrite": overwrite, "sha256": sha256}
+        with self._landing.expecting() as (ticket, landed):
+            asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=86400.0))
+            try:
+                channel = await _landed(landed, asked)
+                if channel is not None:
+                    await self._pump(channel, body, asked)
+                return FileStat(**await asked)
+            finally:
+                asked.cancel()
+
+    async def _pump(self, channel: Channel, body: AsyncIterator[bytes], asked: asyncio.Task[Any]) -> None:
+        """Until the body is through, or the agent has refused the rest of it: its answer then says why."""
+        try:
+            async for data in body:
+                if asked.done():
+                    return
+                await send_chunk(channel, data)
+            await send_end(channel)
+        except TransferFailed:
+            # The agent's own word on it comes over the other connection.
+            async with asyncio.timeout(CALL_SECONDS):
+                await asyncio.wait({asked})
+            if not asked.done():
+                raise
+        finally:
+            if not asked.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(300.0):
+                        await asyncio.wait({asked})
+            await channel.close()
+
+    async def download(
+        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+    ) -> Download:
+        return await self._receive(where, {"op": "download", "path": path, "offset": offset, "length": length})
+
+    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
+        return await self._receive(where, {"op": "archive", "paths": list(paths)})
+
+    async def _receive(self, where: KernelAddress, arguments: dict[str, Any]) -> Download:
+        with self._landing.expecting() as (ticket, landed):
+            asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=FILES_SECONDS))
+            try:
+                channel = await _landed(landed, asked)
+                answer = await asked
+            except BaseException:
+                asked.cancel()
+                raise
+        if channel is None:
+            raise TransferFailed
+        return ChannelDownload(channel, FileStat(**answer["stat"]) if answer.get("stat") else None)
+
+    async def _open_stream(
+        self, where: KernelAddress, arguments: dict[str, Any], ticket: bytes, *, seconds: float
+    ) -> Any:
+        stream = {"ticket": ticket, "port": self._landing.port, "tls": self._landing.encrypted}
+        return await self._ask(where, wire.OPEN_STREAM, {**arguments, "stream": stream}, seconds=seconds)
+
+
+class ChannelDownload:
+    """A download as it arrives."""
+
+    def __init__(self, channel: Channel, stat: FileStat | None) -> None:
+        self._channel = channel
+        self.stat = stat
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks(self._channel):
+                yield chunk  # type: ignore[misc]  # a bytearray serves as well, without a copy
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._channel.close()
+
+
+async def _landed(landed: asyncio.Future[Channel], asked: asyncio.Task[Any]) -> Channel | None:
+    """The agent's connection; None when it has answered without making one. Raises what it refuses with."""
+    done, _ = await asyncio.wait({landed, asked}, timeout=TICKET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if landed in done:
+        return landed.result()
+    if asked in done:
+        asked.result()
+        return landed.result() if landed.done() and not landed.cancelled() else None
+    raise AgentUnavailable("The session's host did not open the transfer in time; ask again.")
+
+
+def _run_read(data: dict[str, Any]) -> RunRead:
+    read = RunRead.unpack(data)
+    return read if read.gap is None else replace(read, gap=(read.gap[0], read.gap[1]))
