@@ -15,6 +15,7 @@ import tokenize
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 SDK = Path(__file__).resolve().parent
 PACKAGE = SDK / "moorage"
@@ -60,6 +61,7 @@ def main() -> int:
 
 def generated() -> Iterator[tuple[Path, str]]:
     yield PACKAGE / "errors.py", errors()
+    yield PACKAGE / "_models.py", models()
     for source in sorted((PACKAGE / "aio").glob("*.py")):
         if source.name not in TWINS:
             yield PACKAGE / "sync" / source.name, blocking(source)
@@ -124,6 +126,109 @@ def errors() -> str:
     )
     text.append(f"\n#: By the server's code.\nBY_CODE: Final[dict[str, type[MoorageError]]] = {{\n{rows}}}\n")
     return "".join(text)
+
+
+#: The SDK's name of a schema, what it is, and the fields that every server sends; others may be missing.
+MODELS = {
+    "SessionData": ("SessionInfo", "A session as it was when the server answered.", {"id", "name", "status"}),
+    "ExecutionData": ("RunInfo", "An execution, without its output.", {"run_id", "status"}),
+    "FileStat": ("FileStat", "A file of a session. `mode` is octal digits.", {"name", "type"}),
+    "Completion": (
+        "Completions",
+        "What could stand at the cursor: `suggestions` replace the code from `start` to `end`.",
+        set(),
+    ),
+    "TransitOutcome": (
+        "TransitOutcome",
+        "What comparing one session's status with its hosts came to; `path` are the statuses it went through.",
+        {"session_id"},
+    ),
+    "Event": ("Event", "Something that happened: `type` such as session.running, `cause` why.", {"id", "type"}),
+    "TaskData": ("TaskInfo", "A background task as it was when the server answered.", {"id", "status"}),
+    "UserData": ("User", "Somebody who may use this installation.", {"id", "email"}),
+    "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
+    "ProjectData": ("Project", "Users who share.", {"name"}),
+    "ImageData": ("Image", "An image that sessions may be made from.", {"name"}),
+    "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
+}
+#: Fields that the document leaves open: their types, and how they are read.
+OPEN = {
+    ("SessionData", "notices"): ("list[Notice]", "many(Notice.from_json)"),
+    ("TaskData", "progress"): ("Progress | None", "Progress.from_json"),
+}
+OPEN_MODELS = ("Agent", "HistoryEntry", "Notice", "Progress")
+MODELS_HEAD = f'''"""What the server's answers hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar
+
+from moorage._models_base import Convert, Model, many, mapped, when
+from moorage._models_open import {", ".join(OPEN_MODELS)}
+
+'''
+_PLAIN = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "object": "dict[str, Any]"}
+_EMPTY = {"str": '""', "int": "0", "float": "0.0", "bool": "False"}
+
+
+def models() -> str:
+    """One class for each schema of the server's OpenAPI document that a client sees."""
+    sys.path.insert(0, str(SDK.parent))
+    from manager.rest.openapi import document
+
+    schemas = document()["components"]["schemas"]
+    exported = sorted([*OPEN_MODELS, *(name for name, _, _ in MODELS.values())])
+    text = [NOTE.format(source="the server's OpenAPI document"), MODELS_HEAD, f"__all__ = {exported}\n\n"]
+    for schema, (name, doc, always) in sorted(MODELS.items(), key=lambda item: item[0] == "WhoAmI"):
+        text.append(f'\n@dataclass(frozen=True, slots=True, kw_only=True)\nclass {name}(Model):\n    """{doc}"""\n\n')
+        conversions = []
+        for attribute, declared in schemas[schema]["properties"].items():
+            if (schema, attribute) in OPEN:
+                (kind, convert), nullable = OPEN[schema, attribute], False
+            else:
+                kind, convert, nullable = python_type(declared, schemas)
+            text.append(f"    {attribute}: {kind}{_default(kind, nullable, attribute in always)}\n")
+            if convert:
+                conversions.append(f'"{attribute}": {convert}')
+        if conversions:
+            text.append(f"\n    _convert: ClassVar[Mapping[str, Convert]] = {{{', '.join(conversions)}}}\n")
+        text.append("\n")
+    return "".join(text)
+
+
+def _default(kind: str, nullable: bool, always: bool) -> str:
+    if always:
+        return ""
+    if kind.startswith(("list[", "dict[")) and not nullable:
+        return f" = field(default_factory={kind.partition('[')[0]})"
+    return f" = {_EMPTY[kind]}" if kind in _EMPTY else " | None = None" if "None" not in kind else " = None"
+
+
+def python_type(schema: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, str, bool]:
+    """How it is written in Python, how it is read (or nothing), whether it may be null."""
+    if reference := schema.get("$ref"):
+        name = reference.rpartition("/")[2]
+        if name in MODELS:
+            return MODELS[name][0], f"{MODELS[name][0]}.from_json", False
+        return python_type(schemas[name], schemas)
+    declared = schema.get("type")
+    options = [{**schema, "type": one} for one in declared] if isinstance(declared, list) else schema.get("anyOf")
+    if options:
+        real = [option for option in options if option.get("type") != "null"]
+        kind, convert, _ = python_type(real[0], schemas) if len(real) == 1 else ("Any", "", False)
+        return (kind if kind == "Any" else f"{kind} | None"), convert, True
+    if schema.get("format") == "date-time":
+        return "datetime", "when", False
+    if declared == "array":
+        kind, convert, _ = python_type(schema.get("items", {}), schemas)
+        return f"list[{kind}]", f"many({convert})" if convert else "", False
+    if declared == "object" and isinstance(schema.get("additionalProperties"), dict):
+        kind, convert, _ = python_type(schema["additionalProperties"], schemas)
+        return f"dict[str, {kind}]", f"mapped({convert})" if convert else "", False
+    return _PLAIN.get(declared or "", "Any"), "", False
 
 
 def ruff(path: Path, text: str) -> str:

@@ -79,7 +79,7 @@ def test_secrets_do_not_show() -> None:
 class Hello(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
-        body = b'{"user": "ada"}'
+        body = b'{"access_key": "ada"}'
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -133,7 +133,7 @@ def test_a_pinned_certificate_is_trusted_whatever_its_name(secured: tuple[str, s
     colons = ":".join(fingerprint[i : i + 2] for i in range(0, 64, 2)).upper()
     for pin in (fingerprint, colons, f"sha256:{fingerprint}"):
         with moorage.Client(endpoint, "a", "b", fingerprint=pin) as client:
-            assert client.whoami().user == "ada"
+            assert client.whoami().access_key == "ada"
 
 
 def test_another_certificate_is_not(secured: tuple[str, str]) -> None:

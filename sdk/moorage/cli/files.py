@@ -139,8 +139,6 @@ def _letter(kind: str) -> str:
     return {"directory": "d", "link": "l", "symlink": "l", "file": "-"}.get(kind, "?")
 
 
-def _permissions(mode: str | None) -> str:
-    if mode is None:
-        return ""
-    bits = int(mode, 8)
+def _permissions(mode: str) -> str:
+    bits = int(mode or "0", 8)
     return "".join(letter if bits & (1 << (8 - i)) else "-" for i, letter in enumerate("rwxrwxrwx"))
