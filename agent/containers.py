@@ -1,0 +1,343 @@
+"""Docker, spoken in this file only: every HostConfig key is built here from an allow-list, never passed through.
+
+Each call runs in a thread and has a deadline. A deadline that passes means *unknown*, never *failed*: names are
+deterministic, so the same call can be made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, ip_network
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
+from docker.utils import kwargs_from_env, parse_repository_tag
+
+log = logging.getLogger("moorage.agent.containers")
+T = TypeVar("T")
+
+LABEL: Final = "moorage.agent"
+USER: Final = 1000  #: uid and gid of everything in a session
+_CPU_PERIOD_US: Final = 100_000
+_MIB: Final = 1024 * 1024
+#: Where the network's addresses come from: the first /22 that nothing on this host uses.
+_POOL: Final = ip_network("10.213.0.0/16")
+
+
+class EngineError(Exception):
+    """The engine refused, or did not answer in time. `missing` names what is not there: image, container, network."""
+
+    def __init__(self, message: str, *, missing: str | None = None) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What may be chosen of a container; everything else is the same for all."""
+
+    name: str
+    image: str
+    entrypoint: Sequence[str]
+    hostname: str
+    labels: Mapping[str, str]
+    cpu_milli: int
+    memory_mib: int
+    shm_mib: int
+    pids: int
+    mounts: Sequence[tuple[Path, str, bool]]  #: source, target, read-only
+    gpu_uuids: Sequence[str] = ()
+    network: str | None = None  #: None: no network at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerState:
+    id: str
+    name: str
+    status: str  #: created, running, paused, restarting, removing, exited, dead
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pid: int | None = None
+    exit_code: int | None = None
+    out_of_memory: bool = False  #: as the engine says it, which is sometimes wrong
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    id: str
+    architecture: str
+    environ: Mapping[str, str]
+
+
+class Containers:
+    """One engine, and what of it belongs to the agent with this uid."""
+
+    def __init__(self, host: str | None, uid: str, network: str = "moorage", *, timeout_seconds: int = 60) -> None:
+        self._host = host
+        self._uid = uid
+        self.network = network
+        self._timeout_seconds = timeout_seconds
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="agent-engine")
+        self._client: Any = None
+        self._network_lock = asyncio.Lock()
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+    async def open(self) -> dict[str, Any]:
+        """Connect, make the network. What administrators should know of the engine, warnings included."""
+
+        def connect() -> dict[str, Any]:
+            options: dict[str, Any] = {"base_url": self._host} if self._host else kwargs_from_env()
+            self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
+            info: dict[str, Any] = self._client.info()
+            return info
+
+        info = await self._call(connect)
+        warnings = []
+        if not info.get("LiveRestoreEnabled"):
+            warnings.append("live-restore is off: an engine that is killed or upgraded ends every session of this host")
+        await self.ensure_network()
+        return {
+            "engine_version": info.get("ServerVersion"),
+            "live_restore": bool(info.get("LiveRestoreEnabled")),
+            "kernel": info.get("KernelVersion"),
+            "storage_driver": info.get("Driver"),
+            "cgroup_version": info.get("CgroupVersion"),
+            "warnings": warnings,
+        }
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+
+    async def ensure_network(self) -> None:
+        """One bridge for all single sessions, which do not see each other. It can vanish under us."""
+        async with self._network_lock:
+            await self._call(self._make_network)
+
+    def _make_network(self) -> None:
+        networks = self._client.networks()
+        if any(network["Name"] == self.network for network in networks):
+            return
+        used = [
+            IPv4Network(pool["Subnet"], strict=False)
+            for network in networks
+            for pool in (network["IPAM"] or {}).get("Config") or []
+            if ":" not in pool.get("Subnet", ":")
+        ]
+        used += _routes()
+        subnet = next((s for s in _POOL.subnets(new_prefix=22) if not any(s.overlaps(other) for other in used)), None)
+        if subnet is None:
+            raise EngineError(f"No subnet of {_POOL} is free on this host for the network of sessions.")
+        log.warning("making the network %s on %s", self.network, subnet)
+        try:
+            self._client.create_network(
+                self.network,
+                driver="bridge",
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
+                options={
+                    "com.docker.network.bridge.name": self.network[:15],
+                    "com.docker.network.bridge.enable_icc": "false",
+                },
+                labels={LABEL: self._uid},
+                check_duplicate=True,
+            )
+        except APIError as error:
+            if error.status_code != 409:  # another agent of this host made it at the same time
+                raise
+
+    async def remove_network(self) -> None:
+        await self._call(lambda: self._client.remove_network(self.network))
+
+    # -- containers ------------------------------------------------------------------------------------------------
+    async def create(self, spec: ContainerSpec) -> str:
+        """Create the container, or find the one of this name that an earlier call made. Its id."""
+        try:
+            return await self._call(lambda: self._create(spec))
+        except EngineError:
+            if (there := await self.inspect(spec.name)) and there.labels.get(LABEL) == self._uid:
+                return there.id
+            raise
+
+    def _create(self, spec: ContainerSpec) -> str:
+        memory = spec.memory_mib * _MIB
+        gpus = DeviceRequest(driver="nvidia", device_ids=list(spec.gpu_uuids), capabilities=[["gpu"]])
+        host_config = self._client.create_host_config(
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges:true"],
+            read_only=True,
+            tmpfs={"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={max(memory // 2, _MIB)}"},  # noqa: S108
+            mem_limit=memory,
+            memswap_limit=memory,
+            cpu_period=_CPU_PERIOD_US,
+            cpu_quota=max(spec.cpu_milli * _CPU_PERIOD_US // 1000, 1000),
+            pids_limit=spec.pids,
+            shm_size=spec.shm_mib * _MIB,
+            log_config=LogConfig(
+                type=LogConfig.types.JSON,
+                config={"max-size": "1m", "max-file": "2", "mode": "non-blocking", "max-buffer-size": "1m"},
+            ),
+            restart_policy={"Name": "no"},
+            network_mode=spec.network or "none",
+            ulimits=[Ulimit(name="core", soft=0, hard=0)],
+            mounts=[
+                Mount(target, str(source), type="bind", read_only=read_only, propagation="rprivate")
+                for source, target, read_only in spec.mounts
+            ],
+            device_requests=[gpus] if spec.gpu_uuids else None,
+        )
+        created = self._client.create_container(
+            spec.image,
+            entrypoint=list(spec.entrypoint),
+            command=[],
+            user=f"{USER}:{USER}",
+            hostname=spec.hostname,
+            working_dir="/home/work",
+            labels={**spec.labels, LABEL: self._uid},
+            name=spec.name,
+            host_config=host_config,
+            healthcheck={"test": ["NONE"]},
+            stdin_open=False,
+            tty=False,
+        )
+        container_id: str = created["Id"]
+        return container_id
+
+    async def start(self, container_id: str) -> None:
+        """Start it. Does nothing when it runs; the network is made again when it has vanished."""
+        try:
+            await self._call(lambda: self._client.start(container_id))
+        except EngineError as error:
+            if error.missing != "network":
+                raise
+            await self.ensure_network()
+            await self._call(lambda: self._client.start(container_id))
+
+    async def inspect(self, container: str) -> ContainerState | None:
+        """By id or name; None when the engine says that there is no such container."""
+        try:
+            found = await self._call(lambda: self._client.inspect_container(container))
+        except EngineError as error:
+            if error.missing == "container":
+                return None
+            raise
+        state = found["State"]
+        return ContainerState(
+            id=found["Id"],
+            name=found["Name"].lstrip("/"),
+            status=state["Status"],
+            labels=found["Config"].get("Labels") or {},
+            pid=state.get("Pid") or None,
+            exit_code=state.get("ExitCode"),
+            out_of_memory=bool(state.get("OOMKilled")),
+            error=state.get("Error") or "",
+        )
+
+    async def ours(self) -> list[ContainerState]:
+        """Everything that carries our uid. This, not events, is the truth."""
+        found = await self._call(lambda: self._client.containers(all=True, filters={"label": f"{LABEL}={self._uid}"}))
+        return [
+            ContainerState(
+                id=one["Id"], name=one["Names"][0].lstrip("/"), status=one["State"], labels=one.get("Labels") or {}
+            )
+            for one in found
+            if one.get("Names")
+        ]
+
+    async def thaw(self, container: str) -> None:
+        await self._call(lambda: self._client.unpause(container))
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove; it is no error when it is gone or going."""
+        try:
+            await self._call(lambda: self._client.remove_container(container, force=True, v=True))
+        except EngineError as error:
+            if error.missing != "container" and "already in progress" not in str(error):
+                raise
+
+    # -- images ----------------------------------------------------------------------------------------------------
+    async def images(self) -> list[str]:
+        found = await self._call(self._client.images)
+        return sorted({tag for one in found for tag in one.get("RepoTags") or [] if tag != "<none>:<none>"})
+
+    async def image(self, name: str) -> ImageConfig | None:
+        try:
+            found = await self._call(lambda: self._client.inspect_image(name))
+        except EngineError as error:
+            if error.missing == "image":
+                return None
+            raise
+        environ = dict(line.partition("=")[::2] for line in (found.get("Config") or {}).get("Env") or [])
+        return ImageConfig(id=found["Id"], architecture=found.get("Architecture", ""), environ=environ)
+
+    async def pull(self, name: str, progress: Callable[[int, int, str], None]) -> None:
+        """Fetch an image. `progress(current, total, message)` is called in the loop's thread, bytes over all layers."""
+        loop = asyncio.get_running_loop()
+        repository, tag = parse_repository_tag(name)
+
+        def follow() -> None:
+            layers: dict[str, tuple[int, int]] = {}
+            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                if "error" in line:
+                    text = str(line["error"])
+                    raise EngineError(text, missing="image")
+                detail = line.get("progressDetail") or {}
+                if "id" in line and detail.get("total"):
+                    layers[line["id"]] = (int(detail.get("current", 0)), int(detail["total"]))
+                current, total = (sum(part) for part in zip(*layers.values(), strict=True)) if layers else (0, 0)
+                loop.call_soon_threadsafe(progress, current, total, str(line.get("status", ""))[:200])
+
+        await self._call(follow)
+
+    # -- events ----------------------------------------------------------------------------------------------------
+    async def watch(self, on_event: Callable[[str, str], None]) -> None:
+        """Call `on_event(container id, action)` for what happens to our containers; ends when the engine goes away.
+
+        Events are hints: some are lost, and none survives the engine.
+        """
+        loop = asyncio.get_running_loop()
+        filters = {"type": "container", "label": f"{LABEL}={self._uid}", "event": ["die", "oom", "destroy"]}
+        stream = await self._call(lambda: self._client.events(decode=True, filters=filters))
+
+        def follow() -> None:
+            for event in stream:
+                loop.call_soon_threadsafe(on_event, str(event.get("id", "")), str(event.get("Action", "")))
+
+        try:
+            await self._call(follow)
+        finally:
+            # closing waits for nothing: the socket is shut, and the thread's read ends
+            stream.close()
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except ImageNotFound as error:
+            raise EngineError(error.explanation or str(error), missing="image") from None
+        except NotFound as error:
+            text = str(error.explanation or error)
+            kind = "image" if "image" in text.lower() else "network" if "network" in text.lower() else "container"
+            raise EngineError(text, missing=kind) from None
+        except APIError as error:
+            text = str(error.explanation or error)
+            raise EngineError(text, missing="network" if "network" in text and "not found" in text else None) from None
+        except (DockerException, OSError) as error:
+            raise EngineError(f"The container engine does not answer: {error}") from None
+
+
+def _routes() -> list[IPv4Network]:
+    """What this host routes somewhere already."""
+    found = []
+    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+        words = line.split()
+        address, mask = (int.from_bytes(bytes.fromhex(words[i]), "little") for i in (1, 7))
+        if mask:
+            found.append(IPv4Network((address, mask.bit_count())))
+    return found
