@@ -25,7 +25,9 @@ METHODS = (
 )
 MAX_TEXT = 1 << 20
 
-warnings.filterwarnings("ignore", message=".*(non-interactive|non-GUI backend).*")  # plt.show(): figures are shown by us
+warnings.filterwarnings(
+    "ignore", message=".*(non-interactive|non-GUI backend).*"
+)  # plt.show(): figures are shown by us
 
 
 def bundle(value, shell=None):
@@ -76,11 +78,11 @@ def encode(data, limit):
     while len(body) > limit:
         largest = max(data, key=lambda mime: len(json.dumps(data[mime])))
         if largest == "text/plain":
-            data["text/plain"] = str(data["text/plain"])[:MAX_TEXT // 8] + " ... (cut)"
+            data["text/plain"] = str(data["text/plain"])[: MAX_TEXT // 8] + " ... (cut)"
         else:
             del data[largest]
             data["text/plain"] = "%s\n(%s is left out: it is larger than %d MiB)" % (
-                str(data.get("text/plain", ""))[:MAX_TEXT // 8],
+                str(data.get("text/plain", ""))[: MAX_TEXT // 8],
                 largest,
                 limit >> 20,
             )
@@ -127,7 +129,9 @@ def failure(error):
     if len(lines) > 200:
         lines = lines[:100] + ["  ... %d more ...\n" % (len(lines) - 200)] + lines[-100:]
     lines = [line[:4096] for line in lines]
-    return json.dumps({"ename": type(error).__name__, "evalue": text[:65536], "traceback": lines}).encode("utf-8", "replace")
+    return json.dumps({"ename": type(error).__name__, "evalue": text[:65536], "traceback": lines}).encode(
+        "utf-8", "replace"
+    )
 
 
 def _cut(frames):
@@ -182,7 +186,11 @@ def complete(session, request):
             builtins = session.namespace["__builtins__"]
             every = set(namespace) | set(dir(builtins)) | set(keyword.kwlist)
             names = {name for name in every if name.startswith(stem)}
-    return {"suggestions": sorted(names, key=lambda n: (n.startswith("_"), n))[:500], "start": col - len(stem), "end": col}
+    return {
+        "suggestions": sorted(names, key=lambda n: (n.startswith("_"), n))[:500],
+        "start": col - len(stem),
+        "end": col,
+    }
 
 
 def ipython_shell(session):

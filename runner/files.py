@@ -119,7 +119,7 @@ class Files:
         self.quota = Quota(self.workdir, quota_bytes)
 
     # -- what can be asked -------------------------------------------------------------------------------------------
-    def list(self, path: str, cursor: str | None, limit: int) -> dict[str, Any]:
+    def page(self, path: str, cursor: str | None, limit: int) -> dict[str, Any]:
         with self._folder(path) as folder:
             try:
                 reader = os.open(".", _READ_FOLDER, dir_fd=folder)
@@ -157,7 +157,9 @@ class Files:
         with self._place(path) as (folder, name):
             self._no_link(folder, name, path)
             try:
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
+                fd = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder
+                )
             except OSError as error:
                 if error.errno == errno.ENXIO:  # a socket
                     raise _not_regular(path) from None
@@ -208,7 +210,9 @@ class Files:
                         claimed += step
                     written += len(piece)
                     if size is not None and written > size:
-                        raise Refused("transfer_failed", f"More than the announced {size} bytes came; nothing was kept.")
+                        raise Refused(
+                            "transfer_failed", f"More than the announced {size} bytes came; nothing was kept."
+                        )
                     if digest is not None:
                         digest.update(piece)
                     _write_all(fd, piece)
@@ -321,7 +325,9 @@ class Files:
         path = _text(args, "path")
         with self._place(path) as (folder, name):
             if name == ".":
-                raise Refused("invalid_path", "One of the session's own folders cannot be removed; remove what is in it.")
+                raise Refused(
+                    "invalid_path", "One of the session's own folders cannot be removed; remove what is in it."
+                )
             facts = _lstat(folder, name, path)
             if facts is None:
                 raise _missing(path)

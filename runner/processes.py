@@ -56,8 +56,9 @@ def spawn(argv: list[str], environ: dict[str, str], descriptors: dict[int, int])
 
 
 def signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(OSError):
-        os.killpg(pid, number)
+    if pid > 1:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, number)
 
 
 def kill_everything() -> None:

@@ -50,7 +50,9 @@ class Config:
     """config.json of the link directory, read once."""
 
     def __init__(self, data: dict[str, Any]) -> None:
-        self.environ: dict[str, str] = {str(k): str(v) for k, v in (data.get("environ") or {}).items() if "\0" not in f"{k}{v}"}
+        self.environ: dict[str, str] = {
+            str(k): str(v) for k, v in (data.get("environ") or {}).items() if "\0" not in f"{k}{v}"
+        }
         self.workdir = str(data.get("workdir") or "/home/work")
         self.file_roots = [str(root) for root in data.get("file_roots") or []]
         self.quota_bytes: int | None = data.get("quota_bytes")
@@ -133,7 +135,9 @@ _VIEW = memoryview(_BUFFER)
 class Run:
     """One execution, from its request to its done record."""
 
-    def __init__(self, run: str, mode: str, code: str, opts: dict[str, Any], timeout: float | None, out: ring.Ring) -> None:
+    def __init__(
+        self, run: str, mode: str, code: str, opts: dict[str, Any], timeout: float | None, out: ring.Ring
+    ) -> None:
         self.id = run
         self.mode = mode
         self.code = code
@@ -270,6 +274,7 @@ class Supervisor:
         self._failures = 0  #: of the worker, before it was ready
         self._streams = 0
         self._file_threads = 0
+        self._file_lock = threading.Lock()
         self._file_jobs: deque[Callable[[], None]] = deque()
         self._strays: deque[Pipe] = deque()
         self._completions: dict[int, tuple[Answer, Timer]] = {}
@@ -406,7 +411,9 @@ class Supervisor:
             raise Refused("invalid_request", "A run id has 1 to 64 letters, digits, '-' or '_'.")
         if mode not in ("query", "batch") or not isinstance(opts, dict):
             raise Refused("invalid_request", "'mode' is query or batch, and 'opts' an object.")
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
+        ):
             raise Refused("invalid_request", "'timeout_seconds' is a number above 0.")
         run = self.runs.get(name)
         if run is None and self._rings.get(name) is None:
@@ -522,7 +529,9 @@ class Supervisor:
         if run is None:
             if self._rings.get(str(header.get("run"))) is None:
                 raise Refused("run_not_found", f"There is no run {header.get('run')!r} here.")
-            raise Refused("not_waiting_for_input", "This execution is not running any more, so nothing can be fed to it.")
+            raise Refused(
+                "not_waiting_for_input", "This execution is not running any more, so nothing can be fed to it."
+            )
         return run
 
     def _interrupt(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
@@ -580,7 +589,7 @@ class Supervisor:
     def _list(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         path, cursor, limit = header.get("path") or ".", header.get("cursor"), header.get("limit")
         limit = limit if isinstance(limit, int) else 100
-        self._in_thread(connection, request, lambda: self.files.list(path, cursor, limit))
+        self._in_thread(connection, request, lambda: self.files.page(path, cursor, limit))
         return LATER
 
     def _manage(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
@@ -604,31 +613,34 @@ class Supervisor:
                 answer = _refused(request, Refused("internal", f"The runner failed: {error}"))
             self.loop.from_thread(lambda: connection.send(answer))
 
-        self._file_jobs.append(job)
-        if self._file_threads < 4:
-            self._file_threads += 1
+        with self._file_lock:
+            self._file_jobs.append(job)
+            if self._file_threads >= 4:
+                return
             try:
                 threading.Thread(target=self._do_file_jobs, daemon=True).start()
+                self._file_threads += 1
             except RuntimeError:
-                self._file_threads -= 1
                 if not self._file_threads:
                     self._file_jobs.pop()
                     raise Refused("resource_exhausted", "The session has no free processes; end some first.") from None
 
     def _do_file_jobs(self) -> None:
         while True:
-            try:
+            with self._file_lock:
+                if not self._file_jobs:
+                    self._file_threads -= 1
+                    return
                 job = self._file_jobs.popleft()
-            except IndexError:
-                self._file_threads -= 1
-                return
             job()
 
     # -- connections that carry one file or archive ----------------------------------------------------------------------
     def _start_stream(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
         rest = connection.frames.rest()
         if self._streams >= MAX_STREAMS:
-            busy = Refused("resource_exhausted", f"{MAX_STREAMS} transfers are going on in this session; wait for one to end.")
+            busy = Refused(
+                "resource_exhausted", f"{MAX_STREAMS} transfers are going on in this session; wait for one to end."
+            )
             return connection.send(_refused(request, busy))
         sock = connection.detach()
         self._streams += 1
@@ -832,7 +844,13 @@ class Supervisor:
                 self._to_log_only(pipe)
             run.pipes = []
             _, needed = run.stages.pop(0)
-            if run.stages and not run.killed and not run.timed_out and not run.interrupted and (exit_code == 0 or not needed):
+            if (
+                run.stages
+                and not run.killed
+                and not run.timed_out
+                and not run.interrupted
+                and (exit_code == 0 or not needed)
+            ):
                 self._next_stage(run)
             else:
                 self._finish(run, exit_code, number)
@@ -1000,7 +1018,7 @@ class Supervisor:
                 if self._current is not None:
                     self._say(f"the worker is killed: {error}")
                 # it may be on its way out with an exit code of its own
-                self.loop.later(DRAIN_SECONDS, lambda: worker.pid and processes.signal_group(worker.pid, signal.SIGKILL))
+                self.loop.later(DRAIN_SECONDS, lambda: processes.signal_group(worker.pid, signal.SIGKILL))
 
     def _on_message(self, worker: Worker, header: dict[str, Any], body: bytes) -> None:
         op = header.get("op")
@@ -1154,7 +1172,9 @@ class Supervisor:
 class _Stream:
     """One file or archive, in a thread of its own."""
 
-    def __init__(self, files: Files, sock: socket.socket, request: int, rest: bytes, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, files: Files, sock: socket.socket, request: int, rest: bytes, say: Callable[[str], None]
+    ) -> None:
         self._files = files
         self._socket = sock
         self._request = request

@@ -283,7 +283,10 @@ class Session:
             _real_exit(status)
 
         os._exit = leave
-        flush, events = self.flusher.flush, {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"}
+        flush, events = (
+            self.flusher.flush,
+            {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"},
+        )
 
         def on_event(event, args):
             if event in events:
@@ -435,7 +438,14 @@ class Session:
             return False
         for line in code.splitlines():
             line = line.strip()
-            if line[:1] in ("%", "!") or line[-1:] == "?" or "IPython" in line or "get_ipython" in line or "= !" in line or "= %" in line:
+            if (
+                line[:1] in ("%", "!")
+                or line[-1:] == "?"
+                or "IPython" in line
+                or "get_ipython" in line
+                or "= !" in line
+                or "= %" in line
+            ):
                 try:
                     from importlib.util import find_spec
 
