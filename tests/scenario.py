@@ -32,7 +32,11 @@ HOST: Final = "host-1"
 
 def person(number: int, name: str, role: Role = Role.USER) -> Principal:
     return Principal(
-        user_id=UUID(int=number), access_key=AccessKey(f"KEY-{name}"), domain="default", role=role, projects=("default",)
+        user_id=UUID(int=number),
+        access_key=AccessKey(f"KEY-{name}"),
+        domain="default",
+        role=role,
+        projects=("default",),
     )
 
 
@@ -57,7 +61,12 @@ class Given:
 
 
 def a_session(
-    status: Status = Status.RUNNING, *, id: SessionId = ID, name: str = "train", owner: Principal = ALICE, **columns: Any
+    status: Status = Status.RUNNING,
+    *,
+    id: SessionId = ID,
+    name: str = "train",
+    owner: Principal = ALICE,
+    **columns: Any,
 ) -> Given:
     """A session with one kernel that is as far as its status says: on a host, holding slots, observed."""
 
@@ -86,9 +95,7 @@ def a_session(
             **columns,
         }
         await insert(connection, "sessions", row)
-        await insert(
-            connection, "status_history", {"session_id": id, "version": 1, "target": "PENDING", "at": NOW}
-        )
+        await insert(connection, "status_history", {"session_id": id, "version": 1, "target": "PENDING", "at": NOW})
         observed = {Status.RUNNING: "RUNNING", Status.PREPARING: "PREPARING", Status.PULLING: "PULLING"}
         gone = status in FINAL
         await insert(
@@ -224,7 +231,13 @@ async def _world(connection: Connection) -> None:
     """Four people, one image, one host with 8 CPUs and 8 GiB."""
     for who in PEOPLE:
         name = who.access_key.removeprefix("KEY-")
-        user = {"id": who.user_id, "email": f"{name}@example.org", "username": name, "domain": "default", "role": str(who.role)}
+        user = {
+            "id": who.user_id,
+            "email": f"{name}@example.org",
+            "username": name,
+            "domain": "default",
+            "role": str(who.role),
+        }
         await insert(connection, "users", {**user, "created_at": NOW})
         await insert(connection, "project_members", {"project_id": PROJECT, "user_id": who.user_id})
         keypair = {"access_key": who.access_key, "secret_hash": hash_secret(f"secret-{name}"), "user_id": who.user_id}
@@ -232,7 +245,13 @@ async def _world(connection: Connection) -> None:
     await insert(connection, "images", {"name": IMAGE, "architecture": "x86_64", "created_at": NOW})
     for alias in ("python", "python:3.9"):
         await insert(connection, "image_aliases", {"alias": alias, "image": IMAGE})
-    agent = {"id": HOST, "fingerprint": "f0", "architecture": "x86_64", "seen_at": NOW, "lease_until": NOW + timedelta(days=1)}
+    agent = {
+        "id": HOST,
+        "fingerprint": "f0",
+        "architecture": "x86_64",
+        "seen_at": NOW,
+        "lease_until": NOW + timedelta(days=1),
+    }
     await insert(connection, "agents", {**agent, "created_at": NOW})
     for slot, amount in (("cpu", 8000), ("mem", 8192)):
         row = {"agent_id": HOST, "name": slot, "capacity": amount, "reported": amount}
@@ -330,7 +349,11 @@ COVERED: dict[str, Mapping[str, TestScenario | NotApplicable]] = {}
 
 
 def scenarios(
-    action: type[Action[Any, Any]], /, *, more: Mapping[str, TestScenario] | None = None, **table: TestScenario | NotApplicable
+    action: type[Action[Any, Any]],
+    /,
+    *,
+    more: Mapping[str, TestScenario] | None = None,
+    **table: TestScenario | NotApplicable,
 ) -> pytest.MarkDecorator:
     """Parametrise over an action's table. The five aspects must be there; `more` holds further rows, named by sentences."""
     if missing := [aspect for aspect in ASPECTS if aspect not in table]:
@@ -342,5 +365,3 @@ def scenarios(
 
 def uncovered() -> list[str]:
     return sorted(set(ACTIONS) - set(COVERED))
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from actions import (
     CreateFromParamsAction,
     DestroySessionAction,
@@ -51,7 +53,9 @@ to_best = RenameSessionAction(session_name="train", new_name="best")
         answer=lambda a: a.session_data.name == "best",
         then_rows=("sessions best: name train -> best",),
     ),
-    stranger=TestScenario(given=(a_session(),), do=to_best, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    stranger=TestScenario(
+        given=(a_session(),), do=to_best, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"
+    ),
     wrong_status=TestScenario(
         given=(a_session(Status.TERMINATED),),
         do=RenameSessionAction(session_name=str(ID), new_name="best"),
@@ -60,7 +64,10 @@ to_best = RenameSessionAction(session_name="train", new_name="best")
     ),
     not_found=TestScenario(do=to_best, error=SessionNotFound, then_audit="session_not_found"),
     bad_input=TestScenario(
-        given=(a_session(),), do=RenameSessionAction(session_name="train", new_name="../x"), error=InvalidName, then_audit=None
+        given=(a_session(),),
+        do=RenameSessionAction(session_name="train", new_name="../x"),
+        error=InvalidName,
+        then_audit=None,
     ),
     more={
         "a_live_namesake_blocks": TestScenario(
@@ -114,14 +121,16 @@ destroy = DestroySessionAction(session_name=str(ID))
             "sessions train: status_reason null -> destroyed by its owner",
         ),
     ),
-    stranger=TestScenario(given=(a_session(),), do=destroy, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    stranger=TestScenario(
+        given=(a_session(),), do=destroy, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"
+    ),
     wrong_status=NotApplicable("a session can be destroyed in every status"),
     not_found=TestScenario(
         do=DestroySessionAction(session_name=str(NOBODYS_ID)), error=SessionNotFound, then_audit="session_not_found"
     ),
     bad_input=TestScenario(
         given=(a_session(),),
-        do=DestroySessionAction(session_name="train", forced="surely"),  # type: ignore[arg-type]
+        do=DestroySessionAction(session_name="train", forced="surely"),
         error=InvalidRequest,
         then_audit=None,
     ),
@@ -154,8 +163,10 @@ async def test_destroy(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
 
 
-def create(**changes: object) -> CreateFromParamsAction:
-    return CreateFromParamsAction(**{"name": "train", "image": "python:3.9", "resource_slots": ResourceSlot(cpu=2, mem=4096), **changes})  # type: ignore[arg-type]
+def create(**changes: Any) -> CreateFromParamsAction:
+    return CreateFromParamsAction(
+        **{"name": "train", "image": "python:3.9", "resource_slots": ResourceSlot(cpu=2, mem=4096), **changes}
+    )
 
 
 CREATED = ("+kernels train", "+sessions train", "+status_history train create PENDING")
@@ -163,7 +174,8 @@ CREATED = ("+kernels train", "+sessions train", "+status_history train create PE
 
 def quota(**limits: int) -> tuple[object, ...]:
     return tuple(
-        a_row("quotas", scope="user", scope_id=str(ALICE.user_id), name=name, max_amount=most) for name, most in limits.items()
+        a_row("quotas", scope="user", scope_id=str(ALICE.user_id), name=name, max_amount=most)
+        for name, most in limits.items()
     )
 
 
@@ -181,7 +193,9 @@ def quota(**limits: int) -> tuple[object, ...]:
     more={
         "a_live_namesake_blocks": TestScenario(given=(a_session(),), do=create(), error=NameTaken, then_audit=None),
         "a_live_namesake_is_reused_when_asked": TestScenario(
-            given=(a_session(),), do=create(reuse_if_exists=True), answer=lambda a: not a.created and a.session_data.id == ID
+            given=(a_session(),),
+            do=create(reuse_if_exists=True),
+            answer=lambda a: not a.created and a.session_data.id == ID,
         ),
         "another_image_is_not_reused": TestScenario(
             given=(a_session(image="other:1"),), do=create(reuse_if_exists=True), error=NameTaken, then_audit=None
@@ -198,10 +212,16 @@ def quota(**limits: int) -> tuple[object, ...]:
             error=NoAgents,
             then_audit=None,
         ),
-        "the_wrong_architecture": TestScenario(do=create(architecture="aarch64"), error=InvalidConfiguration, then_audit=None),
-        "no_memory": TestScenario(do=create(resource_slots=ResourceSlot(cpu=1, mem=1)), error=InvalidResources, then_audit=None),
+        "the_wrong_architecture": TestScenario(
+            do=create(architecture="aarch64"), error=InvalidConfiguration, then_audit=None
+        ),
+        "no_memory": TestScenario(
+            do=create(resource_slots=ResourceSlot(cpu=1, mem=1)), error=InvalidResources, then_audit=None
+        ),
         "a_negative_lifetime": TestScenario(do=create(timeout=-1), error=InvalidRequest, then_audit=None),
-        "a_foreign_project": TestScenario(do=create(project="secret"), error=ProjectNotFound, then_audit="project_not_found"),
+        "a_foreign_project": TestScenario(
+            do=create(project="secret"), error=ProjectNotFound, then_audit="project_not_found"
+        ),
         "batch_without_a_command": TestScenario(
             do=create(session_type=SessionTypes.BATCH), error=InvalidConfiguration, then_audit=None
         ),
@@ -212,7 +232,7 @@ def quota(**limits: int) -> tuple[object, ...]:
             do=create(), by=WATCHER, error=PermissionDenied, then_audit="permission_denied"
         ),
         "a_quota_is_charged": TestScenario(
-            given=quota(sessions=1, cpu=2000),  # type: ignore[arg-type]
+            given=quota(sessions=1, cpu=2000),
             do=create(),
             then_rows=(
                 *CREATED,
@@ -223,7 +243,7 @@ def quota(**limits: int) -> tuple[object, ...]:
             ),
         ),
         "a_full_quota_refuses": TestScenario(
-            given=quota(cpu=1999),  # type: ignore[arg-type]
+            given=quota(cpu=1999),
             do=create(),
             error=QuotaExceeded,
             then_audit=None,

@@ -1,0 +1,224 @@
+"""The agent's end of its connections: dials every manager process, answers what they ask, tells what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from agent import wire
+from agent.rpc import Handler, Peer
+from agent.streams import Channel, dial
+from agent.wire import AgentHello, Fact, RunDone, Welcome
+from domain.errors import MoorageError
+
+log = logging.getLogger("moorage.link")
+_TELL_SECONDS: Final = 15.0
+_MOST_AT_ONCE: Final = 200
+_LONGEST_PAUSE: Final = 2.0
+
+
+class Teller(Protocol):
+    """What the agent has to say. `changed` is set whenever there is something new in it."""
+
+    changed: asyncio.Event
+
+    async def hello(self) -> AgentHello: ...
+    def pending_facts(self) -> Sequence[Fact]: ...
+    def facts_acknowledged(self, facts: Iterable[Fact]) -> None: ...
+    def pending_runs(self) -> Sequence[RunDone]: ...
+    def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
+
+
+class Connection:
+    """One manager process, dialled again and again until it leaves the list."""
+
+    def __init__(
+        self,
+        url: str,
+        tls: ssl.SSLContext,
+        teller: Teller,
+        handlers: Mapping[str, Handler],
+        on_managers: Callable[[Sequence[Mapping[str, Any]]], None],
+        on_welcome: Callable[[Connection, Welcome], None],
+    ) -> None:
+        self.url = url
+        self._tls = tls
+        self._teller = teller
+        self._handlers = handlers
+        self._on_managers = on_managers
+        self._on_welcome = on_welcome
+        self.peer: Peer | None = None
+        self.welcome: Welcome | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.peer is not None and self.welcome is not None and self.welcome.role == "control"
+
+    async def run(self) -> None:
+        pause = 0.0
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._serve()
+            except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
+                log.info("no connection to the manager at %s: %s", self.url, error)
+            finally:
+                self.peer = self.welcome = None
+            lasted = asyncio.get_running_loop().time() - started
+            pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 2))
+            await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
+
+    async def _serve(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.ws_connect(
+                f"{self.url}/agent/link", ssl=self._tls, max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=20.0
+            ) as socket,
+        ):
+            peer = Peer(socket, self.url)
+            for name, handler in self._handlers.items():
+                peer.handle(name, self._to_here(handler) if name == wire.OPEN_STREAM else handler)
+            peer.on_notice(wire.MANAGERS, lambda said: self._on_managers(said.get("managers", [])))
+            reading = asyncio.create_task(peer.run(), name=f"link {self.url}")
+            try:
+                said = await self._teller.hello()
+                answer = await peer.request(wire.HELLO, said.pack(), timeout_seconds=30.0)
+                self.peer, self.welcome = peer, Welcome.unpack(answer)
+                self._on_managers(self.welcome.managers)
+                self._on_welcome(self, self.welcome)
+                log.info("connected to the %s process at %s", self.welcome.role, self.url)
+                await self._beat(peer, self.welcome.heartbeat_seconds, reading)
+            finally:
+                await peer.close()
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    def _to_here(self, handler: Handler) -> Handler:
+        """A transfer goes to where the request for it came from, by the address that this agent knows."""
+        host = urlsplit(self.url).hostname or ""
+
+        async def handle(arguments: dict[str, Any]) -> Any:
+            arguments["stream"]["host"] = host
+            return await handler(arguments)
+
+        return handle
+
+    async def _beat(self, peer: Peer, seconds: float, reading: asyncio.Task[None]) -> None:
+        """Signs of life until the connection ends. Missing answers are a dead connection."""
+        while not reading.done():
+            done, _ = await asyncio.wait({reading}, timeout=seconds)
+            if done:
+                return
+            answer = await peer.request(wire.HEARTBEAT, {}, timeout_seconds=max(10.0, 2 * seconds))
+            self._on_managers(answer.get("managers", []))
+
+
+class Links:
+    """Connections to all managers there are. `run` goes on until it is cancelled."""
+
+    def __init__(
+        self, urls: Sequence[str], tls: ssl.SSLContext, teller: Teller, handlers: Mapping[str, Handler]
+    ) -> None:
+        self._tls = tls
+        self._teller = teller
+        self._handlers = handlers
+        self._first = tuple(urls)
+        self._connections: dict[str, tuple[Connection, asyncio.Task[None]]] = {}
+        self._welcomed = asyncio.Event()
+        self._told: Connection | None = None
+        #: called with the list of managers' addresses whenever it changes, to be remembered for the next start
+        self.on_urls: Callable[[Sequence[str]], None] = lambda _urls: None
+
+    async def run(self) -> None:
+        self._dial(self._first)
+        try:
+            await self._tell()
+        finally:
+            tasks = [task for _, task in self._connections.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def is_connected(self) -> bool:
+        return any(connection.peer is not None for connection, _ in self._connections.values())
+
+    async def progress(self, said: dict[str, Any]) -> None:
+        """To everybody: only who asked for it listens."""
+        for connection, _ in list(self._connections.values()):
+            if connection.peer is not None:
+                with contextlib.suppress(MoorageError):
+                    await connection.peer.notify(wire.PROGRESS, said)
+
+    def _dial(self, urls: Iterable[str]) -> None:
+        for url in urls:
+            if url not in self._connections:
+                connection = Connection(
+                    url, self._tls, self._teller, self._handlers, self._managers_are, self._welcomed_by
+                )
+                self._connections[url] = connection, asyncio.create_task(connection.run(), name=f"dial {url}")
+
+    def _managers_are(self, managers: Sequence[Mapping[str, Any]]) -> None:
+        """Dial who is new; let go of who is gone, unless the connection still works. An empty list says nothing."""
+        urls = [str(manager["url"]) for manager in managers if str(manager.get("url", "")).startswith("https://")]
+        if not urls:
+            return
+        known = set(self._connections)
+        self._dial(urls)
+        for url in known - set(urls) - set(self._first):
+            connection, task = self._connections[url]
+            if connection.peer is None:
+                del self._connections[url]
+                task.cancel()
+        if set(urls) != known:
+            self.on_urls(urls)
+
+    def _welcomed_by(self, _connection: Connection, _welcome: Welcome) -> None:
+        self._welcomed.set()
+        self._teller.changed.set()
+
+    async def _tell(self) -> None:
+        """Facts and finished runs, the moment there are any, to one control process; again until it acknowledges."""
+        while True:
+            await self._teller.changed.wait()
+            self._teller.changed.clear()
+            if (control := self._control()) is None:
+                self._welcomed.clear()
+                await self._welcomed.wait()
+                self._teller.changed.set()
+                continue
+            try:
+                await self._tell_all(control)
+            except MoorageError as error:
+                log.warning("the manager did not take what it was told (%s); telling it again", error)
+                await asyncio.sleep(0.2)
+                self._teller.changed.set()
+
+    async def _tell_all(self, peer: Peer) -> None:
+        while facts := list(self._teller.pending_facts())[:_MOST_AT_ONCE]:
+            await peer.request(wire.FACTS, {"facts": [fact.pack() for fact in facts]}, timeout_seconds=_TELL_SECONDS)
+            self._teller.facts_acknowledged(facts)
+        while runs := list(self._teller.pending_runs())[:_MOST_AT_ONCE]:
+            await peer.request(wire.RUNS_DONE, {"runs": [run.pack() for run in runs]}, timeout_seconds=_TELL_SECONDS)
+            self._teller.runs_acknowledged(runs)
+
+    def _control(self) -> Peer | None:
+        """The one that was told last, as long as it is there."""
+        if self._told is None or not self._told.is_control:
+            controls = [connection for connection, _ in self._connections.values() if connection.is_control]
+            self._told = random.choice(controls) if controls else None  # noqa: S311 - spreads the load, no secret
+        return self._told.peer if self._told is not None else None
+
+
+async def open_channel(stream: Mapping[str, Any], tls: ssl.SSLContext) -> Channel:
+    """Dial the connection for one transfer, as the `stream` of an OPEN_STREAM request says."""
+    return await dial(str(stream["host"]), int(stream["port"]), bytes(stream["ticket"]), tls if stream["tls"] else None)

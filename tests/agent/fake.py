@@ -1,0 +1,294 @@
+"""An agent in memory, for the scenarios of actions: does what it is told, as far as it can without containers.
+
+Passes the same contract suite as the real one (tests/agent/contract.py), but for what needs a Python or a shell.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from agent.client import FilePage, FileStat, KernelAddress
+from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead
+from domain.errors import (
+    AgentUnavailable,
+    Conflict,
+    FileExists,
+    FileNotFound,
+    InvalidPath,
+    MoorageError,
+    NotWaitingForInput,
+    RunNotFound,
+)
+from domain.ids import AgentId, RunId
+
+HOST = AgentId("host-1")
+
+
+def record(seq: int, kind: str, payload: bytes | dict[str, Any], at: float = 0.0) -> bytes:
+    """A ring record, as a runner writes it."""
+    body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+    return RECORD.pack(len(body), seq, RECORD_KINDS.index(kind), at) + body
+
+
+@dataclass
+class Run:
+    """One run's output so far."""
+
+    mode: str = "query"
+    records: list[bytes] = field(default_factory=list)
+    status: str = "running"
+    done: dict[str, Any] | None = None
+    inputs: list[bytes] = field(default_factory=list)
+
+    def say(self, kind: str, payload: bytes | dict[str, Any]) -> Run:
+        self.records.append(record(len(self.records) + 1, kind, payload))
+        return self
+
+    def end(self, exit_code: int | None = 0, *, reason: str = "finished", signal: int | None = None) -> Run:
+        self.status = "done"
+        self.done = {"exit_code": exit_code, "signal": signal, "reason": reason, "namespace_lost": False}
+        self.done |= {"started_at": 1.0, "finished_at": 2.0, "bytes": 0}
+        return self.say("done", self.done)
+
+
+@dataclass
+class Kernel:
+    attempt: int
+    generation: int
+    want: str
+    fact: Fact
+
+
+class FakeAgent:
+    """`calls` holds what it was asked, as (name, arguments...). `fails_with` makes every call raise."""
+
+    def __init__(self, agents: Sequence[str] = (HOST,)) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.agents = {AgentId(agent) for agent in agents}
+        self.kernels: dict[UUID, Kernel] = {}
+        self.runs: dict[str, Run] = {}
+        self.files: dict[str, bytes] = {}
+        self.folders: set[str] = {"/home/work"}
+        self.fails_with: MoorageError | None = None
+        #: the output of the next runs: the code is printed when there is none
+        self.script: list[Run] = []
+        self.log = Run(mode="log")
+        self.nothing_runs = False
+
+    def _asked(self, name: str, *arguments: Any) -> None:
+        self.calls.append((name, *arguments))
+        if self.fails_with is not None:
+            raise self.fails_with
+
+    # -- who is there ----------------------------------------------------------------------------------------------------
+    def connected(self) -> set[AgentId]:
+        return self.agents
+
+    def is_connected(self, agent_id: AgentId) -> bool:
+        return agent_id in self.agents
+
+    # -- kernels -----------------------------------------------------------------------------------------------------------
+    async def ensure(
+        self, where: KernelAddress, *, generation: int, want: str, spec: KernelSpec | None, grace_seconds: float = 10.0
+    ) -> Fact:
+        self._asked("ensure", where.kernel_id, where.attempt, generation, want)
+        if where.agent_id not in self.agents:
+            raise AgentUnavailable
+        known = self.kernels.get(where.kernel_id)
+        if known and (where.attempt, generation) < (known.attempt, known.generation):
+            raise Conflict("This intent is older than one that the host has taken on.")
+        if known and (where.attempt, generation) == (known.attempt, known.generation):
+            return known.fact
+        observed = "RUNNING" if want == "RUN" else "GONE"
+        fact = Fact(
+            kernel_id=str(where.kernel_id),
+            attempt=where.attempt,
+            generation=generation,
+            observed=observed,
+            boot_no=1,
+            seq=len(self.calls),
+        )
+        self.kernels[where.kernel_id] = Kernel(where.attempt, generation, want, fact)
+        return fact
+
+    # -- runs --------------------------------------------------------------------------------------------------------------
+    async def execute(
+        self,
+        where: KernelAddress,
+        run_id: RunId,
+        *,
+        mode: str,
+        code: str,
+        opts: dict[str, Any],
+        timeout_seconds: float | None,
+        wait_seconds: float,
+        max_bytes: int,
+    ) -> RunRead:
+        self._asked("execute", run_id, mode, code)
+        if str(run_id) not in self.runs:
+            run = self.script.pop(0) if self.script else Run().say("stdout", code.encode()).end()
+            self.runs[str(run_id)] = replace(run, mode=mode)
+        return self._read(str(run_id), 0, max_bytes)
+
+    async def read(
+        self, where: KernelAddress, run_id: RunId | str, *, from_seq: int, max_bytes: int, wait_seconds: float
+    ) -> RunRead:
+        self._asked("read", run_id, from_seq)
+        return self._read(str(run_id), from_seq, max_bytes)
+
+    def _read(self, run_id: str, from_seq: int, max_bytes: int) -> RunRead:
+        run = self.log if run_id == "log" else self.runs.get(run_id)
+        if run is None:
+            raise RunNotFound(run_id=run_id)
+        first = max(from_seq, 1)
+        chosen: list[bytes] = []
+        for one in run.records[first - 1 :]:
+            if chosen and sum(map(len, chosen)) + len(one) > max_bytes:
+                break
+            chosen.append(one)
+        next_seq = first + len(chosen)
+        at_end = next_seq > len(run.records)
+        return RunRead(
+            run_id=run_id,
+            records=b"".join(chosen),
+            next_seq=next_seq,
+            status=run.status,
+            done=run.done if at_end else None,
+        )
+
+    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None:
+        self._asked("input", run_id, data, eof)
+        run = self.runs.get(str(run_id))
+        if run is None or run.done:
+            raise NotWaitingForInput
+        run.inputs.append(data)
+        run.say("stdout", b"got " + data).end()
+
+    async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
+        self._asked("interrupt", run_id)
+        return not self.nothing_runs
+
+    async def kill(self, where: KernelAddress, run_id: RunId) -> bool:
+        self._asked("kill", run_id)
+        run = self.runs.get(str(run_id))
+        if run is None or run.done:
+            return False
+        run.end(None, reason="killed", signal=9)
+        return True
+
+    async def complete(
+        self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
+    ) -> dict[str, Any]:
+        self._asked("complete", code)
+        return {"suggestions": [code + "t"], "start": 0, "end": len(code)}
+
+    # -- files -------------------------------------------------------------------------------------------------------------
+    def _path(self, path: str) -> str:
+        whole = posixpath.normpath(posixpath.join("/home/work", path))
+        if not re.match(r"^/(home/work|tmp)(/|$)", whole):
+            raise InvalidPath
+        return whole
+
+    def _stat(self, path: str, name: str | None = None) -> FileStat:
+        if path in self.folders:
+            return FileStat(name=name or path, type="directory", size=0, mtime=1.0, mode=0o755, owner=1000, group=1000)
+        if path not in self.files:
+            raise FileNotFound(path=path)
+        size = len(self.files[path])
+        return FileStat(name=name or path, type="file", size=size, mtime=1.0, mode=0o644, owner=1000, group=1000)
+
+    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage:
+        self._asked("list_files", path)
+        folder = self._path(path)
+        if folder not in self.folders:
+            raise FileNotFound(path=path)
+        inside = [p for p in sorted({*self.files, *self.folders}) if posixpath.dirname(p) == folder]
+        names = [posixpath.basename(p) for p in inside]
+        page = [name for name in names if cursor is None or name > cursor][:limit]
+        more = page[-1] if page and page[-1] != names[-1] else None
+        return FilePage(files=[self._stat(posixpath.join(folder, name), name) for name in page], next_cursor=more)
+
+    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+        self._asked("manage_file", op, arguments)
+        path = self._path(arguments["path"])
+        if op == "mkdir":
+            if path in self.folders | set(self.files):
+                raise FileExists(path=path)
+            self.folders.add(path)
+            return self._stat(path)
+        stat = self._stat(path)
+        if op == "remove":
+            self.files.pop(path, None)
+            self.folders.discard(path)
+            return None
+        if op in ("move", "copy"):
+            to = self._path(arguments["to"])
+            self.files[to] = self.files[path]
+            if op == "move":
+                del self.files[path]
+            return self._stat(to)
+        return replace(stat, mode=arguments["mode"]) if op == "chmod" else stat
+
+    async def upload(
+        self,
+        where: KernelAddress,
+        path: str,
+        body: AsyncIterator[bytes],
+        *,
+        size: int | None,
+        mode: int | None = None,
+        overwrite: bool = True,
+        sha256: str | None = None,
+    ) -> FileStat:
+        self._asked("upload", path)
+        whole = self._path(path)
+        if not overwrite and whole in self.files:
+            raise FileExists(path=path)
+        self.files[whole] = b"".join([bytes(chunk) async for chunk in body])
+        return self._stat(whole)
+
+    async def download(
+        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+    ) -> FakeDownload:
+        self._asked("download", path)
+        stat = self._stat(self._path(path))
+        content = self.files[self._path(path)]
+        return FakeDownload(content[offset : None if length is None else offset + length], stat)
+
+    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> FakeDownload:
+        self._asked("archive", tuple(paths))
+        for path in paths:
+            self._stat(self._path(path))
+        return FakeDownload(b"tar of " + ",".join(paths).encode(), None)
+
+    # -- the rest ----------------------------------------------------------------------------------------------------------
+    async def statistics(self, where: KernelAddress) -> dict[str, Any]:
+        self._asked("statistics")
+        return {"cpu_seconds": 1.5, "mem_bytes": 1 << 20, "pids": 3, "at": time.time()}
+
+    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+        self._asked("pull_image", agent_id, image)
+        yield {"current": 1, "total": 2, "message": "half"}
+        yield {"current": 2, "total": 2, "message": "there"}
+
+
+class FakeDownload:
+    def __init__(self, content: bytes, stat: FileStat | None) -> None:
+        self.content = content
+        self.stat = stat
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for at in range(0, len(self.content), 1000):
+            yield self.content[at : at + 1000]
+
+    async def aclose(self) -> None:
+        self.closed = True
