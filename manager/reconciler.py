@@ -119,11 +119,14 @@ class LostAgents(Loop):
         self._herald = herald
         self._clock = clock
         self._lease_seconds = lease_seconds
-        self._blind_until = time.monotonic() + lease_seconds
+        self.look_again(after_seconds=lease_seconds)
+
+    def look_again(self, *, after_seconds: float) -> None:
+        self._blind_until = time.monotonic() + after_seconds
 
     def failed(self) -> None:
         """While the database was away nobody could renew a lease: agents get the time to do so."""
-        self._blind_until = time.monotonic() + self._lease_seconds
+        self.look_again(after_seconds=self._lease_seconds)
 
     async def step(self) -> float | None:
         if time.monotonic() < self._blind_until:
