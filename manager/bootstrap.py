@@ -80,7 +80,9 @@ async def _register(images: ImageRepository, name: str) -> None:
         await images.resolve(name)
     except ImageNotFound:
         labels = {"moorage.default": "true"}
-        await images.register(name, architecture=os.uname().machine, labels=labels, aliases=DEFAULT_ALIASES, replace=True)
+        await images.register(
+            name, architecture=os.uname().machine, labels=labels, aliases=DEFAULT_ALIASES, replace=True
+        )
 
 
 async def new_join_token(config: ManagerConfig, *, expires_at: datetime) -> str:

@@ -28,7 +28,9 @@ _data_dir = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print endpoint and credentials as JSON.")
 @click.option("--cpu", type=float, help="CPUs that this machine offers to sessions.  [default: all]")
 @click.option("--mem", help="Memory that it offers, such as 16g.  [default: all]")
-def up(data_dir: Path | None, port: int | None, detach: bool, as_json: bool, cpu: float | None, mem: str | None) -> None:
+def up(
+    data_dir: Path | None, port: int | None, detach: bool, as_json: bool, cpu: float | None, mem: str | None
+) -> None:
     """Run everything on this machine: PostgreSQL, a manager and an agent.
 
     Resumes what is in the data dir, sessions included. Needs Docker, and nothing else.
@@ -61,7 +63,7 @@ def _run_detached(installation: Any, port: int | None, options: list[str]) -> No
     if (pid := os.fork()) == 0:
         os.close(reader)
         os.setsid()
-        with open(os.devnull) as nothing:
+        with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)
         code = 0
         try:
@@ -153,7 +155,9 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 
 @click.command()
 @_data_dir
-@click.option("--role", type=click.Choice(["api", "control", "proxy"]), help="Run one role only.  [default: one of each]")
+@click.option(
+    "--role", type=click.Choice(["api", "control", "proxy"]), help="Run one role only.  [default: one of each]"
+)
 @click.option("--database-url", help="PostgreSQL >= 15.  [default: manager.toml, or $DATABASE_URL]")
 @click.option("--host", help="Where the REST API listens.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535))

@@ -15,6 +15,7 @@ from manager.housekeeping import Purger, Sequencer
 from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
+from manager.tasks import TaskLoop
 from repositories.database import Database
 from repositories.upkeep import Retention
 
@@ -54,17 +55,27 @@ class Control:
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
         self.sequencer = Sequencer(database, herald)
         self.purger = Purger(database, keep=settings.keep, clock=clock)
+        self.tasks = TaskLoop(database, herald, agents, manager_id=manager_id, clock=clock)
         self._wakes = (
             ("queue", self.scheduler),
             ("agents", self.scheduler),
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
+            ("tasks", self.tasks),
         )
         self._herald = herald
 
     @property
     def loops(self) -> tuple[Loop, ...]:
-        return (self.scheduler, self.dispatcher, self.deadlines, self.lost_agents, self.sequencer, self.purger)
+        return (
+            self.scheduler,
+            self.dispatcher,
+            self.deadlines,
+            self.lost_agents,
+            self.sequencer,
+            self.purger,
+            self.tasks,
+        )
 
     async def run(self) -> None:
         forget = [self._herald.subscribe(topic, loop.wake) for topic, loop in self._wakes]
@@ -77,6 +88,7 @@ class Control:
             for end in forget:
                 end()
             await self.dispatcher.close()
+            await self.tasks.close()
 
 
 async def run_control(

@@ -144,7 +144,7 @@ class Processor:
     # -- run -----------------------------------------------------------------------------------------------------
     async def _dispatch(self, action: Action[Any, R], call: Call) -> R:
         if isinstance(action, BatchAction):
-            return await self._run_batch(action, call)
+            return await self._run_batch(action, call)  # type: ignore[no-any-return]
         match action.rules.effect:
             case Effect.READ:
                 return await self._run_read(action, call)
@@ -328,6 +328,7 @@ def _is_id(name_or_id: str | UUID) -> bool:
 
 async def _invoke(action: Action[Any, R], context: Call, session: Session | None) -> R:
     if isinstance(action, SessionAction):
+        assert session is not None
         return await action.run(context, session)  # type: ignore[no-any-return]
     assert isinstance(action, ScopeAction)
     return await action.run(context)  # type: ignore[no-any-return]

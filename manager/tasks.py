@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Protocol
 from uuid import UUID
@@ -23,7 +23,7 @@ _CAUSE = Cause(by="manager")
 
 
 class Agents(AgentClient, Protocol):
-    def connected(self) -> Sequence[AgentId]: ...
+    def connected(self) -> Collection[AgentId]: ...
 
 
 class Cancelled(Exception):
@@ -122,7 +122,9 @@ class TaskLoop(Loop):
         for done, host in enumerate(hosts):
             async for progress in _alive(self._agents.pull_image(host, image)):
                 share = int(progress.get("current") or 0) / max(1, int(progress.get("total") or 0))
-                await report(int((done + min(1.0, share)) * 100), len(hosts) * 100, f"{host}: {progress.get('message', '')}")
+                await report(
+                    int((done + min(1.0, share)) * 100), len(hosts) * 100, f"{host}: {progress.get('message', '')}"
+                )
         return {"image": image, "agents": [str(host) for host in hosts]}
 
 

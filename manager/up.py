@@ -90,7 +90,11 @@ class Installation:
     def status(self) -> dict[str, Any]:
         """What `moorage status` prints."""
         running = self.runner_pid() is not None
-        state: dict[str, Any] = {"running": running, "ready": running and self.is_ready(), "data_dir": str(self.data_dir)}
+        state: dict[str, Any] = {
+            "running": running,
+            "ready": running and self.is_ready(),
+            "data_dir": str(self.data_dir),
+        }
         if running:
             state["endpoint"] = ManagerConfig.load(self.data_dir).endpoint
             state["postgres"] = EmbeddedPostgres(self.data_dir / "postgres").pid is not None
@@ -221,7 +225,7 @@ def _join(installation: Installation, config: ManagerConfig, options: list[str])
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=_unblock_signals,  # noqa: PLW1509
+        preexec_fn=_unblock_signals,
     )
     if done.returncode != 0:
         raise CannotStart(f"The agent could not join: {done.stderr.strip()[-400:]}")

@@ -160,7 +160,7 @@ class ActionProcessor(Generic[R]):
         if not self.kind.rules.background:
             raise TypeError(f"{self.kind.action_name} is no background action")
         answer = await self.wait_for_complete(action, by=by, key=key)
-        return answer.task.id  # type: ignore[no-any-return]
+        return answer.task.id  # type: ignore[no-any-return,attr-defined]
 
 
 class SessionProcessors:

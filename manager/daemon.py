@@ -1,0 +1,293 @@
+"""A manager's processes: what each role is made of, how it starts and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from agent import pki
+from agent.hub import AgentHub
+from agent.wire import AgentHello, Fact, RunDone
+from domain.errors import DatabaseUnavailable, WrongStatus
+from domain.ids import AgentId
+from manager.bootstrap import bootstrap, join_token
+from manager.config import ManagerConfig
+from manager.control import Control
+from manager.herald import Herald
+from manager.ingest import Ingest
+from manager.metrics import Metrics
+from manager.supervisor import supervise
+from manager.world import World
+from repositories import agents as agent_rows
+from repositories.database import Database
+
+T = TypeVar("T")
+
+log = logging.getLogger("moorage.manager")
+ROLES: Final = ("api", "control", "proxy")
+_POOL: Final = {"api": 16, "control": 12, "proxy": 4}
+#: A new process waits so long for the agents that are alive to dial it, before it takes requests.
+_FIRST_AGENTS_SECONDS: Final = 3.0
+
+
+class CannotServe(Exception):
+    """The manager cannot start; the message says why, and what to do."""
+
+
+def run(config: ManagerConfig, role: str | None) -> None:
+    """Run one role in this process, or supervise one process of each."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    if not config.database_url:
+        raise CannotServe("No database is given: set database_url in manager.toml, or DATABASE_URL.")
+    _migrate(config)
+    asyncio.run(bootstrap(config, image=None, now=datetime.now(UTC)))
+    if role is not None:
+        _serve(config, role)
+        return
+    _preload()
+    supervise({name: partial(_serve, config, name) for name in ROLES})
+
+
+def _migrate(config: ManagerConfig) -> None:
+    """In a process of its own, whose memory goes with it; several managers at once wait for each other."""
+    done = subprocess.run(
+        [sys.executable, "-m", "repositories.migrate"],
+        env={**os.environ, "DATABASE_URL": config.database_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CannotServe(f"The database could not be brought to this version: {last}")
+
+
+def _preload() -> None:
+    """Import before the fork what every role needs, so that the processes share its memory."""
+    import manager.rest.app  # noqa: F401
+
+
+def _serve(config: ManagerConfig, role: str) -> None:
+    serve: Mapping[str, Callable[[ManagerConfig, AsyncExitStack], Coroutine[Any, Any, None]]] = {
+        "api": _api,
+        "control": _control,
+        "proxy": _proxy,
+    }
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_until_stopped(config, serve[role]))
+
+
+async def _until_stopped(
+    config: ManagerConfig, serve: Callable[[ManagerConfig, AsyncExitStack], Coroutine[Any, Any, None]]
+) -> None:
+    """Start, wait for SIGTERM, and close in the opposite order."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        await serve(config, stack)
+        await stop.wait()
+
+
+# -- what the roles share ----------------------------------------------------------------------------------------------
+async def _open(config: ManagerConfig, role: str, stack: AsyncExitStack) -> tuple[Database, Herald]:
+    """Connections to PostgreSQL, which may still be on its way up."""
+    database = await _patiently(lambda: Database.connect(config.database_url, max_size=_POOL[role]))
+    stack.push_async_callback(database.close)
+    herald = Herald(config.listen_url or config.database_url)
+    await _patiently(herald.start)
+    stack.push_async_callback(herald.close)
+    return database, herald
+
+
+async def _patiently(attempt: Callable[[], Coroutine[Any, Any, T]], seconds: float = 60.0) -> T:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        try:
+            return await attempt()
+        except (DatabaseUnavailable, OSError) as error:
+            if loop.time() > until:
+                raise
+            log.warning("the database does not answer yet: %s", error)
+            await asyncio.sleep(0.2)
+
+
+def _hub(config: ManagerConfig, role: str, callbacks: _Callbacks, port: int) -> AgentHub:
+    """The place where agents connect to this process, not opened yet."""
+    pki_dir = config.data_dir / "pki"
+    return AgentHub(
+        uuid4(),
+        role,
+        tls=pki.server_context(pki_dir),
+        ca_dir=pki_dir,
+        host=config.agent_host,
+        port=port,
+        advertised_host=config.advertised_agent_host or None,
+        callbacks=callbacks,
+    )
+
+
+async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: Herald, stack: AsyncExitStack) -> None:
+    """Listen, and say so in the managers table, from which agents learn of it."""
+    await hub.start()
+    stack.push_async_callback(hub.close)
+    await _register(database, hub, role)
+    herald.announce("managers")
+    announcing = asyncio.create_task(_say_where(database, hub, role), name="say where")
+    stack.push_async_callback(_ended, announcing)
+
+
+async def _say_where(database: Database, hub: AgentHub, role: str) -> None:
+    """Keep this process's row fresh, so that agents dial it and nobody dials what is gone."""
+    try:
+        while True:
+            await asyncio.sleep(5.0)
+            try:
+                await _register(database, hub, role)
+            except DatabaseUnavailable:
+                log.debug("the managers table cannot be written at the moment")
+    finally:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2.0), database.reader() as connection:
+                await agent_rows.unregister_manager(connection, hub.manager_id)
+
+
+async def _register(database: Database, hub: AgentHub, role: str) -> None:
+    async with database.reader() as connection:
+        await agent_rows.register_manager(
+            connection, hub.manager_id, role=role, agent_url=hub.url, now=datetime.now(UTC)
+        )
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class _Callbacks:
+    """What the hub asks and tells; the control role's ingest, when there is one, takes what agents say."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.ingest: Ingest | None = None
+
+    async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
+        async with self._database.reader() as connection:
+            return await agent_rows.is_known(connection, agent_id, fingerprint)
+
+    async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None:
+        async with self._database.transaction() as connection:
+            await agent_rows.enrol(connection, secret, agent_id, fingerprint, now=datetime.now(UTC))
+
+    async def managers(self) -> list[dict[str, Any]]:
+        async with self._database.reader() as connection:
+            rows = await agent_rows.list_managers(connection, now=datetime.now(UTC))
+        return [row.to_json() for row in rows]
+
+    async def on_hello(self, said: AgentHello) -> None:
+        if self.ingest is not None:
+            await self.ingest.on_hello(said)
+
+    async def on_heartbeat(self, agent_id: AgentId) -> None:
+        if self.ingest is not None:
+            await self.ingest.on_heartbeat(agent_id)
+
+    async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Facts are told to a control process.")
+        await self.ingest.on_facts(agent_id, facts)
+
+    async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
+        if self.ingest is not None:
+            await self.ingest.on_progress(agent_id, said)
+
+    async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Finished runs are told to a control process.")
+        await self.ingest.on_runs_done(agent_id, runs)
+
+
+# -- the roles -------------------------------------------------------------------------------------------------------
+async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    from manager.rest.app import RestDoor
+
+    metrics = Metrics()
+    world = await open_world(config, stack, metrics=metrics, port=config.agent_api_port)
+    door = RestDoor(world, metrics, join_token=partial(join_token, config))
+    tls = _tls(config)
+    await door.listen(config.host, config.port, tls=tls)
+    stack.push_async_callback(door.close)
+    log.info("the API listens at %s", config.endpoint)
+
+
+def _tls(config: ManagerConfig) -> ssl.SSLContext | None:
+    if not config.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+    return context
+
+
+async def open_world(
+    config: ManagerConfig, stack: AsyncExitStack, *, metrics: Metrics | None = None, port: int = 0
+) -> World:
+    """Everything that runs actions in this process, with connections to the agents of its own."""
+    database, herald = await _open(config, "api", stack)
+    hub = _hub(config, "api", _Callbacks(database), port)
+    world = World.build(database, herald, hub, observe=(metrics or Metrics()).observe)
+    await _open_to_agents(hub, "api", database, herald, stack)
+    async with database.reader() as connection:
+        known = await agent_rows.list_agents(connection)
+    alive = [AgentId(agent["id"]) for agent in known if agent["seen_at"] is not None and not agent["lost"]]
+    await hub.wait_until_connected(alive, _FIRST_AGENTS_SECONDS)
+    return world
+
+
+async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    database, herald = await _open(config, "control", stack)
+    callbacks, tell = _Callbacks(database), asyncio.Event()
+    hub = _hub(config, "control", callbacks, config.agent_control_port)
+    # A new manager process is dialled at once, not at the next heartbeat.
+    herald.subscribe("managers", lambda _: tell.set())
+    telling = asyncio.create_task(_tell_managers(hub, tell), name="tell managers")
+    stack.push_async_callback(_ended, telling)
+    control = Control(database, herald, hub, manager_id=hub.manager_id)
+    callbacks.ingest = control.ingest
+    running = asyncio.create_task(control.run(), name="control")
+    stack.push_async_callback(_ended, running)
+    await _open_to_agents(hub, "control", database, herald, stack)
+
+
+async def _tell_managers(hub: AgentHub, tell: asyncio.Event) -> None:
+    while True:
+        await tell.wait()
+        tell.clear()
+        try:
+            await hub.tell_managers()
+        except DatabaseUnavailable:
+            log.debug("the list of managers cannot be read at the moment; heartbeats carry it later")
+
+
+async def _proxy(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    from manager.proxy import serve
+
+    database, _ = await _open(config, "proxy", stack)
+    await serve(database, config, stack)
