@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -39,6 +41,7 @@ _LEFT_OUT: Final = re.compile(
 _NO_DOCS: Final = re.compile(
     r"^usr/share/(doc|man|locale|info|lintian|bug|perl5)/|/EXTERNALLY-MANAGED$|^usr/share/.*\.pl$"
 )
+_NOT_NEEDED: Final = re.compile(r"/(tests|__pycache__|sample_data|include)/|^/bin/")
 _TOP_LINKS: Final = ("bin", "sbin", "lib", "lib64")
 _CONFIG: Final = [
     "ENV PATH=/home/work/.local/bin:/usr/local/bin:/usr/bin LANG=C.UTF-8 HOME=/home/work",
@@ -103,7 +106,8 @@ def _from_debian_packages(client: DockerClient, progress: Progress) -> str:
         if version is None:
             raise CannotBuild("the packages hold no Python 3")
         progress(f"image: unpacking {len(packages)} packages")
-        return _import(client, version, _unpacked(packages), progress)
+        science = _python_packages(version, Path(folder) / "science", progress)
+        return _import(client, version, chain(_unpacked(packages), science), progress)
 
 
 def _download(folder: Path) -> list[Path]:
@@ -148,6 +152,25 @@ def _unpacked(packages: Iterable[Path]) -> Iterator[Entry]:
     ):
         yield _link(link, target), None
     yield _file("etc/ssl/certs/ca-certificates.crt", certificates.getvalue())
+
+
+def _python_packages(version: str, folder: Path, progress: Progress) -> Iterator[Entry]:
+    """numpy and matplotlib, pinned and checked by hash, where the image's Python finds them without a setting."""
+    progress("image: adding numpy and matplotlib")
+    installer = [sys.executable, "-m", "uv", "pip"] if importlib.util.find_spec("uv") else [sys.executable, "-m", "pip"]
+    command = [
+        *installer, "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--python-version", version,
+        "--target", str(folder), "--requirement", str(Path(__file__).parent / "packages.txt"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        progress(f"image: goes without numpy and matplotlib: {said[-1] if said else 'no reason given'}")
+        return
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not _NOT_NEEDED.search(f"/{inside}"):
+            yield _file(f"usr/local/lib/python{version}/dist-packages/{inside}", path.read_bytes())
 
 
 def _from_dockerfile(client: DockerClient, progress: Progress) -> str:
@@ -235,7 +258,8 @@ def _import(client: DockerClient, version: str, entries: Iterator[Entry], progre
 def _compiled(client: DockerClient, image: str, version: str) -> str:
     code = (
         "import compileall, sysconfig; "
-        "[compileall.compile_dir(d, quiet=2, workers=0) for d in (sysconfig.get_path('stdlib'), '/usr/lib/python3')]"
+        "folders = sysconfig.get_path('stdlib'), '/usr/lib/python3', '/usr/local/lib'; "
+        "[compileall.compile_dir(folder, quiet=2, workers=0) for folder in folders]"
     )
     labels = {"moorage.image": "building"}
     made = client.containers.create(image, ["python3", "-c", code], user="0:0", network_mode="none", labels=labels)
