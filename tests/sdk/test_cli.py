@@ -61,6 +61,7 @@ class Shell:
 @pytest.fixture
 def sh(server: ScriptedServer, tmp_path: Path) -> Shell:
     server.on("GET", "/v1/sessions/demo", says(session()))
+    server.on("GET", "/v1/sessions", says({"items": [], "next_cursor": None}))
     return Shell(server.endpoint, tmp_path)
 
 
@@ -106,6 +107,7 @@ def test_help_needs_neither_http_nor_rich() -> None:
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
+        (422, "invalid_resources", 2),
         (400, "invalid_name", 2),
         (401, "unauthenticated", 4),
         (403, "permission_denied", 4),
@@ -267,6 +269,16 @@ def test_names_of_others_cannot_write_to_our_terminal(server: ScriptedServer, sh
     stat = {"name": "evil\x1b[2Jname", "type": "file", "size": 1}
     server.on("GET", f"{BASE}/files", says({"items": [stat], "next_cursor": None}))
     assert "\x1b" not in sh("ls", "demo")[1]
+
+
+def test_looking_back_finds_what_has_ended(server: ScriptedServer, sh: Shell) -> None:
+    server.on("GET", "/v1/sessions/gone", refuses(404, "session_not_found", "There is no such session."))
+    others = [session(name="gone-too", status="ERROR"), session(name="gone", status="TERMINATED")]
+    server.on("GET", "/v1/sessions", says({"items": others, "next_cursor": None}))
+    assert json.loads(sh("info", "gone", "--json")[1])["status"] == "TERMINATED"
+    assert server.seen[-1].query == {"status": "CANCELLED,ERROR,TERMINATED", "name": "gone"}
+    server.on("GET", "/v1/sessions", says({"items": [], "next_cursor": None}))
+    assert sh("info", "gone") == (3, "", "moorage: There is no such session.\n")
 
 
 def test_rm_ends_all_it_can(server: ScriptedServer, sh: Shell) -> None:

@@ -29,8 +29,10 @@ def show_list(found: Sequence[Model], columns: Mapping[str, str], *, as_json: bo
 
 
 def show_one(item: Model, as_json: bool) -> None:
-    fields = item.to_json()
-    print_json(fields) if as_json else details({name: _cell(value) for name, value in fields.items()})
+    if as_json:
+        print_json(item.to_json())
+    else:
+        details({name: _cell(getattr(item, name)) for name in item.to_json()})
 
 
 def _cell(value: Any) -> Any:

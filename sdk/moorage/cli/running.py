@@ -17,7 +17,7 @@ import click
 
 from moorage._errors import MoorageError
 from moorage.cli import terminal
-from moorage.cli.sessions import creation_fields, creation_options, wait_for_running
+from moorage.cli.sessions import creation_fields, creation_options, find, wait_for_running
 from moorage.cli.terminal import F, connect, json_option, note, print_json, session_argument
 from moorage.errors import SessionNotFound
 
@@ -129,7 +129,7 @@ def exec_command(
         raise click.UsageError("--attach goes with nothing else to run.")
     with connect() as client:
         if attach:
-            found = client.sessions.get(session)
+            found = find(client, session)
             result = Work(found, as_json=as_json, stdin=not no_stdin).attach(attach)
         else:
             mode, text = work(command, code, file)

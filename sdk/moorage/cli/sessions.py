@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from moorage.cli.terminal import (
     session_argument,
     table,
 )
+from moorage.errors import SessionNotFound
 
 if TYPE_CHECKING:
     from moorage._models import SessionInfo
@@ -55,8 +57,8 @@ def creation_options(function: F) -> F:
     """What a session may be asked to be; the same for `create` and `run`."""
     options: list[Callable[[F], F]] = [
         click.option("--image", default="python", show_default=True, help="Image or alias."),
-        click.option("--cpu", type=float, metavar="N", help="CPUs, also fractions."),
-        click.option("--mem", metavar="SIZE", help="Memory: 4g, or MiB."),
+        click.option("--cpu", type=float, default=1, show_default=True, metavar="N", help="CPUs, also fractions."),
+        click.option("--mem", default="1g", show_default=True, metavar="SIZE", help="Memory: 4g, or MiB."),
         click.option("--gpu", type=float, metavar="N", help="GPUs."),
         click.option("--slot", "slots", type=Pairs(), multiple=True, help="Another resource (repeatable)."),
         click.option("-e", "--env", type=Pairs(), multiple=True, help="An environment variable (repeatable)."),
@@ -76,8 +78,8 @@ def creation_options(function: F) -> F:
 
 def creation_fields(
     image: str,
-    cpu: float | None,
-    mem: str | None,
+    cpu: float,
+    mem: str,
     gpu: float | None,
     slots: Iterable[tuple[str, str]],
     env: Iterable[tuple[str, str]],
@@ -106,6 +108,17 @@ def creation_fields(
         "tag": tag,
         "project": project,
     }
+
+
+def find(client: Client, name: str) -> Session:
+    """A session by id or name; if none of this name lives, the last one that had it, for commands that look back."""
+    try:
+        return client.sessions.get(name)
+    except SessionNotFound:
+        ended = client.sessions.iterate(status=sorted(FINAL), name=name)
+        if (found := next((session for session in ended if session.name == name), None)) is None:
+            raise
+        return found
 
 
 def wait_for_running(session: Session, *, timeout: float | None = None, quiet: bool = False) -> None:
@@ -223,7 +236,7 @@ def session_row(info: SessionInfo) -> list[object]:
 def info_command(session: str, as_json: bool) -> None:
     """Show everything about a session."""
     with connect() as client:
-        info = client.sessions.get(session).info
+        info = find(client, session).info
     if as_json:
         print_json(info.to_json())
         return
@@ -268,7 +281,7 @@ def info_command(session: str, as_json: bool) -> None:
 def history_command(session: str, as_json: bool) -> None:
     """Show every change of a session's status."""
     with connect() as client:
-        entries = client.sessions.get(session).history()
+        entries = find(client, session).history()
     if as_json:
         print_json([entry.to_json() for entry in entries])
         return
@@ -301,7 +314,7 @@ def logs_command(
 ) -> None:
     """Show what a session's container wrote."""
     with connect() as client:
-        found = client.sessions.get(session)
+        found = find(client, session)
         if follow:
             for text in found.follow_logs(kernel=kernel, tail=tail):
                 if as_json:
@@ -354,11 +367,13 @@ def events_command(follow: bool, session: str | None, after: str | None, as_json
             if as_json:
                 terminal.print_line(event.to_json())
                 continue
-            facts = " ".join(f"{name}={value}" for name, value in (event.data or {}).items() if value is not None)
-            cause = event.cause if isinstance(event.cause, str) else None
-            parts = [terminal.local_time(event.at), event.type.ljust(22), event.name or event.session_id, facts]
-            line = "  ".join(part for part in parts if part)
-            click.echo(terminal.printable(line + (f"  (by {cause})" if cause else "")))
+            facts = [f"{name}={_fact(value)}" for name, value in event.data.items() if value not in (None, event.name)]
+            parts = [terminal.local_time(event.at), event.type.ljust(22), event.name or event.session_id, *facts]
+            click.echo(terminal.printable("  ".join(part for part in parts if part)))
+
+
+def _fact(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @click.command("rename")
@@ -396,7 +411,7 @@ def modify_command(
 def restart_command(session: str, no_wait: bool, as_json: bool) -> None:
     """Give a session new containers; its files stay. One that has ended is tried once more."""
     with connect() as client:
-        found = client.sessions.get(session)
+        found = find(client, session)
         with terminal.waiting(f"{found.name}: restarting", shown=not as_json):
             _changed(found.restart(wait=not no_wait), as_json)
 

@@ -36,6 +36,7 @@ _EXIT_CODES = {
     504: UNAVAILABLE,
 }
 _EXIT_CODES_BY_CODE = {"unreachable": UNAVAILABLE, "wait_timeout": UNAVAILABLE, "not_configured": USAGE}
+_EXIT_CODES_BY_CODE |= {"invalid_resources": USAGE, "invalid_configuration": USAGE}
 
 
 if TYPE_CHECKING:

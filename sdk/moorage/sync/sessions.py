@@ -100,7 +100,7 @@ class Session:
             if self.status in FINAL:
                 raise _ended(self.info)
             if deadline is not None and time.monotonic() + pause > deadline:
-                hoped = " or ".join(sorted(wanted))
+                hoped = " or ".join(sorted(frozenset(statuses) or {"RUNNING"}))
                 raise WaitTimeout(f"The session {self.name} is {self.status}, not {hoped}, after {timeout:g} seconds.")
             _io.sleep(pause)
             pause = min(pause * 1.5, 1.0)
@@ -254,8 +254,8 @@ class Sessions:
         name: str | None = None,
         *,
         image: str = "python",
-        cpu: float | str | None = None,
-        mem: int | str | None = None,
+        cpu: float | str = 1,
+        mem: int | str = "1g",
         gpu: float | str | None = None,
         resources: Mapping[str, float | str] | None = None,
         timeout: float | None = None,
