@@ -46,7 +46,7 @@ class Control:
     ) -> None:
         settings = settings or ControlSettings()
         lease_seconds = settings.lease_seconds
-        self.ingest = Ingest(database, herald, clock=clock, lease_seconds=lease_seconds)
+        self.ingest = Ingest(database, herald, agents, clock=clock, lease_seconds=lease_seconds)
         self.scheduler = Scheduler(database, herald, clock=clock)
         self.dispatcher = Dispatcher(
             database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter
@@ -89,10 +89,3 @@ class Control:
                 end()
             await self.dispatcher.close()
             await self.tasks.close()
-
-
-async def run_control(
-    database: Database, herald: Herald, agents: ConnectedAgents, *, manager_id: UUID, settings: ControlSettings
-) -> None:
-    """For callers that need nothing of the parts. The hub's callbacks are `Control(...).ingest`."""
-    await Control(database, herald, agents, manager_id=manager_id, settings=settings).run()

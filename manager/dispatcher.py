@@ -26,6 +26,8 @@ class ConnectedAgents(AgentClient, Protocol):
 
     def connected(self) -> Collection[AgentId]: ...
 
+    async def wait_until_connected(self, agents: Collection[AgentId], seconds: float) -> None: ...
+
 
 class Dispatcher(Loop):
     """Claims intents, commits, and sends them side by side. A reply is a fact like any other."""

@@ -1,14 +1,12 @@
-"""What goes on in the background of a manager: numbering events, forgetting what is old, saying that it is there."""
+"""What goes on in the background of a manager: numbering events, forgetting what is old."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from uuid import UUID
 
 from manager.herald import Herald
 from manager.loop import Loop
-from repositories.agents import drop_dead_managers, register_manager
 from repositories.database import Database
 from repositories.upkeep import PURGE_BATCH, Retention, chain_audit, ensure_partitions, lead, purge, stamp_events
 
@@ -57,34 +55,3 @@ class Purger(Loop):
         if any(removed.values()):
             self._log.info("forgotten: %s", ", ".join(f"{n} {name}" for name, n in removed.items() if n))
         return 1.0 if max(removed.values()) >= PURGE_BATCH else None
-
-
-class Registrar(Loop):
-    """Says that this process is there, and where agents reach it."""
-
-    name = "registrar"
-    floor_seconds = 5.0
-
-    def __init__(
-        self,
-        database: Database,
-        *,
-        manager_id: UUID,
-        role: str,
-        agent_url: str | None,
-        clock: Callable[[], datetime],
-    ) -> None:
-        super().__init__()
-        self._database = database
-        self._manager_id = manager_id
-        self._role = role
-        self._agent_url = agent_url
-        self._clock = clock
-
-    async def step(self) -> float | None:
-        async with self._database.reader() as connection:
-            await register_manager(
-                connection, self._manager_id, role=self._role, agent_url=self._agent_url, now=self._clock()
-            )
-            await drop_dead_managers(connection, now=self._clock())
-        return None

@@ -11,6 +11,7 @@ from typing import Any
 from agent.wire import AgentHello, Fact, RunDone
 from domain.ids import AgentId, KernelId, SessionId
 from domain.names import as_uuid
+from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Batcher
 from repositories.agents import heartbeats, hello
@@ -26,10 +27,18 @@ class Ingest:
     """The hub's callbacks. Each returns when what was said is committed; when it raises, the agent says it again."""
 
     def __init__(
-        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], lease_seconds: float
+        self,
+        database: Database,
+        herald: Herald,
+        agents: ConnectedAgents,
+        *,
+        clock: Callable[[], datetime],
+        lease_seconds: float,
     ) -> None:
         self._database = database
         self._herald = herald
+        self._agents = agents
+        self._greeting: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._facts: Batcher[tuple[AgentId, Fact]] = Batcher("facts", self._write_facts)
@@ -39,9 +48,13 @@ class Ingest:
         self._refused: dict[AgentId, datetime] = {}
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for batcher in (self._facts, self._runs, self._beats):
-                group.create_task(batcher.run())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batcher in (self._facts, self._runs, self._beats):
+                    group.create_task(batcher.run())
+        finally:
+            for task in self._greeting:
+                task.cancel()
 
     async def on_hello(self, said: AgentHello) -> None:
         """An agent has connected: who it is was proved by its certificate. Its inventory is recorded with it."""
@@ -53,8 +66,16 @@ class Ingest:
         if greeted.changed:
             self._herald.announce("sessions", *greeted.changed)
             self._herald.announce("events")
-        for topic in ("agents", "dispatch", "queue"):
-            self._herald.announce(topic)
+        self._herald.announce("agents")
+        task = asyncio.create_task(self._offer_work(AgentId(said.agent_id)), name=f"greet {said.agent_id}")
+        self._greeting.add(task)
+        task.add_done_callback(self._greeting.discard)
+
+    async def _offer_work(self, agent_id: AgentId) -> None:
+        """Nothing can be sent to an agent before the hub has answered its hello."""
+        await self._agents.wait_until_connected([agent_id], 5.0)
+        self._herald.announce("dispatch")
+        self._herald.announce("queue")
 
     async def on_heartbeat(self, agent_id: AgentId) -> None:
         await self._beats.put([agent_id])

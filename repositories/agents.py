@@ -74,12 +74,6 @@ async def is_known(connection: Connection, agent_id: AgentId, fingerprint: str) 
     return pinned is not None and secrets.compare_digest(pinned, fingerprint)
 
 
-async def of_fingerprint(connection: Connection, fingerprint: str) -> AgentId | None:
-    """Whose certificate it is."""
-    agent_id = await connection.fetchval("SELECT id FROM agents WHERE fingerprint = $1", fingerprint)
-    return AgentId(agent_id) if agent_id is not None else None
-
-
 # -- being heard of ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeted:
@@ -362,10 +356,7 @@ async def remove(connection: Connection, agent_id: AgentId, *, now: datetime, lo
 class ManagerRow:
     id: UUID
     role: str
-    url: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": str(self.id), "role": self.role, "url": self.url}
+    agent_url: str
 
 
 async def register_manager(
@@ -390,20 +381,11 @@ async def list_managers(connection: Connection, *, now: datetime, alive_seconds:
         "SELECT id, role, agent_url FROM managers WHERE agent_url IS NOT NULL AND seen_at > $1 ORDER BY started_at, id",
         now - timedelta(seconds=alive_seconds),
     )
-    return [ManagerRow(id=row["id"], role=row["role"], url=row["agent_url"]) for row in rows]
+    return [ManagerRow(id=row["id"], role=row["role"], agent_url=row["agent_url"]) for row in rows]
 
 
 async def unregister_manager(connection: Connection, manager_id: UUID) -> None:
     await connection.execute("DELETE FROM managers WHERE id = $1", manager_id)
-
-
-async def drop_dead_managers(connection: Connection, *, now: datetime, dead_seconds: float = 300.0) -> int:
-    """Forget processes without a sign of life."""
-    return len(
-        await connection.fetch(
-            "DELETE FROM managers WHERE seen_at < $1 RETURNING id", now - timedelta(seconds=dead_seconds)
-        )
-    )
 
 
 def _hash(token: str) -> bytes:

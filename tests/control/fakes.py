@@ -49,6 +49,9 @@ class ScriptedAgents:
     def is_connected(self, agent_id: AgentId) -> bool:
         return agent_id in self.names
 
+    async def wait_until_connected(self, agents: Collection[AgentId], seconds: float) -> None:
+        """They are, or never will be."""
+
     async def ensure(
         self, where: KernelAddress, *, generation: int, want: str, spec: KernelSpec | None, grace_seconds: float = 10.0
     ) -> Fact:
