@@ -132,7 +132,7 @@ def _warm(target: Path) -> None:
     start = [loader, *[part for part in rest if part not in ("-B", f"{target}/runner/__main__.py", LINK_IN_CONTAINER)]]
     modules = "runner.supervisor, tarfile, hashlib, encodings.idna, encodings.latin_1, subprocess"
     program = f"import sys; sys.path.insert(0, {str(target)!r}); import {modules}; import ctypes; ctypes.CDLL(None)"
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [*start, "-c", program], env={}, cwd="/", capture_output=True, text=True, timeout=60, check=False
     )
     if done.returncode:
@@ -141,7 +141,7 @@ def _warm(target: Path) -> None:
 
 def _libraries(binaries: list[Path]) -> list[Path]:
     """The shared libraries that these need, and the loader, as ldd tells."""
-    ldd = subprocess.run(  # noqa: S603
+    ldd = subprocess.run(
         [shutil.which("ldd") or "/usr/bin/ldd", *map(str, binaries)],
         capture_output=True,
         text=True,

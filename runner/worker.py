@@ -142,7 +142,8 @@ class Output(io.TextIOWrapper):
 
     def write(self, text, _write=io.TextIOWrapper.write, _clock=time.monotonic):
         written = _write(self, text)
-        if _clock() - self._flushed_at > FLUSH_SECONDS:
+        # print() writes its newline apart: only that is worth a flush
+        if _clock() - self._flushed_at > FLUSH_SECONDS and text[-1:] in "\r\n":
             self.flush()
         elif not self._flusher.armed:
             self._flusher.arm()
@@ -300,6 +301,9 @@ class Session:
     @property
     def extras(self):
         """display.py, loaded when it is first needed."""
+        return self._extras or self.load_extras()
+
+    def load_extras(self):
         if self._extras is None:
             from importlib.util import module_from_spec, spec_from_file_location
 
@@ -436,8 +440,7 @@ class Session:
     def _wants_ipython(code):
         if not any(mark in code for mark in NEEDS_IPYTHON):
             return False
-        for line in code.splitlines():
-            line = line.strip()
+        for line in map(str.strip, code.splitlines()):
             if (
                 line[:1] in ("%", "!")
                 or line[-1:] == "?"
@@ -505,7 +508,7 @@ def main():
     if ipython == "always":
         session.shell = session.extras.ipython_shell(session)
     link.send(({"op": "ready", "version": sys.version.split()[0], "pid": os.getpid()}, b""))
-    session.extras  # after the hello: loading it takes a few milliseconds
+    session.load_extras()  # after the hello: it takes a few milliseconds
     while True:
         header, body = link.receive()
         if header is None:
