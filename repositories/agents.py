@@ -358,6 +358,10 @@ class ManagerRow:
     role: str
     agent_url: str
 
+    def to_json(self) -> dict[str, Any]:
+        """As `Welcome` and heartbeats tell agents."""
+        return {"id": str(self.id), "role": self.role, "url": self.agent_url}
+
 
 async def register_manager(
     connection: Connection, manager_id: UUID, *, role: str, agent_url: str | None, now: datetime
