@@ -23,6 +23,7 @@ from docker.utils import kwargs_from_env, parse_repository_tag
 log = logging.getLogger("moorage.agent.containers")
 T = TypeVar("T")
 
+LABEL_PREFIX: Final = "moorage."
 LABEL: Final = "moorage.agent"
 USER: Final = 1000  #: uid and gid of everything in a session
 _CPU_PERIOD_US: Final = 100_000
@@ -32,11 +33,15 @@ _POOL: Final = ip_network("10.213.0.0/16")
 
 
 class EngineError(Exception):
-    """The engine refused, or did not answer in time. `missing` names what is not there: image, container, network."""
+    """The engine refused, or did not answer in time.
 
-    def __init__(self, message: str, *, missing: str | None = None) -> None:
+    `missing` names what is not there: image, container, network. `unknown`: nobody can say whether it was done; ask again.
+    """
+
+    def __init__(self, message: str, *, missing: str | None = None, unknown: bool = False) -> None:
         super().__init__(message)
         self.missing = missing
+        self.unknown = unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,7 @@ class Containers:
         """Connect, make the network. What administrators should know of the engine, warnings included."""
 
         def connect() -> dict[str, Any]:
-            options: dict[str, Any] = {"base_url": self._host} if self._host else kwargs_from_env()
+            options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
             self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
             info: dict[str, Any] = self._client.info()
             return info
@@ -240,9 +245,10 @@ class Containers:
             error=state.get("Error") or "",
         )
 
-    async def ours(self) -> list[ContainerState]:
-        """Everything that carries our uid. This, not events, is the truth."""
-        found = await self._call(lambda: self._client.containers(all=True, filters={"label": f"{LABEL}={self._uid}"}))
+    async def ours(self, **labels: str) -> list[ContainerState]:
+        """Everything that carries our uid, and these labels. This, not events, is the truth."""
+        wanted = [f"{LABEL}={self._uid}", *(f"{LABEL_PREFIX}{name}={value}" for name, value in labels.items())]
+        found = await self._call(lambda: self._client.containers(all=True, filters={"label": wanted}))
         return [
             ContainerState(
                 id=one["Id"], name=one["Names"][0].lstrip("/"), status=one["State"], labels=one.get("Labels") or {}
@@ -329,7 +335,7 @@ class Containers:
             text = str(error.explanation or error)
             raise EngineError(text, missing="network" if "network" in text and "not found" in text else None) from None
         except (DockerException, OSError) as error:
-            raise EngineError(f"The container engine does not answer: {error}") from None
+            raise EngineError(f"The container engine does not answer: {error}", unknown=True) from None
 
 
 def _routes() -> list[IPv4Network]:

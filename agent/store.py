@@ -30,7 +30,15 @@ CREATE TABLE IF NOT EXISTS kernels (
     changed_at REAL NOT NULL, -- when that was
     told INTEGER NOT NULL     -- whether a manager has written it down
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs_done (run_id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY,
+    kernel_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    done TEXT,                -- how it ended
+    told INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_of_kernels ON runs (kernel_id);
+CREATE INDEX IF NOT EXISTS runs_to_tell ON runs (run_id) WHERE told = 0;
 """
 
 
@@ -138,34 +146,59 @@ class Store:
 
         def delete() -> None:
             with _transaction(self._connection):
-                self._connection.executemany("DELETE FROM kernels WHERE kernel_id = ? AND want = 'GONE'", rows)
+                self._connection.executemany("DELETE FROM kernels WHERE kernel_id = ?", rows)
+                self._connection.executemany("DELETE FROM runs WHERE kernel_id = ? AND told = 1", rows)
 
         await self._call(delete)
 
-    async def add_run_done(self, run: RunDone) -> None:
+    async def begin_run(self, run_id: str, kernel_id: str, attempt: int) -> bool:
+        """Exactly one caller gets True, and may deliver the code; False: it was delivered, or is being so."""
+
+        def insert() -> bool:
+            statement = "INSERT OR IGNORE INTO runs (run_id, kernel_id, attempt) VALUES (?, ?, ?)"
+            return self._connection.execute(statement, (run_id, kernel_id, attempt)).rowcount == 1
+
+        return await self._call(insert)
+
+    async def refuse_run(self, run_id: str) -> None:
+        """Its code was refused, so it never ran."""
         await self._call(
-            lambda: self._connection.execute(
-                "INSERT OR IGNORE INTO runs_done VALUES (?, ?)", (run.run_id, json.dumps(run.pack()))
-            )
+            lambda: self._connection.execute("DELETE FROM runs WHERE run_id = ? AND done IS NULL", (run_id,))
         )
 
-    async def runs_done(self) -> list[RunDone]:
+    async def finish_run(self, run: RunDone) -> bool:
+        """Keep how a run ended, until it was told. False when that is known."""
+        row = (run.run_id, run.kernel_id, run.attempt, json.dumps(run.pack()))
+
+        def write() -> bool:
+            statement = (
+                "INSERT INTO runs (run_id, kernel_id, attempt, done) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (run_id) DO UPDATE SET done = excluded.done, told = 0"
+                " WHERE runs.done IS NULL OR runs.attempt < excluded.attempt"
+            )
+            return self._connection.execute(statement, row).rowcount == 1
+
+        return await self._call(write)
+
+    async def unfinished_runs(self) -> list[tuple[str, str, int]]:
+        """(run id, kernel id, attempt)"""
+        statement = "SELECT run_id, kernel_id, attempt FROM runs WHERE told = 0 AND done IS NULL"
+        return await self._call(lambda: self._connection.execute(statement).fetchall())
+
+    async def untold_runs(self) -> list[RunDone]:
         """Finished runs that no manager has acknowledged."""
-
-        def select() -> list[RunDone]:
-            rows = self._connection.execute("SELECT record FROM runs_done ORDER BY run_id").fetchall()
-            return [RunDone.unpack(json.loads(record)) for (record,) in rows]
-
-        return await self._call(select)
+        statement = "SELECT done FROM runs WHERE told = 0 AND done IS NOT NULL ORDER BY run_id"
+        rows = await self._call(lambda: self._connection.execute(statement).fetchall())
+        return [RunDone.unpack(json.loads(done)) for (done,) in rows]
 
     async def runs_told(self, run_ids: Iterable[str]) -> None:
         rows = [(run_id,) for run_id in run_ids]
 
-        def delete() -> None:
+        def update() -> None:
             with _transaction(self._connection):
-                self._connection.executemany("DELETE FROM runs_done WHERE run_id = ?", rows)
+                self._connection.executemany("UPDATE runs SET told = 1 WHERE run_id = ? AND done IS NOT NULL", rows)
 
-        await self._call(delete)
+        await self._call(update)
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

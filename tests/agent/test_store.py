@@ -45,10 +45,22 @@ async def test_a_finished_run_is_kept_until_it_was_told(tmp_path: Path, times: i
     run = RunDone(run_id="r", kernel_id="k", attempt=1, started_at=1.0, finished_at=2.0, exit_code=0)
     store = await Store.open(tmp_path / "agent.db")
     try:
-        for _ in range(times):
-            await store.add_run_done(run)
-        assert await store.runs_done() == [run]
+        assert [await store.begin_run("r", "k", 1) for _ in range(2)] == [True, False]
+        assert await store.unfinished_runs() == [("r", "k", 1)]
+        assert [await store.finish_run(run) for _ in range(times)] == [True, False][:times]
+        assert (await store.unfinished_runs(), await store.untold_runs()) == ([], [run])
         await store.runs_told(["r"])
-        assert await store.runs_done() == []
+        assert await store.untold_runs() == []
+        assert not await store.begin_run("r", "k", 1)
+    finally:
+        await store.close()
+
+
+async def test_a_run_whose_code_was_refused_may_come_again(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "agent.db")
+    try:
+        await store.begin_run("r", "k", 1)
+        await store.refuse_run("r")
+        assert await store.begin_run("r", "k", 1)
     finally:
         await store.close()
