@@ -1,0 +1,6 @@
+"""`python -m agent` is `moorage agent`."""
+
+from agent.commands import agent
+
+if __name__ == "__main__":
+    agent(prog_name="moorage agent")
