@@ -163,9 +163,7 @@ async def download(exchange: Exchange) -> web.StreamResponse:
         if _unchanged(exchange, stat, etag):
             return web.Response(status=304, headers=_headers(exchange, stat))
         if head:
-            response = web.Response(status=200, headers=_headers(exchange, stat))
-            response.content_length = stat.size
-            return response
+            return await exchange.begin(200, _headers(exchange, stat), length=stat.size)
         if wanted is not None and not _range_is_current(exchange, stat, etag):
             wanted = None
         if wanted is not None and wanted.first is None:
