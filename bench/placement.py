@@ -127,7 +127,7 @@ async def _alone(database: Database) -> None:
             placements = plan(await snapshot(connection, now=NOW), NOW).placements
             await place(connection, placements, now=NOW)
             spent["place"] += time.perf_counter() - started
-            row = await connection.fetchrow("SELECT id, agent_id FROM kernels WHERE session_id = $1", session_id)
+            [row] = await connection.fetch("SELECT id, agent_id FROM kernels WHERE session_id = $1", session_id)
         fact = Fact(kernel_id=row["id"].hex, attempt=1, generation=1, observed="RUNNING", boot_no=1, seq=number + 1)
         started = time.perf_counter()
         async with database.transaction() as connection:

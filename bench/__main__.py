@@ -1,0 +1,30 @@
+"""`python -m bench [NAME...]`: benchmarks side by side with their references; one table, and JSON in bench/results/."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from bench.installation import installation
+from bench.report import Row, save, show
+
+#: In this order; each module's `run(installation)` yields rows.
+NAMES = ("memory", "create", "execute", "rest_reads", "files")
+
+
+def main(wanted: list[str]) -> int:
+    if unknown := set(wanted) - set(NAMES):
+        print(f"bench: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
+    with installation() as running:
+        for name in wanted or NAMES:
+            print(f"bench: {name} ...", file=sys.stderr, flush=True)
+            rows += importlib.import_module(f"bench.{name}").run(running)
+    show(rows)
+    print(f"bench: written to bench/results/{save(rows).name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
