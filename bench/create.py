@@ -72,7 +72,9 @@ def _configuration(engine: docker.DockerClient, session_id: str) -> dict[str, ob
 def _reference(engine: docker.DockerClient, configuration: dict[str, object], turn: int) -> float:
     """Seconds from the create request to the first byte that the process prints."""
     api, started = engine.api, time.perf_counter()
-    made = api.create_container_from_config(configuration, name=f"moorage-bench-{turn}-{time.time_ns()}")["Id"]
+    made = api.create_container_from_config(  # type: ignore[no-untyped-call]
+        configuration, name=f"moorage-bench-{turn}-{time.time_ns()}"
+    )["Id"]
     try:
         output = api.attach(made, stdout=True, stream=True, logs=True)
         api.start(made)
