@@ -30,7 +30,8 @@ def run(installation: Installation) -> Iterator[Row]:
             started = time.perf_counter()
             status, answer = client.send(request)
             between = time.perf_counter()
-    X
+            assert status == 200, answer
+            assert b'"stdout":"1\\n"' in answer, answer
             jupyter.execute_interactive("print(1)", output_hook=lambda _: None)
             ended = time.perf_counter()
             if turn >= 50:
