@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -111,7 +111,7 @@ class Processor:
             outcome = "ok"
         except MoorageError as error:
             outcome = error.code
-            await self._audit_denial(action, call, error)
+            await self._audit_denial(action, call, error, action.target())
             raise
         finally:
             self._observe(action.action_name, outcome, time.monotonic() - started)
@@ -216,6 +216,7 @@ class Processor:
                     outcomes.append(await action.run(work, session))
                     await write_audit(work.db.connection, self._record(action, call, "ok", session))
             except MoorageError as error:
+                await self._audit_denial(action, call, error, str(target))
                 outcomes.append(action.refused(target, error))
         return action.together(outcomes)
 
@@ -286,13 +287,15 @@ class Processor:
         async with self._database.reader() as connection:
             await write_audit(connection, self._record(action, call, outcome, session))
 
-    async def _audit_denial(self, action: Action[Any, Any], call: Call | None, error: MoorageError) -> None:
+    async def _audit_denial(
+        self, action: Action[Any, Any], call: Call | None, error: MoorageError, target: str | None
+    ) -> None:
         """Refusals are on record too; the same one again within a minute is not written twice."""
         if call is None or error.http_status >= 500:
             return
         if not isinstance(error, PermissionDenied) and error.http_status not in (401, 404):
             return
-        denial = (call.by.user_id, action.action_name, action.target(), error.code)
+        denial = (call.by.user_id, action.action_name, target, error.code)
         now = time.monotonic()
         if now - self._denials.get(denial, -60.0) < 60.0:
             return
@@ -300,7 +303,8 @@ class Processor:
             self._denials.clear()
         self._denials[denial] = now
         try:
-            await self._audit(action, call, error.code, None)
+            async with self._database.reader() as connection:
+                await write_audit(connection, replace(self._record(action, call, error.code), target=target))
         except MoorageError:
             log.warning("a denial of %s could not be audited", action.action_name)
 

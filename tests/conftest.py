@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = ["tests.database", "tests.engine"]
+pytest.register_assert_rewrite("tests.scenario")
 
 #: By what a test asks for, dearest first; what asks for none of it is a unit test.
 _TIERS = {

@@ -5,6 +5,7 @@ Each one checks the answer or the error, every row of the database, what agents 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from domain.errors import MoorageError
 from domain.ids import AccessKey, SessionId
 from domain.principal import Principal, Role
 from domain.session import FINAL, Status
-from manager.processor import Processor
+from manager.processor import Observer, Processor
 from manager.world import Identities, SessionService, validated
 from repositories.database import Connection, Database
 from tests.agent.fake import FakeAgent
@@ -171,19 +172,15 @@ class TestScenario:
     then_rows: tuple[str, ...] = ()
     #: the names of the calls that agents got
     then_agent: tuple[str, ...] = ()
-    #: None: nothing is on record; else the outcome
-    then_audit: str | None = "ok"
+    #: None: nothing is on record; else the outcome, or those of a batch
+    then_audit: str | tuple[str, ...] | None = "ok"
 
     async def play(self, database: Database) -> None:
-        fake, outbox = FakeAgent(), Outbox()
+        fake = FakeAgent()
         self.agent(fake)
-        async with database.transaction() as connection:
-            await _world(connection)
-            for given in self.given:
-                await given.put(connection)
+        processor = await stage(database, *self.given, fake=fake)
         async with database.reader() as connection:
             before = await rows(connection)
-        processor = _processor(database, outbox, fake)
         # as doors do: the action's fields are checked before it is run
         if self.error is None:
             answer = await processor.run(validated(self.do), by=self.by, key=self.key)
@@ -196,10 +193,11 @@ class TestScenario:
             assert caught.value.message.endswith((".", ";")) or len(caught.value.message) > 10
         async with database.reader() as connection:
             after = await rows(connection)
-            audited = [row["outcome"] for row in await connection.fetch("SELECT outcome FROM audit")]
+            audited = tuple(row["outcome"] for row in await connection.fetch("SELECT outcome FROM audit ORDER BY id"))
         assert changes(before, after) == tuple(sorted(self.then_rows))
         assert tuple(call[0] for call in fake.calls) == self.then_agent
-        assert audited == ([] if self.then_audit is None else [self.then_audit])
+        expected = () if self.then_audit is None else self.then_audit
+        assert audited == ((expected,) if isinstance(expected, str) else expected)
 
 
 class Outbox:
@@ -212,15 +210,32 @@ class Outbox:
     def subscribe(self, _topic: str, _callback: object) -> None: ...
 
 
-def _processor(database: Database, outbox: Outbox, fake: FakeAgent) -> Processor:
-    service = SessionService(database, outbox, fake)  # type: ignore[arg-type]  # it only announces here
-    ids = iter(UUID(int=0xABC000 + n) for n in range(1000))
+def new_id(number: int) -> UUID:
+    """The id that the processor on the stage makes as its first (0), second (1), ..."""
+    return UUID(int=0xABC000 + number)
+
+
+async def stage(
+    database: Database,
+    *given: Given,
+    fake: FakeAgent | None = None,
+    outbox: Outbox | None = None,
+    observe: Observer = lambda *_: None,
+) -> Processor:
+    """The world, with what is given in it, and a processor to act on it."""
+    outbox = outbox or Outbox()
+    async with database.transaction() as connection:
+        await _world(connection)
+        for one in given:
+            await one.put(connection)
+    service = SessionService(database, outbox, fake or FakeAgent())  # type: ignore[arg-type]  # it only announces here
+    ids = map(new_id, itertools.count())
     service.processor = Processor(
         database,
         Identities(database, outbox),  # type: ignore[arg-type]
         outbox,
         service,
-        observe=lambda *_: None,
+        observe=observe,
         now=lambda: NOW + timedelta(seconds=1),
         new_id=lambda: next(ids),
     )

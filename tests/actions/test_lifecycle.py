@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from actions import (
+    CheckAndTransitStatusAction,
     CreateFromParamsAction,
     DestroySessionAction,
+    ModifySessionAction,
     RenameSessionAction,
+    RestartSessionAction,
 )
+from actions.lifecycle import TransitOutcomes
 from domain.errors import (
     ImageNotFound,
     InvalidConfiguration,
@@ -18,12 +23,15 @@ from domain.errors import (
     NameTaken,
     NoAgents,
     PermissionDenied,
+    PreconditionFailed,
     ProjectNotFound,
     QuotaExceeded,
     ResourcesImpossible,
     SessionEnded,
     SessionNotFound,
+    SessionNotReady,
 )
+from domain.ids import SessionId
 from domain.resources import ResourceSlot
 from domain.session import FINAL, SessionTypes, Status
 from repositories.database import Database
@@ -32,13 +40,17 @@ from tests.scenario import (
     ID,
     MALLORY,
     NOBODYS_ID,
+    NOW,
     OTHER_ID,
     ROOT,
     WATCHER,
+    Given,
     NotApplicable,
     TestScenario,
     a_row,
     a_session,
+    kernel_of,
+    new_id,
     scenarios,
 )
 
@@ -172,7 +184,7 @@ def create(**changes: Any) -> CreateFromParamsAction:
 CREATED = ("+kernels train", "+sessions train", "+status_history train create PENDING")
 
 
-def quota(**limits: int) -> tuple[object, ...]:
+def quota(**limits: int) -> tuple[Given, ...]:
     return tuple(
         a_row("quotas", scope="user", scope_id=str(ALICE.user_id), name=name, max_amount=most)
         for name, most in limits.items()
@@ -256,4 +268,237 @@ def quota(**limits: int) -> tuple[object, ...]:
     },
 )
 async def test_create_from_params(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+def modify(**changes: Any) -> ModifySessionAction:
+    return ModifySessionAction(**{"session_name": "train", **changes})
+
+
+@scenarios(
+    ModifySessionAction,
+    success=TestScenario(
+        given=(a_session(),),
+        do=modify(priority=20, tag="night"),
+        answer=lambda a: (a.session_data.priority, a.session_data.tag, a.session_data.version) == (20, "night", 2),
+        then_rows=("sessions train: priority 10 -> 20", "sessions train: tag null -> night"),
+    ),
+    stranger=TestScenario(
+        given=(a_session(),),
+        do=modify(priority=20),
+        by=MALLORY,
+        error=SessionNotFound,
+        then_audit="session_not_found",
+    ),
+    wrong_status=TestScenario(
+        given=(a_session(Status.ERROR),),
+        do=modify(session_name=str(ID), priority=20),
+        error=SessionEnded,
+        then_audit=None,
+    ),
+    not_found=TestScenario(do=modify(priority=20), error=SessionNotFound, then_audit="session_not_found"),
+    bad_input=TestScenario(given=(a_session(),), do=modify(priority=101), error=InvalidRequest, then_audit=None),
+    more={
+        "nothing_to_change_is_a_mistake": TestScenario(
+            given=(a_session(),), do=modify(), error=InvalidRequest, then_audit=None
+        ),
+        "the_version_that_was_read_is_still_there": TestScenario(
+            given=(a_session(version=7),), do=modify(tag="a", version=7), then_rows=("sessions train: tag null -> a",)
+        ),
+        "somebody_was_faster": TestScenario(
+            given=(a_session(version=8),), do=modify(tag="a", version=7), error=PreconditionFailed, then_audit=None
+        ),
+        "a_lifetime_counts_from_running": TestScenario(
+            given=(a_session(),),
+            do=modify(timeout=60),
+            answer=lambda a: a.session_data.expires_at == NOW + timedelta(seconds=60),
+            then_rows=("sessions train: timeout_seconds null -> 60",),
+        ),
+        "a_queued_ones_lifetime_has_not_begun": TestScenario(
+            given=(a_session(Status.PENDING, expires_at=NOW + timedelta(seconds=5)),),
+            do=modify(timeout=60),
+            answer=lambda a: a.session_data.expires_at == NOW + timedelta(seconds=5),
+            then_rows=("sessions train: timeout_seconds null -> 60",),
+        ),
+        "a_live_namesake_blocks": TestScenario(
+            given=(a_session(), a_session(id=OTHER_ID, name="best")),
+            do=modify(name="best", priority=1),
+            error=NameTaken,
+            then_audit=None,
+        ),
+        "an_endless_lifetime_is_no_number": TestScenario(
+            given=(a_session(),), do=modify(timeout=float("inf")), error=InvalidRequest, then_audit=None
+        ),
+        "an_administrator_reaches_it_by_id": TestScenario(
+            given=(a_session(),),
+            do=modify(session_name=str(ID), tag="a"),
+            by=ROOT,
+            then_rows=("sessions train: tag null -> a",),
+        ),
+        "an_administrator_of_all_finds_no_names": TestScenario(
+            given=(a_session(),),
+            do=modify(tag="a"),
+            by=ROOT,
+            error=SessionNotFound,
+            then_audit="session_not_found",
+        ),
+    },
+)
+async def test_modify(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+restart = RestartSessionAction(session_name=str(ID))
+
+
+def requeued(source: Status) -> tuple[str, ...]:
+    return (
+        "+kernels train",
+        "+status_history train restart PENDING",
+        "sessions train: attempt 1 -> 2",
+        f"sessions train: main_kernel_id {kernel_of(ID)} -> {new_id(0)}",
+        f"sessions train: prev_status null -> {source}",
+        f"sessions train: status {source} -> PENDING",
+    )
+
+
+def in_place(source: Status) -> tuple[str, ...]:
+    return (
+        "+status_history train restart RESTARTING",
+        "kernels train: attempt 1 -> 2",
+        "kernels train: generation 1 -> 2",
+        "kernels train: observed RUNNING -> null",
+        "sessions train: attempt 1 -> 2",
+        f"sessions train: prev_status null -> {source}",
+        f"sessions train: status {source} -> RESTARTING",
+    )
+
+
+@scenarios(
+    RestartSessionAction,
+    success=TestScenario(
+        given=(a_session(),),
+        do=restart,
+        answer=lambda a: a.session_data.status is Status.RESTARTING and a.session_data.attempt == 2,
+        then_rows=in_place(Status.RUNNING),
+    ),
+    stranger=TestScenario(
+        given=(a_session(),), do=restart, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"
+    ),
+    wrong_status=TestScenario(given=(a_session(Status.PENDING),), do=restart, error=SessionNotReady, then_audit=None),
+    not_found=TestScenario(do=restart, error=SessionNotFound, then_audit="session_not_found"),
+    bad_input=TestScenario(
+        given=(a_session(),), do=RestartSessionAction(session_name=b"\xff"), error=InvalidRequest, then_audit=None
+    ),
+    more={
+        "a_degraded_one_is_restarted_in_place_too": TestScenario(
+            given=(a_session(Status.RUNNING_DEGRADED),), do=restart, then_rows=in_place(Status.RUNNING_DEGRADED)
+        ),
+        **{
+            f"a_{status}_one_queues_for_a_new_attempt": TestScenario(
+                given=(a_session(status),),
+                do=restart,
+                answer=lambda a: a.session_data.ended_at is None and a.session_data.agent is None,
+                then_rows=requeued(status),
+            )
+            for status in sorted(FINAL)
+        },
+        **{
+            f"not_while_{status}": TestScenario(
+                given=(a_session(status),), do=restart, error=SessionNotReady, then_audit=None
+            )
+            for status in (Status.SCHEDULED, Status.PREPARING, Status.PULLING, Status.RESTARTING)
+        },
+        "not_while_it_ends": TestScenario(
+            given=(a_session(Status.TERMINATING),), do=restart, error=SessionEnded, then_audit=None
+        ),
+        "its_name_was_given_away": TestScenario(
+            given=(a_session(Status.TERMINATED), a_session(id=OTHER_ID)), do=restart, error=NameTaken, then_audit=None
+        ),
+        "its_quota_is_charged_anew": TestScenario(
+            given=(*quota(sessions=1), a_session(Status.TERMINATED)),
+            do=restart,
+            then_rows=(
+                *requeued(Status.TERMINATED),
+                "+quota_uses train sessions 1",
+                "quotas sessions: used 0 -> 1",
+            ),
+        ),
+        "its_quota_was_given_away": TestScenario(
+            given=(*quota(sessions=0), a_session(Status.TERMINATED)), do=restart, error=QuotaExceeded, then_audit=None
+        ),
+    },
+)
+async def test_restart(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+def settle(*session_ids: SessionId) -> CheckAndTransitStatusAction:
+    return CheckAndTransitStatusAction(session_ids=session_ids)
+
+
+def outcomes(answer: TransitOutcomes) -> list[tuple[SessionId, tuple[Status, ...], str | None]]:
+    return [(o.session_id, o.path, o.error) for o in answer.outcomes]
+
+
+STARTED = (
+    "+status_history train start RUNNING",
+    "sessions train: prev_status null -> SCHEDULED",
+    "sessions train: status SCHEDULED -> RUNNING",
+)
+
+
+@scenarios(
+    CheckAndTransitStatusAction,
+    success=TestScenario(
+        given=(a_session(Status.SCHEDULED),),  # its host has said RUNNING
+        do=settle(ID),
+        answer=lambda a: (a.outcomes[0].before, a.outcomes[0].after) == (Status.SCHEDULED, Status.RUNNING),
+        then_rows=STARTED,
+    ),
+    stranger=TestScenario(
+        given=(a_session(Status.SCHEDULED),),
+        do=settle(ID),
+        by=MALLORY,
+        answer=lambda a: outcomes(a) == [(ID, (), "session_not_found")],
+        then_audit="session_not_found",
+    ),
+    wrong_status=NotApplicable("the status is what it is to find out"),
+    not_found=TestScenario(
+        do=settle(NOBODYS_ID),
+        answer=lambda a: outcomes(a) == [(NOBODYS_ID, (), "session_not_found")],
+        then_audit="session_not_found",
+    ),
+    bad_input=TestScenario(do=settle(), error=InvalidRequest, then_audit=None),
+    more={
+        "one_outcome_for_each_in_order": TestScenario(
+            given=(a_session(Status.SCHEDULED), a_session(id=OTHER_ID, name="other")),
+            do=settle(NOBODYS_ID, ID, OTHER_ID),
+            answer=lambda a: (
+                outcomes(a)
+                == [(NOBODYS_ID, (), "session_not_found"), (ID, (Status.RUNNING,), None), (OTHER_ID, (), None)]
+            ),
+            then_rows=STARTED,
+            then_audit=("session_not_found", "ok", "ok"),
+        ),
+        "a_session_named_twice_moves_once": TestScenario(
+            given=(a_session(Status.SCHEDULED),),
+            do=settle(ID, ID),
+            answer=lambda a: outcomes(a) == [(ID, (Status.RUNNING,), None), (ID, (), None)],
+            then_rows=STARTED,
+            then_audit=("ok", "ok"),
+        ),
+        "a_monitor_moves_nothing": TestScenario(
+            given=(a_session(Status.SCHEDULED),),
+            do=settle(ID),
+            by=WATCHER,
+            answer=lambda a: outcomes(a) == [(ID, (), "permission_denied")],
+            then_audit="permission_denied",
+        ),
+        "an_administrator_moves_everybodys": TestScenario(
+            given=(a_session(Status.SCHEDULED),), do=settle(ID), by=ROOT, then_rows=STARTED
+        ),
+    },
+)
+async def test_check_and_transit_status(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
