@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -49,6 +49,7 @@ class Peer:
         self._notices: dict[str, Notice] = {}
         self._handled: dict[int, asyncio.Task[None]] = {}
         self._partial: dict[tuple[int, int], bytearray] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
 
     def handle(self, name: str, handler: Handler) -> None:
@@ -90,7 +91,7 @@ class Peer:
                 if message.type != WSMsgType.BINARY:
                     return
                 self._take(message.data)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
             log.warning("%s breaks the protocol: %s", self.name, error)
         finally:
             await self.close()
@@ -104,8 +105,9 @@ class Peer:
                 waiting.set_exception(
                     AgentUnavailable("The connection to the session's host was lost; ask again shortly.")
                 )
-        for task in list(self._handled.values()):
+        for task in (*self._handled.values(), *self._sending):
             task.cancel()
+        self._partial.clear()
         await self._socket.close()
 
     # -- sending -----------------------------------------------------------------------------------------------------
@@ -113,46 +115,76 @@ class Peer:
         body = msgpack.packb(content, default=_plain)
         if len(body) > MAX_MESSAGE_BYTES:
             raise InvalidRequest(f"The message of {len(body)} bytes is too large; use the file routes.")
+        at = 0
         try:
-            for at in range(0, len(body), _PIECE_BYTES):
+            while at < len(body):
                 piece = body if len(body) <= _PIECE_BYTES else body[at : at + _PIECE_BYTES]
                 more = at + _PIECE_BYTES < len(body)
                 await self._socket.send_bytes(msgpack.packb([kind, number, more, piece]))
+                at += _PIECE_BYTES
         except (ConnectionError, RuntimeError):
             raise AgentUnavailable("The connection to the session's host was lost; ask again shortly.") from None
+        except asyncio.CancelledError:
+            if len(body) > _PIECE_BYTES and at < len(
+                body
+            ):  # the other side keeps the first pieces until it hears of it
+                self._later(self._socket.send_bytes(msgpack.packb([kind, number, False, None])))
+            raise
 
     def _cancel(self, number: int) -> None:
         """Tell the other side that nobody waits any more; what it has begun is its own affair."""
-        if not self.closed.is_set():
-            task = asyncio.ensure_future(self._send(_CANCEL, number, None))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._later(self._send(_CANCEL, number, None))
+
+    def _later(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Send without anybody waiting for it; when the connection is gone there is nobody to tell."""
+        if self.closed.is_set():
+            sending.close()
+            return
+        task = asyncio.create_task(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     # -- receiving -----------------------------------------------------------------------------------------------------
     def _take(self, frame: bytes) -> None:
         if len(frame) > MAX_FRAME_BYTES:
             raise ValueError("a frame is too long")
         kind, number, more, piece = msgpack.unpackb(frame)
-        if not isinstance(kind, int) or not isinstance(number, int) or not isinstance(piece, bytes):
+        if not isinstance(kind, int) or not isinstance(number, int) or not isinstance(piece, bytes | None):
             raise ValueError("a frame is malformed")
         key = (kind, number)
+        if piece is None:
+            self._partial.pop(key, None)
+            return
         if more or key in self._partial:
             if (whole := self._joined(key, piece, more)) is None:
                 return
             piece = whole
-        content = msgpack.unpackb(piece, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES)
+        content = msgpack.unpackb(piece, strict_map_key=False)
         match kind:
             case 0:
                 self._serve(number, *content)
             case 1 | 2:
                 self._answered(kind, number, content)
             case 3:
-                if notice := self._notices.get(content[0]):
-                    notice(content[1])
+                self._noticed(*content)
             case 4:
                 if task := self._handled.get(number):
                     task.cancel()
             case _:
                 raise ValueError("a frame is of no known kind")
+
+    def _noticed(self, name: str, arguments: dict[str, Any]) -> None:
+        if (notice := self._notices.get(name)) is None:
+            return
+        try:
+            notice(arguments)
+        except Exception:
+            log.exception("%s of %s failed", name, self.name)
 
     def _joined(self, key: tuple[int, int], piece: bytes, more: bool) -> bytes | None:
         if key not in self._partial and len(self._partial) >= _MOST_PARTIAL:
@@ -200,9 +232,14 @@ class Peer:
 
     async def _refuse(self, number: int, error: MoorageError) -> None:
         try:
-            await self._send(_ERROR, number, [error.code, error.message, {k: str(v) for k, v in error.facts.items()}])
+            await self._send(_ERROR, number, [error.code, error.message, _facts(error)])
         except MoorageError:
             log.debug("%s went away before it was answered", self.name)
+
+
+def _facts(error: MoorageError) -> dict[str, Any]:
+    """What travels of an error's facts: plain values as they are, others as text."""
+    return {k: v if isinstance(v, str | int | float | bool | None) else str(v) for k, v in error.facts.items()}
 
 
 def _plain(value: object) -> object:
