@@ -32,7 +32,8 @@ CALL_SECONDS: Final = 15.0
 FILES_SECONDS: Final = 60.0
 HEARTBEAT_SECONDS: Final = 5.0
 LEASE_SECONDS: Final = 30.0
-_HELLO_SECONDS: Final = 20.0
+#: Between the last byte of an upload and the word that it is on disk.
+_WRITTEN_SECONDS: Final = 300.0
 _MAX_JOIN_BYTES: Final = 64 * 1024
 _JOINS_PER_MINUTE: Final = 30
 
@@ -382,24 +383,23 @@ class AgentHub:
                 asked.cancel()
 
     async def _pump(self, channel: Channel, body: AsyncIterator[bytes], asked: asyncio.Task[Any]) -> None:
-        """Until the body is through, or the agent has refused the rest of it: its answer then says why."""
+        """Until the body is through, or the agent has refused the rest of it: its answer then says why.
+
+        When the body itself breaks off, closing the connection at once is what tells the agent.
+        """
         try:
             async for data in body:
                 if asked.done():
                     return
                 await send_chunk(channel, data)
             await send_end(channel)
+            await asyncio.wait({asked}, timeout=_WRITTEN_SECONDS)
         except TransferFailed:
             # The agent's own word on it comes over the other connection.
-            async with asyncio.timeout(CALL_SECONDS):
-                await asyncio.wait({asked})
+            await asyncio.wait({asked}, timeout=CALL_SECONDS)
             if not asked.done():
                 raise
         finally:
-            if not asked.done():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(300.0):
-                        await asyncio.wait({asked})
             await channel.close()
 
     async def download(
@@ -413,11 +413,14 @@ class AgentHub:
     async def _receive(self, where: KernelAddress, arguments: dict[str, Any]) -> Download:
         with self._landing.expecting() as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=FILES_SECONDS))
+            channel = None
             try:
                 channel = await _landed(landed, asked)
                 answer = await asked
             except BaseException:
                 asked.cancel()
+                if channel is not None:
+                    await channel.close()
                 raise
         if channel is None:
             raise TransferFailed
