@@ -6,9 +6,10 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
+from manager.clock import DatabaseClock
 from manager.dispatcher import ConnectedAgents, Dispatcher
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
@@ -18,10 +19,6 @@ from manager.reconciler import Deadlines, LostAgents, Scheduler
 from manager.tasks import TaskLoop
 from repositories.database import Database
 from repositories.upkeep import Retention
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +37,13 @@ class Control:
         agents: ConnectedAgents,
         *,
         manager_id: UUID,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] | None = None,
         jitter: Callable[[], float] = random.random,
         settings: ControlSettings | None = None,
     ) -> None:
         settings = settings or ControlSettings()
+        self._shared_clock = DatabaseClock(database)
+        clock = clock or self._shared_clock
         lease_seconds = settings.lease_seconds
         self.ingest = Ingest(database, herald, agents, clock=clock, lease_seconds=lease_seconds)
         self.scheduler = Scheduler(database, herald, clock=clock)
@@ -68,6 +67,7 @@ class Control:
     @property
     def loops(self) -> tuple[Loop, ...]:
         return (
+            self._shared_clock,
             self.scheduler,
             self.dispatcher,
             self.deadlines,

@@ -43,7 +43,7 @@ async def claim(
     limit: int,
     claim_seconds: float,
 ) -> list[Intent]:
-    """Intents of these agents' kernels that are due, oldest first.
+    """Intents of these agents' kernels that are due, oldest first. A new one is, whatever the clock of its writer said.
 
     A claim only avoids that two managers say the same at once, so it is short and does not wait for the disk.
     """
@@ -54,7 +54,7 @@ async def claim(
         UPDATE kernels k SET claimed_by = $2, claimed_until = $4, tries = k.tries + 1
         WHERE k.id IN (
             SELECT id FROM kernels
-            WHERE seen_generation < generation AND agent_id = ANY($1::text[]) AND next_try_at <= $3
+            WHERE seen_generation < generation AND agent_id = ANY($1::text[]) AND (tries = 0 OR next_try_at <= $3)
                 AND (claimed_until IS NULL OR claimed_until <= $3)
             ORDER BY next_try_at LIMIT $5 FOR UPDATE SKIP LOCKED
         ) AND set_config('synchronous_commit', 'off', true) = 'off'

@@ -15,6 +15,11 @@ from repositories.database import Connection
 from repositories.runs_done import end_lost_runs
 
 
+async def current_time(connection: Connection) -> datetime:
+    now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return now
+
+
 async def lead(connection: Connection, what: str) -> bool:
     """Whether this transaction does `what` now; nobody else does, until it ends. Spares work, and guards nothing."""
     return bool(await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext('moorage ' || $1))", what))

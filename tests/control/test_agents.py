@@ -139,7 +139,7 @@ async def test_a_silent_agent_is_lost_and_its_sessions_go_on(database: Database)
         assert await find_lost(connection, now=NOW + timedelta(seconds=29)) == ([], frozenset())
     late = NOW + timedelta(seconds=31)
     async with database.transaction() as connection:
-        assert await find_lost(connection, now=late) == (["a"], {session_id})
+        assert await find_lost(connection, now=late) == ([A], frozenset({session_id}))
         assert await find_lost(connection, now=late) == ([], frozenset())
         assert (await snapshot(connection, now=NOW)).hosts == ()
     row = await row_of(database, session_id)
@@ -168,7 +168,7 @@ async def test_a_hello_is_a_return_too(database: Database) -> None:
         fact = await fact_of(connection, session_id, "RUNNING", 10)
         said = said_hello("a", boot_no=2, facts=[fact], resources={"cpu": 10**9, "mem": 10**9})
         greeted = await hello(connection, said, now=LATER, lease_seconds=30)
-    assert (greeted.returned, greeted.forgot, greeted.changed) == (True, False, {session_id})
+    assert (greeted.returned, greeted.forgot, greeted.changed) == (True, False, frozenset({session_id}))
     assert not (await row_of(database, session_id))["agent_lost"]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -19,6 +19,7 @@ from manager.control import Control, ControlSettings
 from manager.herald import Herald
 from repositories.agents import set_schedulable
 from repositories.database import Database
+from repositories.kernels import record_facts
 from tests.control.fakes import Clock, ScriptedAgents, as_client, until
 from tests.control.rows import (
     add_agent,
@@ -35,6 +36,7 @@ from tests.control.rows import (
 )
 
 A = AgentId("a")
+T = TypeVar("T")
 
 
 class Manager:
@@ -234,7 +236,7 @@ async def test_no_status_that_is_meant_to_pass_lasts_for_ever(one: Manager, data
 
     async def freed() -> bool:
         async with database.reader() as connection:
-            return await connection.fetchval("SELECT sum(used) FROM resources") == 0
+            return bool(await connection.fetchval("SELECT sum(used) = 0 FROM resources"))
 
     await until(one.herald, freed, "queue")
     assert [want for _, want, _, _ in one.agents.asked] == ["GONE"]
@@ -397,49 +399,46 @@ async def test_an_outage_of_the_database_ends_nothing_and_is_said_once(
     await one.is_in("RUNNING", second)
 
 
+async def persistently(attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """As a client does that is told to ask again."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await attempt()
+            except DatabaseUnavailable:
+                continue
+
+
 async def test_backends_that_are_ended_in_mid_work_are_survived(one: Manager, database: Database) -> None:
-    sessions = []
-    for _ in range(5):
-        sessions += await queue(database, one.herald, 4)
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    async with database.reader() as connection:
-                        await connection.execute(
-                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                            " WHERE datname = current_database() AND application_name LIKE 'moorage%'"
-                            " AND pid <> pg_backend_pid()"
-                        )
-                    break
-                except DatabaseUnavailable:
-                    continue
+    async def end_them() -> None:
+        async with database.reader() as connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                " AND datname = current_database() AND application_name LIKE 'moorage%'"
+            )
 
     async def all_run() -> bool:
-        try:
-            async with database.reader() as connection:
-                return bool(await connection.fetchval("SELECT count(*) = 20 FROM sessions WHERE status = 'RUNNING'"))
-        except DatabaseUnavailable:
-            return False
+        async with database.reader() as connection:
+            return bool(await connection.fetchval("SELECT count(*) = 20 FROM sessions WHERE status = 'RUNNING'"))
 
+    for _ in range(5):
+        await persistently(lambda: queue(database, one.herald, 4))
+        await persistently(end_them)
     one.clock.turn(seconds=60)  # claims that died with their connection are over
     one.herald.announce("dispatch")
-    await until(one.herald, all_run)
+    await until(one.herald, lambda: persistently(all_run))
     await assert_slots_add_up(database)
 
 
 async def test_one_report_that_cannot_be_written_holds_up_no_other(
     one: Manager, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import manager.ingest as module
-
-    real = module.record_facts
-
     async def poisoned(connection: Any, reports: Any, **options: Any) -> Any:
         if any(fact.container_id == "poison" for _, fact in reports):
             raise ValueError("poison")
-        return await real(connection, reports, **options)
+        return await record_facts(connection, reports, **options)
 
-    monkeypatch.setattr(module, "record_facts", poisoned)
+    monkeypatch.setattr("manager.ingest.record_facts", poisoned)
     one.agents.answer = lambda *_: {"observed": "PREPARING"}
     good, bad = await queue(database, one.herald, 2)
     await one.is_in("PREPARING", good, bad)

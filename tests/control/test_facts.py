@@ -336,3 +336,10 @@ async def test_hundreds_of_facts_are_one_transaction(database: Database) -> None
         recorded = await record_facts(connection, facts, now=NOW)  # type: ignore[arg-type]
     assert recorded.changed == set(sessions)
     assert {moved.target for moved in recorded.moved} == {Status.RUNNING}
+
+
+async def test_a_new_intent_is_due_at_once_whatever_its_writers_clock_says(database: Database) -> None:
+    await scheduled(database)
+    async with database.reader() as connection:
+        ahead = NOW - timedelta(minutes=5)  # of a control process, seen from a door that is five minutes ahead
+        assert len(await claim(connection, ["a"], by=MANAGER, now=ahead, limit=9, claim_seconds=2)) == 1  # type: ignore[list-item]

@@ -112,7 +112,7 @@ async def test_after_a_lost_connection_everybody_looks_again(
     heard.told.clear()
     one = SessionId(uuid4())
     here.announce("sessions", one)
-    await heard.until(lambda told: ("sessions", {one}) in told or ("sessions", None) in told)
+    await heard.until(lambda told: ("sessions", frozenset({one})) in told or ("sessions", None) in told)
 
 
 async def test_a_subscriber_that_fails_or_leaves_harms_nobody(

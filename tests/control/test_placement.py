@@ -65,8 +65,8 @@ async def test_a_placement_sets_the_intent_and_says_so(database: Database) -> No
 
 async def test_whole_devices_are_taken_by_their_ids(database: Database) -> None:
     async with database.transaction() as connection:
-        gpus = {"gpu/A": 24000, "gpu/B": 24000}
-        await add_agent(connection, "a", cpu=8000, mem=8192, **gpus)
+        a = await add_agent(connection, "a")
+        await set_resources(connection, a, {"cpu": 8000, "mem": 8192, "gpu/A": 24000, "gpu/B": 24000})
         await add_sessions(connection, 3, cpu=1000, gpu=1)
         placed = await plan_and_place(connection)
         assert len(placed.sessions) == 2

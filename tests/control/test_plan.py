@@ -136,8 +136,8 @@ def test_what_is_lacking_is_said_in_words() -> None:
         4: ("no_hosts", "no host of architecture aarch64 takes sessions at the moment"),
         6: ("impossible", "no host that takes sessions has 1 GPUs, not even when it is empty"),
     }
-    queue = (pending(1, cpu=4000), pending(2, cpu=3000), pending(3, cpu=2000, mem=1024))
-    planned = plan(Snapshot(pending=queue, hosts=fleet), NOW)
+    fuller = (pending(1, cpu=4000), pending(2, cpu=3000), pending(3, cpu=2000, mem=1024))
+    planned = plan(Snapshot(pending=fuller, hosts=fleet), NOW)
     assert planned.blocked[SessionId(UUID(int=2))].detail == "needs 3 CPUs; the most that is free on one host is 2 CPUs"
 
 
