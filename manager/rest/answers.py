@@ -110,13 +110,14 @@ def who_am_i(result: WhoAmI) -> dict[str, Any]:
 
 
 def agent(data: Mapping[str, Any]) -> dict[str, Any]:
-    """With capacity and use as people write them, beside the rows as they are."""
-    slots: Mapping[str, Mapping[str, int]] = data.get("slots") or {}
+    """With capacity and use as people write them, beside the row as it is."""
+    resources: Mapping[str, Mapping[str, int]] = data["resources"]
     return {
         **data,
-        "capacity": {name: _amount(name, amounts.get("reported", 0)) for name, amounts in slots.items()},
-        "used": {name: _amount(name, amounts.get("used", 0)) for name, amounts in slots.items()},
-        "last_seen_at": data.get("seen_at"),
+        "status": "LOST" if data["lost"] else "ALIVE" if data["seen_at"] else "NEVER_SEEN",
+        "capacity": {name: _amount(name, amounts["capacity"]) for name, amounts in resources.items()},
+        "used": {name: _amount(name, amounts["used"]) for name, amounts in resources.items()},
+        "last_seen_at": data["seen_at"],
     }
 
 
