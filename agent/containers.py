@@ -20,6 +20,8 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
 from docker.utils import kwargs_from_env, parse_repository_tag
 
+from agent import seccomp
+
 log = logging.getLogger("moorage.agent.containers")
 T = TypeVar("T")
 
@@ -176,7 +178,7 @@ class Containers:
         gpus = DeviceRequest(driver="nvidia", device_ids=list(spec.gpu_uuids), capabilities=[["gpu"]])
         host_config = self._client.create_host_config(
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges:true"],
+            security_opt=["no-new-privileges:true", f"seccomp={seccomp.profile()}"],
             read_only=True,
             tmpfs={"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={max(memory // 2, _MIB)}"},  # noqa: S108
             mem_limit=memory,
