@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from agent.rings import RingReader, RunnerError
 from agent.runner_link import RunnerLink, Tail
 from agent.store import Store
-from agent.wire import RunDone, RunRead
+from agent.wire import RunDone, RunRead, decode_records
 
 #: No run has so many records: waiting for what comes after this one is waiting for the run's end.
 _NEVER: Final = 1 << 60
@@ -140,8 +140,6 @@ class Rings:
 
     def text(self, run_id: str, last_bytes: int) -> str:
         """The end of a run's output, as text."""
-        from agent.wire import decode_records
-
         pieces, seq = b"", 1
         with contextlib.suppress(RunnerError):
             while (chunk := self.reader.read(run_id, seq, 1 << 20)).records:
@@ -160,9 +158,6 @@ class Rings:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-
-Clock = Callable[[], float]
 
 
 def _number(value: object) -> float | None:

@@ -1,0 +1,540 @@
+"""One kernel: its container, its runner, and what is true of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Awaitable, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+from uuid import uuid4
+
+from agent import runtime
+from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError
+from agent.rings import RunnerError, close_unfinished
+from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
+from agent.runs import Rings, Runs, follow
+from agent.scratch import Folders, make_scratch, set_aside
+from agent.statistics import Cgroup
+from agent.store import Store, StoredKernel
+from agent.wire import Fact, KernelSpec, exit_record
+from domain.session import KernelState, Want
+
+log = logging.getLogger("moorage.agent.kernel")
+T = TypeVar("T")
+
+READY_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 2.0, 5.0)
+_DEFAULT_MILLI_CPU: Final = 1000
+_DEFAULT_MIB: Final = 1024
+_LOG_TAIL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a session's own wishes do not say."""
+
+    pids: int = 4096
+    disk_quota_mib: int | None = None
+    network: str | None = "moorage"
+    mounts: tuple[tuple[Path, str], ...] = ()  #: of the host's, read-only in every session: source, target
+
+
+class House(Protocol):
+    """What kernels share."""
+
+    engine: Containers
+    store: Store
+    runs: Runs
+    defaults: Defaults
+    data_dir: Path
+    runtime: Path
+    starts: asyncio.Semaphore
+
+    def now(self) -> float: ...
+    def next_seq(self) -> int: ...
+    def news(self) -> None: ...
+    async def ensure_image(self, kernel_id: str, image: str) -> None: ...
+
+
+class StartFailed(Exception):
+    """The kernel cannot be brought up; `exit` says why."""
+
+    def __init__(self, exit: dict[str, Any]) -> None:
+        super().__init__(exit["message"])
+        self.exit = exit
+
+
+class Kernel:
+    """An intent cancels what is being done for the one before it, and is pursued by a task of its own."""
+
+    def __init__(self, stored: StoredKernel, house: House) -> None:
+        self.state = stored
+        self.seq = house.next_seq()
+        self.folders = Folders.of(house.data_dir, stored.kernel_id)
+        self.rings = Rings(self.folders.link)
+        self.link: RunnerLink | None = None
+        self.cgroup: Cgroup | None = None
+        self.intents = asyncio.Lock()  #: one intent at a time is taken on
+        self.died = asyncio.Event()  #: the engine hints that the container has ended
+        self._house = house
+        self._task: asyncio.Task[None] | None = None
+        self._engine_call: asyncio.Future[Any] | None = None
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._finished = asyncio.Event()  #: the startup command has ended
+
+    def __repr__(self) -> str:
+        return f"{self.state.kernel_id}/{self.state.attempt}"
+
+    @property
+    def id(self) -> str:
+        return self.state.kernel_id
+
+    @property
+    def name(self) -> str:
+        """Of the container: who creates it twice gets the first one."""
+        return f"moorage-{self.id.replace('-', '')}-{self.state.attempt}"
+
+    @property
+    def spec(self) -> KernelSpec:
+        assert self.state.spec is not None, "only a kernel that shall run has a container"
+        return self.state.spec
+
+    def fact(self) -> Fact:
+        return self.state.fact(self._house.store.boot_no, self.seq)
+
+    async def observe(self, observed: KernelState, **changes: Any) -> None:
+        """Something new is true: tell it, and remember it."""
+        self.state = replace(self.state, observed=observed, changed_at=self._house.now(), told=False, **changes)
+        self.seq = self._house.next_seq()
+        self._house.news()
+        await self._house.store.save(self.state)
+
+    # -- pursuing an intent ----------------------------------------------------------------------------------------
+    def pursue(self, *, found: ContainerState | None = None, replaces: bool = False) -> None:
+        """Begin to make true what is wanted, in place of what was being done. `found`: this container is there already."""
+        before = self._task
+        work = self._bring_up(found, replaces) if self.state.want == Want.RUN else self._take_down()
+        if before is not None:
+            before.cancel()
+        self._task = asyncio.create_task(self._after(before, work), name=f"kernel {self}")
+
+    async def _after(self, before: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait({before})
+            if self._engine_call is not None:
+                # the engine carries out what it was asked, whoever has gone meanwhile
+                await asyncio.wait({self._engine_call})
+        except BaseException:
+            work.close()
+            raise
+        try:
+            await work
+        except Exception:
+            log.exception("%s: a mistake of ours", self)
+            await self._fail(exit_record("create_failed", "The agent made a mistake; its log says which."))
+
+    async def settle(self) -> None:
+        """Wait until what is being done is done, or somebody asks for something else. For tests and shutdown."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def let_go(self) -> None:
+        """The agent ends; containers go on."""
+        tasks = [task for task in (self._task, *self._following.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.link is not None:
+            await self.link.close()
+        self.rings.close()
+
+    # -- up --------------------------------------------------------------------------------------------------------
+    async def _bring_up(self, found: ContainerState | None, replaces: bool) -> None:
+        try:
+            if replaces:
+                await self._remove_containers()
+            if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
+                await self._insist(lambda: self._start(found))
+                await self._boot()
+            elif found is not None:
+                await self._readopt(found)
+            else:
+                await self._ended(None)
+                return
+        except StartFailed as failure:
+            await self._fail(failure.exit)
+            return
+        except RunnerError as error:
+            if self.state.observed == KernelState.RUNNING:
+                await self._ended(await self._look())
+            else:
+                await self._fail(await self._why_no_runner(error))
+            return
+        await self._attend()
+
+    async def _insist(self, step: Any) -> None:
+        """An engine that does not answer is asked again, until somebody wants something else."""
+        tries = 0
+        while True:
+            try:
+                await step()
+                return
+            except EngineError as error:
+                if not error.unknown:
+                    reason = "image_missing" if error.missing == "image" else "create_failed"
+                    raise StartFailed(exit_record(reason, f"The container could not be created: {error}")) from None
+                log.warning("%s: %s", self, error)
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            tries += 1
+
+    async def _start(self, found: ContainerState | None) -> None:
+        """Container, then runner. A container that is there from before is used when it runs, else made anew."""
+        house = self._house
+        if found is None or found.status != "running":
+            if found is not None:
+                await house.engine.remove(found.id)
+            await house.ensure_image(self.id, self.spec.image)
+            if self.state.observed == KernelState.PULLING:
+                await self.observe(KernelState.PREPARING)
+            async with house.starts:
+                await self._create_and_start()
+        else:
+            await self._connect(found)
+
+    async def _create_and_start(self) -> None:
+        house, spec = self._house, self.spec
+        image = await house.engine.image(spec.image)
+        if image is None:
+            raise EngineError(f"there is no image {spec.image}", missing="image")
+        self.died.clear()
+        config = self._runner_config(image.environ)
+        signal = await asyncio.to_thread(self._prepare, config)
+        try:
+            container_id: str = await self._engine(house.engine.create(self._container_spec()))
+            self.state.container_id = container_id
+            await self._engine(house.engine.start(container_id))
+            state = await house.engine.inspect(container_id)
+            if state is None or state.status != "running":
+                raise StartFailed(self._classify(state))
+            waiting = asyncio.ensure_future(signal.wait(READY_SECONDS))
+            dying = asyncio.ensure_future(self.died.wait())
+            try:
+                await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise StartFailed(self._classify(await house.engine.inspect(container_id)))
+                waiting.result()
+            finally:
+                for task in (waiting, dying):
+                    task.cancel()
+                await asyncio.gather(waiting, dying, return_exceptions=True)
+        finally:
+            signal.close()
+        await self._connect(state)
+
+    def _prepare(self, config: RunnerConfig) -> Any:
+        self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_scratch(self.folders.scratch, USER)
+        if self.state.attempt > 1:  # the startup command runs again, under the same run id
+            set_aside(self.folders.link, self.id, f"{self.id}-{self.state.attempt - 1}")
+        return prepare_link(self.folders.link, config, uid=USER, gid=USER)
+
+    async def _connect(self, state: ContainerState) -> None:
+        self.died.clear()
+        self.link = await RunnerLink.connect(self.folders.link, self.folders.private, state.pid)
+        self.state.container_id = state.id
+        self.cgroup = Cgroup.of_pid(state.pid) if state.pid else None
+        for run_id in self.link.runs:
+            self.follow(run_id)
+
+    async def _boot(self) -> None:
+        """The runner answers: bootstrap, then RUNNING, then the startup command."""
+        link, spec, notices = self._linked(), self.spec, list(self.state.notices)
+        if spec.bootstrap_script:
+            run = f"bootstrap-{self.state.attempt}"
+            await link.bootstrap(spec.bootstrap_script, run=run)
+            done = self.rings.done(run) or {}
+            if done.get("exit_code") != 0:
+                said = f"The bootstrap script failed ({_how(done)})."
+                tail = self.rings.text(run, _LOG_TAIL_BYTES)
+                notices = [{"kind": "bootstrap_failed", "message": said, "log_tail": tail}]
+                if spec.bootstrap_required:
+                    self.state.notices = notices
+                    raise StartFailed(exit_record("bootstrap_failed", said, exit_code=_exit_code(done)))
+        await self.observe(KernelState.RUNNING, started_at=self._house.now(), notices=notices, exit=None)
+        if spec.startup_command:
+            await self._start_command(spec.startup_command)
+
+    async def _start_command(self, command: str) -> None:
+        await self._house.runs.begin(self.id, self.id, self.state.attempt)
+        tail = await self._linked().execute(
+            self.id, mode="batch", code=command, opts={"stdin": False}, wait_seconds=0.0
+        )
+        self.ran(tail)
+
+    async def _readopt(self, found: ContainerState) -> None:
+        """The agent was away; the container may have gone on, or ended."""
+        if found.status != "running":
+            await self._ended(found)
+            return
+        await self._connect(found)
+        if self.spec.startup_command:
+            await self._start_command(self.spec.startup_command)
+        await self._account_for_runs()
+        log.info("%s: found again, %d runs go on", self, len(self._following))
+
+    async def _fail(self, exit: dict[str, Any]) -> None:
+        log.warning("%s: %s", self, exit["message"])
+        await self._lose_link()
+        with contextlib.suppress(EngineError):
+            await self._remove_containers()
+        await self.observe(KernelState.FAILED, exit=exit)
+
+    # -- while it runs ---------------------------------------------------------------------------------------------
+    async def _attend(self) -> None:
+        """Until the startup command or the container ends."""
+        while self.state.observed == KernelState.RUNNING:
+            link = self.link
+            if link is None:
+                return
+            lost, finished = asyncio.ensure_future(link.lost.wait()), asyncio.ensure_future(self._finished.wait())
+            try:
+                await asyncio.wait({lost, finished}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                lost.cancel()
+                finished.cancel()
+            if self._finished.is_set():
+                done = self.rings.done(self.id) or {}
+                ended = exit_record(
+                    "finished", f"The startup command ended ({_how(done)}).", exit_code=_exit_code(done), finished=True
+                )
+                ended["signal"] = done.get("signal")
+                await self.observe(KernelState.EXITED, exit=ended)
+                return
+            oom_kills = self.cgroup.oom_kills() if self.cgroup is not None else 0
+            state = await self._look()
+            if state is not None and state.status == "running":
+                await self._lose_link()
+                with contextlib.suppress(RunnerError):
+                    await self._connect(state)
+                    await self._account_for_runs()
+                    continue
+            await self._ended(state, oom_kills)
+
+    async def _look(self) -> ContainerState | None:
+        """The container as it is a moment after its runner was lost: the engine is a little late."""
+        state: ContainerState | None = None
+        for wait in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
+            await asyncio.sleep(wait)
+            try:
+                state = await self._house.engine.inspect(self.name)
+            except EngineError as error:
+                log.warning("%s: %s", self, error)
+                continue
+            if state is None or state.status != "running":
+                break
+        return state
+
+    async def _ended(self, state: ContainerState | None, oom_kills: int = 0) -> None:
+        """The runner is gone. Its runs get their end, and the kernel its reason."""
+        if state is not None and state.status in ("running", "paused"):
+            with contextlib.suppress(EngineError):
+                await self._engine(self._house.engine.remove(state.id))
+        ended = self._classify(state, oom_kills)
+        await self._lose_link()
+        await self._close_runs()
+        if self.spec.startup_command and (done := self.rings.done(self.id)) and done.get("reason") != "worker_lost":
+            ended = exit_record("finished", "The startup command ended.", exit_code=_exit_code(done), finished=True)
+        log.warning("%s: %s", self, ended["message"])
+        await self.observe(KernelState.EXITED, exit=ended)
+
+    def _classify(self, state: ContainerState | None, oom_kills: int = 0) -> dict[str, Any]:
+        """By the cgroup's own counters and the exit code; the engine's word on memory is sometimes wrong."""
+        if state is None:
+            return exit_record("disappeared", "The container was removed from outside Moorage.")
+        if state.status in ("running", "paused", "created"):
+            why = f": {state.error}" if state.error else ""
+            return exit_record("runner_lost", f"The container's runner does not answer any more{why}.")
+        code = state.exit_code
+        if code == 137 and (oom_kills or state.out_of_memory):
+            return exit_record("out_of_memory", "The session ran out of memory.", exit_code=code, signal=9)
+        if code == 137:
+            return exit_record("killed", "The container was killed, nobody knows by whom.", exit_code=code, signal=9)
+        if code in (0, 143):
+            return exit_record("killed", "The container was stopped from outside Moorage.", exit_code=code)
+        said = f" ({state.error})" if state.error else ""
+        return exit_record("runner_lost", f"The container's runner ended with exit code {code}{said}.", exit_code=code)
+
+    async def _why_no_runner(self, error: RunnerError) -> dict[str, Any]:
+        with contextlib.suppress(EngineError):
+            state = await self._house.engine.inspect(self.name)
+            if state is not None and state.status != "running":
+                return self._classify(state)
+        return exit_record("create_failed", str(error))
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+    def ran(self, tail: Tail) -> None:
+        """A run was started here: take note of its end, now or when it comes."""
+        self.rings.saw(tail)
+        self.follow(tail.run, tail if tail.done else None)
+
+    def follow(self, run_id: str, tail: Tail | None = None) -> None:
+        if run_id not in self._following:
+            task = asyncio.create_task(self._follow(run_id, tail), name=f"run {run_id}")
+            self._following[run_id] = task
+            task.add_done_callback(lambda _: self._following.pop(run_id, None))
+
+    async def _follow(self, run_id: str, tail: Tail | None) -> None:
+        """A runner that is lost meanwhile is seen by others, and the run closed there."""
+        with contextlib.suppress(RunnerError):
+            ended = tail or await follow(self._linked(), run_id)
+            if not run_id.startswith("bootstrap"):
+                await self._house.runs.finished(
+                    run_id, self.id, self.state.attempt, self.rings.done(run_id) or {}, ended.seq
+                )
+            if run_id == self.id:
+                self._finished.set()
+
+    async def _account_for_runs(self) -> None:
+        """What ended while the agent was away is told; what was never delivered may be delivered yet."""
+        running = self._linked().runs
+        for run_id, attempt in await self._house.runs.unfinished(self.id):
+            if run_id in running:
+                continue
+            if (end := await asyncio.to_thread(self.rings.end, run_id)) is not None:
+                await self._house.runs.finished(run_id, self.id, attempt, *end)
+                if run_id == self.id:
+                    self._finished.set()
+            else:
+                await self._house.runs.refused(run_id)
+
+    async def _close_runs(self) -> None:
+        """No runner is alive: every run has ended, one way or another."""
+        house = self._house
+        await asyncio.to_thread(close_unfinished, self.folders.link, now=house.now(), uid=USER, gid=USER)
+        lost = {"reason": "runner_lost", "finished_at": house.now()}
+        for run_id, attempt in await house.runs.unfinished(self.id):
+            done, last_seq = await asyncio.to_thread(self.rings.end, run_id) or (lost, 0)
+            await house.runs.finished(run_id, self.id, attempt, done, last_seq)
+
+    # -- down ------------------------------------------------------------------------------------------------------
+    async def _take_down(self) -> None:
+        """Gone when the engine's list says so. An engine that does not answer is asked for as long as it takes."""
+        tries = 0
+        while True:
+            try:
+                await self._remove_containers()
+                break
+            except EngineError as error:
+                log.warning("%s: %s", self, error)
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            tries += 1
+        await asyncio.to_thread(self.folders.discard, self._house.data_dir / "trash" / uuid4().hex)
+        self.rings.close()
+        await self.observe(KernelState.GONE, container_id=None)
+
+    async def _remove_containers(self) -> None:
+        """Everything of this kernel, whatever the attempt; the runner first ends what runs, within the grace."""
+        engine = self._house.engine
+        if self.link is not None and not self.link.lost.is_set():
+            with contextlib.suppress(RunnerError, TimeoutError):
+                async with asyncio.timeout(self.state.grace_seconds + 5.0):
+                    await self.link.shutdown(self.state.grace_seconds)
+        while there := await engine.ours(kernel=self.id):
+            for container in there:
+                await self._engine(engine.remove(container.id))
+        await self._lose_link()
+        await self._close_runs()
+
+    async def _lose_link(self) -> None:
+        if self.link is not None:
+            await self.link.close()
+        self.link = self.cgroup = None
+        self._finished.clear()
+        following = list(self._following.values())
+        for task in following:
+            task.cancel()
+        if following:
+            await asyncio.wait(following)
+
+    # -- pieces ----------------------------------------------------------------------------------------------------
+    async def _engine(self, call: Awaitable[T]) -> T:
+        """Ask the engine for a change. Who is cancelled meanwhile leaves the call for the next one to wait for."""
+        self._engine_call = asyncio.ensure_future(call)
+        answer: T = await asyncio.shield(self._engine_call)
+        self._engine_call = None
+        return answer
+
+    def _linked(self) -> RunnerLink:
+        if self.link is None:
+            raise RunnerError("runner_lost", "The session's runner is gone.")
+        return self.link
+
+    def _runner_config(self, image_environ: Any) -> RunnerConfig:
+        spec, defaults = self.spec, self._house.defaults
+        quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
+        return RunnerConfig(
+            environ={"HOME": "/home/work", **image_environ, **spec.environ},
+            file_roots=tuple(target for _, target in defaults.mounts),
+            quota_bytes=quota_mib * 1024 * 1024 if quota_mib else None,
+            context={
+                "session_id": spec.session_id,
+                "session_name": spec.session_name,
+                "kernel_id": self.id,
+                "role": spec.role,
+                "index": spec.index,
+                "attempt": self.state.attempt,
+                "image": spec.image,
+                "slots": spec.slots,
+            },
+            attempt=self.state.attempt,
+        )
+
+    def _container_spec(self) -> ContainerSpec:
+        house, spec = self._house, self.spec
+        memory = spec.slots.get("mem", _DEFAULT_MIB)
+        mounts = [
+            (house.runtime, runtime.RUNTIME_IN_CONTAINER, True),
+            (self.folders.link, runtime.LINK_IN_CONTAINER, False),
+            (self.folders.scratch, "/home/work", False),
+            *((source, target, True) for source, target in house.defaults.mounts),
+        ]
+        return ContainerSpec(
+            name=self.name,
+            image=spec.image,
+            entrypoint=runtime.command(house.runtime),
+            hostname=_hostname(spec.session_name),
+            labels={
+                "moorage.kernel": self.id,
+                "moorage.attempt": str(self.state.attempt),
+                "moorage.session": spec.session_id,
+                "moorage.slots": ",".join(f"{name}={amount}" for name, amount in spec.slots.items()),
+            },
+            cpu_milli=spec.slots.get("cpu", _DEFAULT_MILLI_CPU),
+            memory_mib=memory,
+            shm_mib=spec.shm_mib or max(memory // 2, 1),
+            pids=spec.pids or house.defaults.pids,
+            mounts=mounts,
+            gpu_uuids=[name.removeprefix("gpu/") for name in spec.devices if name.startswith("gpu/")],
+            network=house.defaults.network,
+        )
+
+
+def _hostname(session_name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", session_name).strip("-")[:63] or "session"
+
+
+def _exit_code(done: dict[str, Any]) -> int | None:
+    code = done.get("exit_code")
+    return code if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _how(done: dict[str, Any]) -> str:
+    if done.get("signal"):
+        return f"signal {done['signal']}"
+    code = _exit_code(done)
+    return f"exit code {code}" if code is not None else str(done.get("reason") or "no exit code")[:64]

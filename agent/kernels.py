@@ -1,0 +1,290 @@
+"""All kernels of this host: takes on intents, finds everything again after a start, forgets what is long gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from agent.containers import Containers, ContainerState, EngineError
+from agent.intent import Intent, Step, Stored, decide
+from agent.kernel import Defaults, Kernel
+from agent.rings import RingReader, RunnerError
+from agent.runs import Runs
+from agent.scratch import empty
+from agent.store import Store, StoredKernel
+from agent.wire import Fact, KernelSpec
+from domain.session import KernelState, Want
+
+log = logging.getLogger("moorage.agent.kernels")
+KEEP_SECONDS: Final = 7 * 86400.0
+_LOOK_SECONDS: Final = 10.0
+_PURGE_SECONDS: Final = 600.0
+Progress = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Kernels:
+    """`recover` before use. `changed` is set when there is a fact or the end of a run to tell."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Containers,
+        data_dir: Path,
+        runtime: Path,
+        *,
+        defaults: Defaults | None = None,
+        clock: Callable[[], float] = time.time,
+        most_starts: int | None = None,
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.data_dir = data_dir
+        self.runtime = runtime
+        self.defaults = defaults or Defaults()
+        self.changed = asyncio.Event()
+        self.runs = Runs(store, self.changed)
+        #: beyond this many starts at a time, the engine only gets slower; the rest queues in order
+        self.starts = asyncio.Semaphore(most_starts or 2 * (os.cpu_count() or 1))
+        self.quarantined: list[str] = []  #: containers with our uid that we do not know
+        self.progress: Progress = _nobody_listens
+        self._clock = clock
+        self._kernels: dict[str, Kernel] = {}
+        self._seq = itertools.count(1)
+        self._told: dict[str, int] = {}
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # -- what kernels share ------------------------------------------------------------------------------------------
+    def now(self) -> float:
+        return self._clock()
+
+    def next_seq(self) -> int:
+        return next(self._seq)
+
+    def news(self) -> None:
+        self.changed.set()
+
+    async def ensure_image(self, kernel_id: str, image: str) -> None:
+        if await self.engine.image(image) is not None:
+            return
+        await self._kernels[kernel_id].observe(KernelState.PULLING)
+        await self.pull(image, {"kernel_id": kernel_id})
+
+    async def pull(self, image: str, about: dict[str, Any]) -> None:
+        """Fetch an image, once however many ask for it. `about` goes with the progress."""
+        loop, last = asyncio.get_running_loop(), 0.0
+
+        def progress(current: int, total: int, message: str) -> None:
+            nonlocal last
+            if loop.time() - last >= 0.25:
+                last = loop.time()
+                self._spawn(self.progress({**about, "current": current, "total": total, "message": message}))
+
+        if (task := self._pulls.get(image)) is None:
+            task = self._pulls[image] = asyncio.create_task(self.engine.pull(image, progress), name=f"pull {image}")
+            task.add_done_callback(lambda _: self._pulls.pop(image, None))
+        else:
+            log.info("%s is being fetched already", image)
+        await asyncio.shield(task)
+
+    # -- intents -------------------------------------------------------------------------------------------------------
+    def find(self, kernel_id: str) -> Kernel | None:
+        return self._kernels.get(kernel_id)
+
+    async def ensure(
+        self,
+        kernel_id: str,
+        attempt: int,
+        *,
+        generation: int,
+        want: str,
+        spec: KernelSpec | None,
+        grace_seconds: float = 10.0,
+    ) -> Fact:
+        """See `agent.client.AgentClient.ensure`. On disk before anything is done."""
+        request = Intent(attempt, generation, Want(want))
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            kernel = self._kernels[kernel_id] = Kernel(
+                StoredKernel(kernel_id=kernel_id, attempt=0, generation=0, want=Want.GONE, observed=KernelState.GONE),
+                self,
+            )
+        async with kernel.intents:
+            state = kernel.state
+            known = Stored(Intent(state.attempt, state.generation, Want(state.want)), KernelState(state.observed))
+            step = decide(known if state.attempt or state.generation else None, request)
+            if step in (Step.STALE, Step.SAME):
+                return kernel.fact()
+            kernel.state = replace(
+                state, attempt=attempt, generation=generation, grace_seconds=grace_seconds, told=False
+            )
+            match step:
+                case Step.START | Step.REPLACE:
+                    if spec is None:
+                        raise ValueError("an intent to run says what to run")
+                    kernel.state = replace(
+                        kernel.state,
+                        want=Want.RUN,
+                        spec=spec,
+                        observed=KernelState.PREPARING,
+                        exit=None,
+                        started_at=None,
+                        notices=[],
+                        container_id=None,
+                        changed_at=self.now(),
+                    )
+                case Step.REMOVE:
+                    kernel.state.want = Want.GONE
+                case Step.TOMBSTONE:
+                    kernel.state = replace(
+                        kernel.state, want=Want.GONE, observed=KernelState.GONE, changed_at=self.now()
+                    )
+                case _:
+                    pass
+            kernel.seq = self.next_seq()
+            await self.store.save(kernel.state)
+            if step in (Step.START, Step.REPLACE, Step.REMOVE):
+                kernel.pursue(replaces=step is Step.REPLACE)
+            return kernel.fact()
+
+    # -- facts -----------------------------------------------------------------------------------------------------------
+    def inventory(self) -> list[Fact]:
+        """Everything but what is gone and known to be."""
+        return [
+            kernel.fact()
+            for kernel in self._kernels.values()
+            if kernel.state.generation and not (kernel.state.told and kernel.state.observed == KernelState.GONE)
+        ]
+
+    def pending(self) -> Sequence[Fact]:
+        return [
+            kernel.fact()
+            for kernel in self._kernels.values()
+            if kernel.state.generation and self._told.get(kernel.id, 0) < kernel.seq and not kernel.state.told
+        ]
+
+    def acknowledged(self, facts: Iterable[Fact]) -> None:
+        for fact in facts:
+            if fact.boot_no != self.store.boot_no:
+                continue
+            self._told[fact.kernel_id] = max(self._told.get(fact.kernel_id, 0), fact.seq)
+            kernel = self._kernels.get(fact.kernel_id)
+            if kernel is not None and kernel.seq == fact.seq and fact.observed == KernelState.GONE:
+                kernel.state.told = True
+                self._spawn(self.store.save(kernel.state))
+
+    # -- start and end ---------------------------------------------------------------------------------------------------
+    async def recover(self) -> None:
+        """After a start: match containers with what is remembered, and go on where the last daemon was stopped."""
+        await self.runs.load()
+        there: dict[str, list[ContainerState]] = {}
+        for container in await self.engine.ours():
+            there.setdefault(container.labels.get("moorage.kernel", ""), []).append(container)
+        for stored in await self.store.kernels():
+            kernel = self._kernels[stored.kernel_id] = Kernel(stored, self)
+            found = None
+            for container in there.pop(stored.kernel_id, []):
+                if container.status == "paused":
+                    log.warning("%s was frozen, by a commit that was cut short; thawing it", container.name)
+                    await self.engine.thaw(container.id)
+                if container.name == kernel.name:
+                    found = await self.engine.inspect(container.id)
+            self._resume(kernel, found)
+        self.quarantined = [container.name for containers in there.values() for container in containers]
+        if self.quarantined:
+            log.error("containers that carry our name but are not known, left alone: %s", ", ".join(self.quarantined))
+
+    def _resume(self, kernel: Kernel, found: ContainerState | None) -> None:
+        state = kernel.state
+        if state.want == Want.GONE:
+            if state.observed != KernelState.GONE:
+                kernel.pursue()
+        elif state.observed in (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING):
+            kernel.pursue(found=found, replaces=found is None and state.observed != KernelState.RUNNING)
+
+    def on_event(self, container_id: str, _action: str) -> None:
+        """A hint from the engine: look before the runner's silence tells it."""
+        for kernel in self._kernels.values():
+            if kernel.state.container_id == container_id:
+                kernel.died.set()
+
+    async def watch(self) -> None:
+        """Follow the engine's hints, and empty what is thrown away. Runs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_engine())
+            group.create_task(self._clean())
+
+    async def _watch_engine(self) -> None:
+        while True:
+            with contextlib.suppress(EngineError):
+                await self.engine.watch(self.on_event)
+            await asyncio.sleep(1.0)
+
+    async def _clean(self) -> None:
+        next_purge = 0.0
+        while True:
+            await asyncio.to_thread(empty, self.data_dir / "trash")
+            if time.monotonic() >= next_purge:
+                next_purge = time.monotonic() + _PURGE_SECONDS
+                await self.purge(self.now())
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def purge(self, now: float, keep_seconds: float = KEEP_SECONDS) -> list[str]:
+        """Forget kernels that have been gone for so long, with their output; and old runs of those that live. Which."""
+        old = [
+            kernel
+            for kernel in self._kernels.values()
+            if kernel.state.observed == KernelState.GONE
+            and kernel.state.want == Want.GONE
+            and kernel.state.changed_at < now - keep_seconds
+        ]
+        for kernel in old:
+            kernel.rings.close()
+            trash = self.data_dir / "trash" / uuid4().hex
+            if kernel.folders.root.exists():
+                trash.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                kernel.folders.root.rename(trash)
+                await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+            del self._kernels[kernel.id]
+            self._told.pop(kernel.id, None)
+        await self.store.forget([kernel.id for kernel in old])
+        for kernel in list(self._kernels.values()):
+            if kernel.state.observed == KernelState.RUNNING:
+                await asyncio.to_thread(_purge_rings, kernel.folders.link, now - keep_seconds)
+        return [kernel.id for kernel in old]
+
+    async def close(self) -> None:
+        """Let go of everything; containers and what runs in them go on."""
+        await asyncio.gather(*(kernel.let_go() for kernel in self._kernels.values()))
+        for task in list(self._pulls.values()):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.runs.close()
+
+    def _spawn(self, work: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _purge_rings(link_dir: Path, older_than: float) -> None:
+    with contextlib.suppress(RunnerError):
+        reader = RingReader(link_dir)
+        try:
+            reader.purge(older_than)
+        finally:
+            reader.close()
+
+
+async def _nobody_listens(_said: dict[str, Any]) -> None:
+    return
