@@ -104,6 +104,17 @@ class Session:
             await _io.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
+    async def wait_ready(self, wait: bool | float = True) -> Self:
+        """Wait until it can be used (a batch session: until it runs, or is over already), or so many seconds."""
+        if wait is False or self.status in READY:
+            return self
+        if self.status == "TERMINATED" and self.info.session_type == "batch":
+            return self  # it was over before anybody looked
+        if self.status in FINAL:
+            raise _ended(self.info)
+        wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
+        return await self.wait_until(*wanted, timeout=None if wait is True else float(wait))
+
     async def run_code(
         self,
         code: str,
@@ -175,7 +186,7 @@ class Session:
         params = {**self._owner, **_wire.query(wait=hold)}
         address = f"{self._base}/restart"
         self._take(await self._transport.request("POST", address, params=params, json={}, hold=hold or 0))
-        return await self._wait_ready(wait)
+        return await self.wait_ready(wait)
 
     async def destroy(self, *, forced: bool = False, recursive: bool = False, wait: bool | float = True) -> Self:
         """End it and free what it holds; of an ended session, nothing happens. `forced` does not wait for its host.
@@ -219,16 +230,6 @@ class Session:
 
     async def _post(self, verb: str, fields: Mapping[str, Any]) -> httpx.Response:
         return await self._transport.request("POST", f"{self._base}/{verb}", params=self._owner, json=fields)
-
-    async def _wait_ready(self, wait: bool | float) -> Self:
-        if wait is False or self.status in READY:
-            return self
-        if self.status == "TERMINATED" and self.info.session_type == "batch":
-            return self  # it was over before anybody looked
-        if self.status in FINAL:
-            raise _ended(self.info)
-        wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
-        return await self.wait_until(*wanted, timeout=None if wait is True else float(wait))
 
     async def _abandon(self) -> None:
         """Nobody holds it: whoever asked has got an exception instead."""
@@ -316,7 +317,7 @@ class Sessions:
         )
         session = self._session(answer, owned)
         try:
-            return await session._wait_ready(wait)
+            return await session.wait_ready(wait)
         except BaseException:
             if answer.status_code == 201:
                 await session._abandon()

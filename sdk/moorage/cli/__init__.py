@@ -67,11 +67,12 @@ class LazyGroup(click.Group):
             found = getattr(import_module(f"moorage.cli.{module}"), f"{cmd_name}_command")
             assert isinstance(found, click.Command)
             return found
-        for entry in server_entries():
+        entries = server_entries()
+        for entry in entries:
             if entry.name == cmd_name:
                 loaded = entry.load()
                 return loaded if isinstance(loaded, click.Command) else None
-        if cmd_name in SERVER:
+        if cmd_name in SERVER and not entries:
             raise click.UsageError(f"'{cmd_name}' is a command of the server: install moorage-server on this machine.")
         return None
 

@@ -121,10 +121,10 @@ def find(client: Client, name: str) -> Session:
         return found
 
 
-def wait_for_running(session: Session, *, timeout: float | None = None, quiet: bool = False) -> None:
+def wait_for_running(session: Session, *, quiet: bool = False) -> None:
     """Until it runs, with a spinner; notices (a bootstrap script that failed) are told."""
     with terminal.waiting(f"{session.name}: {session.status}", shown=not quiet):
-        session._wait_ready(True if timeout is None else timeout)
+        session.wait_ready()
     for notice in session.info.notices:
         note(f"moorage: {notice.message}")
 

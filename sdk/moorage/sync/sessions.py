@@ -105,6 +105,17 @@ class Session:
             _io.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
+    def wait_ready(self, wait: bool | float = True) -> Self:
+        """Wait until it can be used (a batch session: until it runs, or is over already), or so many seconds."""
+        if wait is False or self.status in READY:
+            return self
+        if self.status == "TERMINATED" and self.info.session_type == "batch":
+            return self  # it was over before anybody looked
+        if self.status in FINAL:
+            raise _ended(self.info)
+        wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
+        return self.wait_until(*wanted, timeout=None if wait is True else float(wait))
+
     def run_code(
         self,
         code: str,
@@ -174,7 +185,7 @@ class Session:
         params = {**self._owner, **_wire.query(wait=hold)}
         address = f"{self._base}/restart"
         self._take(self._transport.request("POST", address, params=params, json={}, hold=hold or 0))
-        return self._wait_ready(wait)
+        return self.wait_ready(wait)
 
     def destroy(self, *, forced: bool = False, recursive: bool = False, wait: bool | float = True) -> Self:
         """End it and free what it holds; of an ended session, nothing happens. `forced` does not wait for its host.
@@ -218,16 +229,6 @@ class Session:
 
     def _post(self, verb: str, fields: Mapping[str, Any]) -> httpx.Response:
         return self._transport.request("POST", f"{self._base}/{verb}", params=self._owner, json=fields)
-
-    def _wait_ready(self, wait: bool | float) -> Self:
-        if wait is False or self.status in READY:
-            return self
-        if self.status == "TERMINATED" and self.info.session_type == "batch":
-            return self  # it was over before anybody looked
-        if self.status in FINAL:
-            raise _ended(self.info)
-        wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
-        return self.wait_until(*wanted, timeout=None if wait is True else float(wait))
 
     def _abandon(self) -> None:
         """Nobody holds it: whoever asked has got an exception instead."""
@@ -315,7 +316,7 @@ class Sessions:
         )
         session = self._session(answer, owned)
         try:
-            return session._wait_ready(wait)
+            return session.wait_ready(wait)
         except BaseException:
             if answer.status_code == 201:
                 session._abandon()
