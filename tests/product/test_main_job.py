@@ -112,7 +112,7 @@ def test_a_gigabyte_of_output_is_bounded_and_the_gap_is_named(session: moorage.S
         gaps += record.kind == "gap"
         last = record.text or last
     assert last.endswith("end\n")
-    later = [record for record in handle.output(from_seq=0)]
+    later = list(handle.output(from_seq=0))
     assert any(record.kind == "gap" for record in later)
     assert sum(len(record.text or "") for record in later) < 80 << 20
 
