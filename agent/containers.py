@@ -262,6 +262,9 @@ class Containers:
     async def thaw(self, container: str) -> None:
         await self._call(lambda: self._client.unpause(container))
 
+    async def signal(self, container: str, signal: str) -> None:
+        await self._call(lambda: self._client.kill(container, signal))
+
     async def remove(self, container: str) -> None:
         """Kill and remove; it is no error when it is gone or going."""
         try:
