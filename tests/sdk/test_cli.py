@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 from aiohttp import web
-from moorage.cli import COMMANDS, cli
+from moorage.cli import COMMANDS, cli, main
 
 from tests.sdk.scripted import (
     BASE,
@@ -53,9 +55,29 @@ class Shell:
         return subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, env=self.environ, cwd=self.folder)
 
     def __call__(self, *words: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-        process = self.start(*words, stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL)
+        """In a process of its own where standard input matters, else in this one, which is quicker."""
+        if stdin is None:
+            return self._here(*words)
+        process = self.start(*words, stdin=subprocess.PIPE)
         out, err = process.communicate(stdin, timeout=20)
         return process.returncode, out.decode(), err.decode()
+
+    def _here(self, *words: str) -> tuple[int, str, str]:
+        out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+        with (
+            Path(os.devnull).open() as nothing,
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(self.folder),
+            pytest.raises(SystemExit) as ended,
+        ):
+            patch.setattr(sys, "stdin", nothing)
+            for name, value in self.environ.items():
+                patch.setenv(name, value)
+            main(list(words))
+        texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+        return int(ended.value.code or 0), texts[0], texts[1]
 
 
 @pytest.fixture

@@ -264,8 +264,8 @@ class Work:
                 if text := decoder.decode(data):
                     self._execution.send_stdin(text)
             self._execution.send_stdin(decoder.decode(b"", True), eof=True)
-        except (MoorageError, OSError, ValueError):
-            return  # it has ended, or does not read
+        except (MoorageError, OSError, ValueError, RuntimeError):
+            return  # it has ended, and perhaps so have we
 
     def _answer(self, record: Record) -> None:
         """Code asks with `input()`; without a standard input it reads an end of file."""
