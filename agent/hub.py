@@ -77,7 +77,7 @@ class AgentHub:
         self._callbacks = callbacks
         self._landing = Landing(host, data_port, tls)
         self._peers: dict[AgentId, Peer] = {}
-        self._pulls: dict[str, asyncio.Queue[dict[str, Any]]] = {}
+        self._pulls: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
         self._joins: list[float] = []
         self._runner: web.AppRunner | None = None
@@ -340,20 +340,15 @@ class AgentHub:
         return dict(await self._ask(where, wire.STATISTICS, {}))
 
     async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
-        name = uuid4().hex
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(64)
-        self._pulls[name] = queue
-        asked = self._spawn(
-            self._peer(agent_id).request(wire.PULL_IMAGE, {"image": image, "pull": name}, timeout_seconds=3600.0)
-        )
+        name, peer = uuid4().hex, self._peer(agent_id)
+        queue = self._pulls[name] = asyncio.Queue(64)
+        asked = self._spawn(peer.request(wire.PULL_IMAGE, {"image": image, "pull": name}, timeout_seconds=3600.0))
+        asked.add_done_callback(lambda _: queue.put_nowait(None) if not queue.full() else None)
         try:
-            while not asked.done():
-                next_one = asyncio.ensure_future(queue.get())
-                done, _ = await asyncio.wait({next_one, asked}, return_when=asyncio.FIRST_COMPLETED)
-                if next_one in done:
-                    yield next_one.result()
-                else:
-                    next_one.cancel()
+            # What has arrived is told to its end, also when the answer has come meanwhile.
+            while not (asked.done() and queue.empty()):
+                if (said := await queue.get()) is not None:
+                    yield said
             await asked
         finally:
             del self._pulls[name]

@@ -21,6 +21,8 @@ from domain.errors import TransferFailed
 
 T = TypeVar("T")
 CHUNK_BYTES: Final = 1 << 20
+#: Read from the disk while the chunk before it is sent, so that sending does not wait for it.
+_AHEAD_BYTES: Final = 8 * CHUNK_BYTES
 TICKET_BYTES: Final = 32
 TICKET_SECONDS: Final = 30.0
 #: A side that moves no byte for so long is gone.
@@ -46,6 +48,7 @@ async def send_chunk(channel: Channel, data: bytes | bytearray | memoryview) -> 
         piece = memoryview(data)[at : at + CHUNK_BYTES]
         await channel.send(_LENGTH.pack(len(piece)))
         await channel.send(piece)
+        await asyncio.sleep(0)  # sending to a fast reader never waits; others want their turn
 
 
 async def send_end(channel: Channel) -> None:
@@ -69,7 +72,9 @@ async def send_file(channel: Channel, fd: int, offset: int, count: int) -> None:
     while at < end:
         size = min(CHUNK_BYTES, end - at)
         await channel.send(_LENGTH.pack(size))
+        os.posix_fadvise(fd, at + size, _AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         await channel.send_file(fd, at, size)
+        await asyncio.sleep(0)
         at += size
     await send_end(channel)
 
@@ -118,6 +123,9 @@ class TlsChannel:
         self._writer = writer
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
+        # A transport whose other side has gone takes anything, and drops it.
+        if self._writer.is_closing():
+            raise broken()
         self._writer.write(bytes(data))
         await _moving(self._writer.drain())
 
