@@ -80,7 +80,7 @@ class Connection(web_protocol.RequestHandler):
             log.error("request %s failed", request_id, exc_info=exc)
             error = Internal()
         answer = problem(error, request_id, close=True)
-        answer.headers.update({"X-Request-Id": request_id, "Server": "moorage"})
+        answer.headers.update({"X-Request-Id": request_id, "Server": "moorage", "Connection": "close"})
         return answer
 
     def _too_slow(self) -> None:

@@ -165,6 +165,7 @@ class _Schemas(GenerateJsonSchema):
     def emit_warning(self, kind: Any, detail: str) -> None: ...
 
 
+@cache
 def _schemas() -> tuple[dict[tuple[Any, str], dict[str, Any]], dict[str, Any]]:
     inputs: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = []
     for route in ROUTES:

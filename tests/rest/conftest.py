@@ -137,7 +137,9 @@ async def populate(database: Database) -> None:
                 name,
                 role,
             )
-            await connection.execute("INSERT INTO project_members (project_id, user_id) VALUES ($1, $2)", project, user_id)
+            await connection.execute(
+                "INSERT INTO project_members (project_id, user_id) VALUES ($1, $2)", project, user_id
+            )
             await connection.execute(
                 "INSERT INTO keypairs (access_key, secret_hash, user_id) VALUES ($1, $2, $3)",
                 f"KEY-{name}",
@@ -156,7 +158,11 @@ async def populate(database: Database) -> None:
             await connection.execute(
                 "INSERT INTO resources (agent_id, name, capacity, reported) VALUES ($1, $2, $3, $3)", HOST, slot, amount
             )
-        for session_id, name, status in ((RUNNING, "train", "RUNNING"), (PENDING, "waits", "PENDING"), (ENDED, "over", "TERMINATED")):
+        for session_id, name, status in (
+            (RUNNING, "train", "RUNNING"),
+            (PENDING, "waits", "PENDING"),
+            (ENDED, "over", "TERMINATED"),
+        ):
             await add_session(connection, project, session_id, name, status, now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import posixpath
@@ -43,7 +44,13 @@ class Run:
         self.changed.set()
 
     def end(self, exit_code: int = 0, reason: str = "finished") -> None:
-        self.done = {"exit_code": exit_code, "signal": None, "reason": reason, "started_at": MTIME, "finished_at": MTIME}
+        self.done = {
+            "exit_code": exit_code,
+            "signal": None,
+            "reason": reason,
+            "started_at": MTIME,
+            "finished_at": MTIME,
+        }
         self.status = "done"
         self.say("done", {"exit_code": exit_code, "reason": reason})
 
@@ -138,10 +145,8 @@ class MemoryHost:
         first = max(from_seq, 1)
         if len(run.records) < first and run.done is None and wait_seconds:
             run.changed.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.changed.wait(), wait_seconds)
-            except TimeoutError:
-                pass
         packed, size, next_seq = [], 0, first
         for seq, (kind, payload) in enumerate(run.records[first - 1 :], first):
             if packed and size + len(payload) > max_bytes:
@@ -187,7 +192,9 @@ class MemoryHost:
     def _stat(self, path: str) -> FileStat:
         path = posixpath.normpath(posixpath.join("/home/work", path))
         if path == "/home/work/big":
-            return FileStat(name=path, type="file", size=self.big_bytes, mtime=MTIME, mode=0o644, owner=1000, group=1000)
+            return FileStat(
+                name=path, type="file", size=self.big_bytes, mtime=MTIME, mode=0o644, owner=1000, group=1000
+            )
         if any(name.startswith(f"{path}/") for name in self.files):
             return FileStat(name=path, type="directory", size=0, mtime=MTIME, mode=0o755, owner=1000, group=1000)
         if path not in self.files:
@@ -281,7 +288,7 @@ class Zeros(Sequence[bytes]):
         self._chunk = bytes(1 << 20)
 
     def __len__(self) -> int:
-        return -(-self._count // len(self._chunk))
+        return (self._count + len(self._chunk) - 1) // len(self._chunk)
 
     def __getitem__(self, at: Any) -> Any:
         if at >= len(self):

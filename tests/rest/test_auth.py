@@ -105,7 +105,9 @@ async def test_guessing_is_slowed_down_and_others_pass(nobody: Caller, alice: Ca
     assert (await alice.get("/v1/whoami")).status == 200
 
 
-async def test_metrics_elsewhere_need_an_administrator(nobody: Caller, alice: Caller, installation: Installation) -> None:
+async def test_metrics_elsewhere_need_an_administrator(
+    nobody: Caller, alice: Caller, installation: Installation
+) -> None:
     text = (await nobody.get("/metrics")).body.decode()
     assert "moorage_http_requests_total" in text
     forwarded = {"X-Forwarded-For": "203.0.113.7"}

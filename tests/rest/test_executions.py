@@ -159,7 +159,9 @@ async def test_streams_are_told_when_the_manager_stops(alice: Caller, installati
             await closing
 
 
-async def test_a_request_that_runs_is_finished_when_the_manager_stops(alice: Caller, installation: Installation) -> None:
+async def test_a_request_that_runs_is_finished_when_the_manager_stops(
+    alice: Caller, installation: Installation
+) -> None:
     running = asyncio.create_task(alice.post(EXECUTE, {"code": "wait"}))
     await installation.host.started.wait()
     closing = asyncio.create_task(installation.door.close(5.0))

@@ -40,7 +40,9 @@ async def test_if_match_refuses_to_overwrite_what_others_have_changed(alice: Cal
     assert (late.status, late.code) == (412, "precondition_failed")
     odd = await alice.ask("PATCH", "/v1/sessions/train", {"priority": 30}, headers={"If-Match": "W/x"})
     assert odd.code == "precondition_failed"
-    newest = await alice.ask("PATCH", "/v1/sessions/train", {"priority": 30}, headers={"If-Match": mine.headers["ETag"]})
+    newest = await alice.ask(
+        "PATCH", "/v1/sessions/train", {"priority": 30}, headers={"If-Match": mine.headers["ETag"]}
+    )
     assert newest.status == 200
 
 
@@ -58,7 +60,9 @@ async def test_a_session_is_created(alice: Caller) -> None:
 
 async def test_the_same_key_creates_once(alice: Caller) -> None:
     headers = {"Idempotency-Key": "k1"}
-    answers = await asyncio.gather(*(alice.post("/v1/sessions", {"image": "python"}, headers=headers) for _ in range(8)))
+    answers = await asyncio.gather(
+        *(alice.post("/v1/sessions", {"image": "python"}, headers=headers) for _ in range(8))
+    )
     assert {answer.status for answer in answers} == {201}
     assert len({answer.json["id"] for answer in answers}) == 1
     other = await alice.post("/v1/sessions", {"image": "python", "tag": "x"}, headers=headers)
