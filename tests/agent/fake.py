@@ -19,7 +19,6 @@ from agent.client import FilePage, FileStat, KernelAddress
 from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead
 from domain.errors import (
     AgentUnavailable,
-    Conflict,
     FileExists,
     FileNotFound,
     InvalidPath,
@@ -104,7 +103,7 @@ class FakeAgent:
             raise AgentUnavailable
         known = self.kernels.get(where.kernel_id)
         if known and (where.attempt, generation) < (known.attempt, known.generation):
-            raise Conflict("This intent is older than one that the host has taken on.")
+            return known.fact
         if known and (where.attempt, generation) == (known.attempt, known.generation):
             return known.fact
         observed = "RUNNING" if want == "RUN" else "GONE"
