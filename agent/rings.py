@@ -80,6 +80,10 @@ def decode(records: bytes) -> Iterator[Record]:
         at += length
 
 
+class _Dropped(Exception):
+    """A segment went between the listing and the reading: the runner keeps to its bounds."""
+
+
 class RingReader:
     """Reads the rings of one kernel. Methods are synchronous and bounded by `max_bytes` (about 30 µs for a short run)."""
 
@@ -99,6 +103,12 @@ class RingReader:
         """
         wanted = max(1, from_seq)
         max_bytes = max(1, min(max_bytes, 8 << 20))
+        for _ in range(10):
+            with contextlib.suppress(_Dropped):
+                return self._read(run, wanted, max_bytes)
+        raise RunnerError("output_damaged", "The output is dropped faster than it can be read.")
+
+    def _read(self, run: str, wanted: int, max_bytes: int) -> RingChunk:
         with self._run(run) as folder:
             segments = _segments(folder)
             pieces: list[bytes] = []
@@ -112,7 +122,12 @@ class RingReader:
                 upper = segments[index + 1] if index + 1 < len(segments) else None
                 if first is not None and segment != following:
                     break  # a gap begins here: the next read tells it
-                part = self._read_segment(run, folder, segment, following, max_bytes - size, any_size=first is None)
+                try:
+                    part = self._read_segment(run, folder, segment, following, max_bytes - size, any_size=first is None)
+                except _Dropped:
+                    if first is None:
+                        raise  # look again at what there is
+                    break
                 index += 1
                 if part is None:
                     if upper is not None and first is None:
@@ -145,8 +160,11 @@ class RingReader:
                 if name != LOG_RUN and ring.RUN_ID.fullmatch(name):
                     with contextlib.suppress(OSError):
                         facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                        if stat.S_ISDIR(facts.st_mode):
-                            found.append((facts.st_mtime_ns, name))
+                        if not stat.S_ISDIR(facts.st_mode):
+                            continue
+                        with contextlib.suppress(OSError):  # a folder's own time changes when segments are dropped
+                            facts = os.stat(f"{name}/{ring.segment_name(1)}", dir_fd=folder, follow_symlinks=False)
+                        found.append((facts.st_mtime_ns, name))
         return [name for _, name in sorted(found)]
 
     def size(self) -> int:
@@ -316,10 +334,10 @@ def _write_end(folder: int, now: float, uid: int, gid: int) -> None:
     segments = _segments(folder)
     following = segments[-1] if segments else 1
     if segments:
-        with _open(folder, ring.segment_name(following)) as (fd, size):
+        with contextlib.suppress(_Dropped), _open(folder, ring.segment_name(following)) as (fd, size):
             data = os.pread(fd, min(size, ring.SEGMENT_BYTES + _LARGEST), 0)
-        with contextlib.suppress(RunnerError):
-            following = _take(data, following, following, len(data)).expected
+            with contextlib.suppress(RunnerError):
+                following = _take(data, following, following, len(data)).expected
         if following == segments[-1]:  # not one whole record: the segment gives its name to the end
             os.unlink(ring.segment_name(following), dir_fd=folder)
     record = ring.done_payload(ring.worker_lost(now))
@@ -338,10 +356,13 @@ def _end(folder: int) -> dict[str, Any] | None:
     segments = _segments(folder)
     if not segments:
         return None
-    with _open(folder, ring.segment_name(segments[-1])) as (fd, size):
-        if size < ring.DONE_RECORD_BYTES:
-            return None
-        data = os.pread(fd, ring.DONE_RECORD_BYTES, size - ring.DONE_RECORD_BYTES)
+    try:
+        with _open(folder, ring.segment_name(segments[-1])) as (fd, size):
+            if size < ring.DONE_RECORD_BYTES:
+                return None
+            data = os.pread(fd, ring.DONE_RECORD_BYTES, size - ring.DONE_RECORD_BYTES)
+    except _Dropped:
+        return None  # only an unfinished run, or a removed one, loses its last segment
     if len(data) < ring.RECORD.size:
         return None
     length, seq, kind, _ = ring.RECORD.unpack_from(data)
@@ -385,7 +406,10 @@ def _folder(name: str, above: int) -> Iterator[int]:
 @contextlib.contextmanager
 def _open(folder: int, name: str) -> Iterator[tuple[int, int]]:
     with _hostile():
-        fd = os.open(name, _FILE, dir_fd=folder)
+        try:
+            fd = os.open(name, _FILE, dir_fd=folder)
+        except FileNotFoundError:
+            raise _Dropped from None
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode):

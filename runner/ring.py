@@ -181,12 +181,15 @@ class Rings:
         self.log = Ring.load(log, limit=LOG_BYTES) if os.path.isdir(log) else Ring.create(log, limit=LOG_BYTES)
 
     def _left_by_others(self) -> list[str]:
+        found = []
         with os.scandir(self._folder) as entries:
-            found = [
-                (entry.stat(follow_symlinks=False).st_mtime, entry.name)
-                for entry in entries
-                if entry.name != LOG_RUN and RUN_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-            ]
+            for entry in entries:
+                if entry.name != LOG_RUN and RUN_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    try:
+                        head = os.stat(os.path.join(entry.path, segment_name(1)), follow_symlinks=False)
+                    except OSError:
+                        head = entry.stat(follow_symlinks=False)
+                    found.append((head.st_mtime_ns, entry.name))
         return [name for _, name in sorted(found)]
 
     def create(self, run: str) -> Ring:
