@@ -382,19 +382,24 @@ class AgentHub:
 
         When the body itself breaks off, closing the connection at once is what tells the agent.
         """
+        sending = self._spawn(_send_body(channel, body))
         try:
-            async for data in body:
-                if asked.done():
-                    return
-                await send_chunk(channel, data)
-            await send_end(channel)
-            await asyncio.wait({asked}, timeout=_WRITTEN_SECONDS)
-        except TransferFailed:
+            await asyncio.wait({sending, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                return
+            if (error := sending.exception()) is None:
+                await asyncio.wait({asked}, timeout=_WRITTEN_SECONDS)
+                return
+            await channel.close()
+            if not isinstance(error, TransferFailed):
+                raise error
             # The agent's own word on it comes over the other connection.
             await asyncio.wait({asked}, timeout=CALL_SECONDS)
             if not asked.done():
-                raise
+                raise error
         finally:
+            sending.cancel()
+            await asyncio.wait({sending})
             await channel.close()
 
     async def download(
@@ -444,6 +449,12 @@ class ChannelDownload:
 
     async def aclose(self) -> None:
         await self._channel.close()
+
+
+async def _send_body(channel: Channel, body: AsyncIterator[bytes]) -> None:
+    async for data in body:
+        await send_chunk(channel, data)
+    await send_end(channel)
 
 
 async def _landed(landed: asyncio.Future[Channel], asked: asyncio.Task[Any]) -> Channel | None:

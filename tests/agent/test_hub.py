@@ -468,6 +468,7 @@ class Files:
     async def _take(self, channel: Channel, asked: dict[str, Any]) -> Any:
         try:
             if asked["path"] == "there":
+                await anext(chunks(channel))
                 raise FileExists
             self.content[asked["path"]] = b"".join([bytes(chunk) async for chunk in chunks(channel)])
             return asdict(STAT)
