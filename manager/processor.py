@@ -107,6 +107,8 @@ class Processor:
         try:
             async with asyncio.timeout(action.rules.deadline_seconds):
                 call = await self._call(action, by, key, request_id)
+                if _others(call, None) and not _acts_for(call.by, call.owner):
+                    raise PermissionDenied("Only administrators act for other owners.")
                 answer = await self._dispatch(action, call)
             outcome = "ok"
         except MoorageError as error:
@@ -130,8 +132,6 @@ class Processor:
         owner = by
         if owner_key is not None and owner_key != by.access_key:
             owner = await self._principal(owner_key)
-            if owner.user_id != by.user_id and not _acts_for(by, owner):
-                raise PermissionDenied("Only administrators act for other owners.")
         return Call(by=by, owner=owner, now=self._now(), request_id=request_id, key=key, new_id=self._new_id)
 
     async def _principal(self, access_key: AccessKey | None) -> Principal:
@@ -157,7 +157,7 @@ class Processor:
         async with self._reading(action, call) as reading:
             session = await self._checked(action, reading)
             answer = await _invoke(action, reading, session)
-        if session is not None and session.user_id != call.by.user_id:
+        if _others(call, session):
             await self._audit(action, call, "ok", session)
         return answer
 
@@ -200,8 +200,7 @@ class Processor:
             run_id=RunId(run_id),
         )
         answer = await _invoke(action, remote, session)
-        others = session is not None and session.user_id != call.by.user_id
-        if action.rules.audit is Audit.ALWAYS or (action.rules.audit is Audit.OTHERS and others):
+        if action.rules.audit is Audit.ALWAYS or (action.rules.audit is Audit.OTHERS and _others(call, session)):
             await self._audit(action, call, "ok", session)
         return answer
 
@@ -314,6 +313,11 @@ def _check(action: Action[Any, Any], call: Call, session: Session) -> None:
         raise PermissionDenied
     if session.status not in action.rules.when:  # said early; every UPDATE says it again
         raise wrong_status(session)
+
+
+def _others(call: Call, session: Session | None) -> bool:
+    """Whether this touches what is not the asker's own."""
+    return call.by.user_id != (call.owner.user_id if session is None else session.user_id)
 
 
 def _acts_for(by: Principal, owner: Principal) -> bool:

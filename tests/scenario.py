@@ -185,7 +185,7 @@ class TestScenario:
         if self.error is None:
             answer = await processor.run(validated(self.do), by=self.by, key=self.key)
             assert answer.success
-            assert self.answer(answer), f"the answer is not as expected: {answer}"
+            assert self.answer(answer), f"the answer is not as expected: {str(answer)[:2000]}"
         else:
             with pytest.raises(self.error) as caught:
                 await processor.run(validated(self.do), by=self.by, key=self.key)

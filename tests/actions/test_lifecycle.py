@@ -197,7 +197,7 @@ def quota(**limits: int) -> tuple[Given, ...]:
         do=create(), answer=lambda a: a.created and a.session_data.status is Status.PENDING, then_rows=CREATED
     ),
     stranger=TestScenario(
-        do=create(owner_access_key=ALICE.access_key), by=MALLORY, error=PermissionDenied, then_audit=None
+        do=create(owner_access_key=ALICE.access_key), by=MALLORY, error=PermissionDenied, then_audit="permission_denied"
     ),
     wrong_status=NotApplicable("there is no session yet"),
     not_found=TestScenario(do=create(image="nosuch"), error=ImageNotFound, then_audit="image_not_found"),
