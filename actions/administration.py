@@ -26,7 +26,7 @@ from actions.base import (
     superadmin_or_monitor,
 )
 from actions.information import TaskData, TaskResult
-from actions.views import Done, ImageData, KeypairData, ProjectData, UserData
+from actions.views import AgentData, Done, ImageData, KeypairData, ProjectData, UserData
 from domain.errors import InvalidRequest, KeypairNotFound, NotFound, PermissionDenied
 from domain.ids import AccessKey, AgentId
 from domain.principal import Role
@@ -549,14 +549,13 @@ class PullImageAction(ScopeAction[Work, TaskResult]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPage(Result):
-    #: {id, status, hostname, architecture, version, schedulable, lost, slots: {name: {reported, used}}, kernels, seen_at, info}
-    items: list[dict[str, Any]]
+    items: list[AgentData]
     next_cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentResult(Result):
-    agent: dict[str, Any]
+    agent: AgentData
 
 
 @action(Rules(allow=superadmin_or_monitor, effect=Effect.READ))
@@ -564,7 +563,7 @@ class ListAgentsAction(ScopeAction[Reading, AgentPage]):
     """The hosts: what each has, how much of it is taken, and when it was last heard of."""
 
     async def run(self, call: Reading, /) -> AgentPage:
-        return AgentPage(items=await agent_rows.list_agents(call.db.connection))
+        return AgentPage(items=[AgentData.of(row) for row in await agent_rows.list_agents(call.db.connection)])
 
 
 @action(Rules(allow=superadmin_or_monitor, effect=Effect.READ))
@@ -574,7 +573,7 @@ class GetAgentAction(ScopeAction[Reading, AgentResult]):
     agent: str
 
     async def run(self, call: Reading, /) -> AgentResult:
-        return AgentResult(agent=await agent_rows.get_agent(call.db.connection, AgentId(self.agent)))
+        return AgentResult(agent=AgentData.of(await agent_rows.get_agent(call.db.connection, AgentId(self.agent))))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
@@ -591,7 +590,7 @@ class ModifyAgentAction(ScopeAction[Work, AgentResult]):
         await agent_rows.set_schedulable(call.db.connection, AgentId(self.agent), self.schedulable)
         call.announce("agents")
         call.announce("queue")
-        return AgentResult(agent=await agent_rows.get_agent(call.db.connection, AgentId(self.agent)))
+        return AgentResult(agent=AgentData.of(await agent_rows.get_agent(call.db.connection, AgentId(self.agent))))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))

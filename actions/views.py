@@ -158,3 +158,39 @@ class ImageData:
     aliases: tuple[str, ...]
     labels: Mapping[str, str]
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentData:
+    id: str
+    hostname: str
+    architecture: str
+    version: str
+    schedulable: bool
+    lost: bool  #: not heard of for longer than its lease
+    capacity: ResourceSlot  #: what it offers
+    used: ResourceSlot  #: what sessions hold of it
+    kernels: int  #: containers of sessions that are there, or may be
+    images: list[str]
+    info: Mapping[str, Any]
+    last_seen_at: datetime | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> AgentData:
+        amounts = row["resources"]
+        return cls(
+            id=row["id"],
+            hostname=row["hostname"],
+            architecture=row["architecture"],
+            version=row["version"],
+            schedulable=row["schedulable"],
+            lost=row["lost"],
+            capacity=ResourceSlot.from_units({name: each["capacity"] for name, each in amounts.items()}),
+            used=ResourceSlot.from_units({name: each["used"] for name, each in amounts.items()}),
+            kernels=row["kernels"],
+            images=list(row["images"]),
+            info=row["info"],
+            last_seen_at=row["seen_at"],
+            created_at=row["created_at"],
+        )

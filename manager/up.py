@@ -242,7 +242,7 @@ def _wait_for_agent(config: ManagerConfig, installation: Installation, agent: su
 def _agent_is_connected(config: ManagerConfig, installation: Installation) -> bool:
     credentials = Credentials.load(installation.data_dir)
     status, body = _get(config, "/v1/agents", f"{credentials.access_key}.{credentials.secret_key}")
-    return status == 200 and any(item["seen_at"] and not item["lost"] for item in json.loads(body)["items"])
+    return status == 200 and any(item["last_seen_at"] and not item["lost"] for item in json.loads(body)["items"])
 
 
 def _wait(done: Callable[[], bool], child: subprocess.Popen[bytes], name: str, installation: Installation) -> None:

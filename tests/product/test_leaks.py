@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import docker
-
 import moorage
+
 from tests import leftovers
 from tests.product.conftest import Installation
 
@@ -74,7 +74,7 @@ def slots_add_up(client: moorage.Client) -> None:
     """Nothing is taken when nothing runs."""
 
     def nothing_is_taken() -> bool:
-        return all(slot["used"] == 0 for agent in client.agents.list() for slot in agent.resources.values())
+        return all(not any(agent.used.values()) for agent in client.agents.list())
 
     settles(nothing_is_taken)
 
