@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,7 +22,14 @@ from agent.client import Download, FilePage, FileStat, KernelAddress
 from agent.rpc import Peer
 from agent.streams import TICKET_SECONDS, Channel, Landing, chunks, send_chunk, send_end
 from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Welcome
-from domain.errors import AgentUnavailable, InvalidRequest, MoorageError, TransferFailed, Unauthenticated
+from domain.errors import (
+    AgentUnavailable,
+    InvalidRequest,
+    MoorageError,
+    TooManyRequests,
+    TransferFailed,
+    Unauthenticated,
+)
 from domain.ids import AgentId, RunId
 
 log = logging.getLogger("moorage.agents")
@@ -34,8 +41,9 @@ HEARTBEAT_SECONDS: Final = 5.0
 LEASE_SECONDS: Final = 30.0
 #: Between the last byte of an upload and the word that it is on disk.
 _WRITTEN_SECONDS: Final = 300.0
+_HELLO_SECONDS: Final = 30.0
 _MAX_JOIN_BYTES: Final = 64 * 1024
-_JOINS_PER_MINUTE: Final = 30
+_REFUSED_JOINS_PER_MINUTE: Final = 30
 
 
 class Callbacks(Protocol):
@@ -79,7 +87,7 @@ class AgentHub:
         self._peers: dict[AgentId, Peer] = {}
         self._pulls: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
-        self._joins: list[float] = []
+        self._refused_joins: list[float] = []
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Event()
 
@@ -119,30 +127,31 @@ class AgentHub:
         return web.Response(body=(self._ca_dir / "ca.pem").read_bytes(), content_type="application/x-pem-file")
 
     async def _join(self, request: web.Request) -> web.Response:
-        """One-time secret and request in, certificate out. Says nothing more to who guesses."""
-        now = asyncio.get_running_loop().time()
-        self._joins = [at for at in self._joins if now - at < 60.0]
-        if len(self._joins) >= _JOINS_PER_MINUTE:
-            return web.json_response(
-                {"code": "too_many_requests", "message": "Too many hosts join at once; wait."}, status=429
-            )
-        self._joins.append(now)
+        """One-time secret and request in, certificate out. Says nothing more to who guesses, and not often."""
         try:
-            body = await request.json()
-            secret, agent_id, csr = body["secret"], body["agent_id"], body["csr"]
-            if not all(isinstance(text, str) for text in (secret, agent_id, csr)):
-                raise InvalidRequest
-            wire.check_agent_id(agent_id)
-            certificate, fingerprint = pki.sign_request(self._ca_dir, csr.encode(), agent_id)
-            await self._callbacks.enrol(secret, AgentId(agent_id), fingerprint)
-        except (ValueError, KeyError, TypeError):
-            return web.json_response(
-                {"code": "invalid_request", "message": "This is not a request to join."}, status=400
-            )
+            now = asyncio.get_running_loop().time()
+            self._refused_joins = [at for at in self._refused_joins if now - at < 60.0]
+            if len(self._refused_joins) >= _REFUSED_JOINS_PER_MINUTE:
+                raise TooManyRequests
+            try:
+                return web.json_response(await self._joined(request))
+            except MoorageError:
+                self._refused_joins.append(now)
+                raise
         except MoorageError as error:
             return web.json_response({"code": error.code, "message": error.message}, status=error.http_status)
+
+    async def _joined(self, request: web.Request) -> dict[str, Any]:
+        try:
+            body = await request.json()
+            secret, agent_id, csr = str(body["secret"]), str(body["agent_id"]), str(body["csr"])
+            wire.check_agent_id(agent_id)
+        except (ValueError, LookupError, TypeError) as error:
+            raise InvalidRequest("This is not a request to join.") from error
+        certificate, fingerprint = pki.sign_request(self._ca_dir, csr.encode(), agent_id)
+        await self._callbacks.enrol(secret, AgentId(agent_id), fingerprint)
         log.info("agent %s has joined", agent_id)
-        return web.json_response({"certificate": certificate.decode(), "managers": await self._callbacks.managers()})
+        return {"certificate": certificate.decode(), "managers": await self._callbacks.managers()}
 
     async def _link(self, request: web.Request) -> web.StreamResponse:
         """An agent's connection, for as long as it lasts."""
@@ -150,12 +159,13 @@ class AgentHub:
         socket = web.WebSocketResponse(max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=20.0, compress=False, autoping=True)
         await socket.prepare(request)
         peer = Peer(socket, str(agent_id))
-        greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._listen_to(peer, agent_id, greeted)
         try:
-            await peer.run()
+            async with asyncio.timeout(_HELLO_SECONDS) as silence:
+                self._listen_to(peer, agent_id, greeted=lambda: silence.reschedule(None))
+                await peer.run()
+        except TimeoutError:
+            log.warning("agent %s connected, and said nothing", agent_id)
         finally:
-            greeted.cancel()
             if self._peers.get(agent_id) is peer:
                 del self._peers[agent_id]
                 log.warning("agent %s is not connected any more", agent_id)
@@ -173,7 +183,11 @@ class AgentHub:
             raise web.HTTPForbidden(text="this certificate is not the one that the agent joined with")
         return agent_id
 
-    def _listen_to(self, peer: Peer, agent_id: AgentId, greeted: asyncio.Future[None]) -> None:
+    def _listen_to(self, peer: Peer, agent_id: AgentId, greeted: Callable[[], None]) -> None:
+        def check_greeted() -> None:
+            if self._peers.get(agent_id) is not peer:
+                raise Unauthenticated("A connection begins with hello.")
+
         async def hello(arguments: dict[str, Any]) -> dict[str, Any]:
             said = AgentHello.unpack(arguments)
             if said.agent_id != agent_id:
@@ -185,6 +199,7 @@ class AgentHub:
                 await former.close()
             self._peers[agent_id] = peer
             self._changed.set()
+            greeted()
             log.info("agent %s is connected (boot %d)", agent_id, said.boot_no)
             return Welcome(
                 manager_id=str(self.manager_id),
@@ -195,13 +210,16 @@ class AgentHub:
             ).pack()
 
         async def heartbeat(_arguments: dict[str, Any]) -> dict[str, Any]:
+            check_greeted()
             await self._callbacks.on_heartbeat(agent_id)
             return {"managers": await self._callbacks.managers()}
 
         async def facts(arguments: dict[str, Any]) -> None:
+            check_greeted()
             await self._callbacks.on_facts(agent_id, [Fact.unpack(fact) for fact in arguments["facts"]])
 
         async def runs_done(arguments: dict[str, Any]) -> None:
+            check_greeted()
             await self._callbacks.on_runs_done(agent_id, [RunDone.unpack(run) for run in arguments["runs"]])
 
         def progress(said: dict[str, Any]) -> None:

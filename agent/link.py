@@ -200,6 +200,7 @@ class Links:
                 await self._tell_all(control)
             except MoorageError as error:
                 log.warning("the manager did not take what it was told (%s); telling it again", error)
+                self._told = None
                 await asyncio.sleep(0.2)
                 self._teller.changed.set()
 

@@ -19,6 +19,7 @@ from agent import pki, wire
 from agent.client import FileStat, KernelAddress
 from agent.hub import AgentHub
 from agent.link import Links, open_channel
+from agent.rpc import Peer
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
 from agent.wire import AgentHello, Fact, RunDone, RunRead
 from domain.errors import (
@@ -246,7 +247,7 @@ async def test_a_host_joins_with_a_token_and_is_certified(place: Place) -> None:
     ("change", "status"),
     [
         ({"secret": "guessed"}, 401),
-        ({"secret": None}, 400),
+        ({"secret": {}}, 401),
         ({"agent_id": "../etc"}, 400),
         ({"csr": "no request"}, 400),
     ],
@@ -260,6 +261,32 @@ async def test_no_certificate_without_a_good_token(place: Place, change: dict[st
             assert answer.status == status
             assert "certificate" not in await answer.json()
     assert not place.manager.known
+
+
+async def test_who_guesses_tokens_is_soon_not_listened_to(place: Place) -> None:
+    hub = await place.hub()
+    csr = pki.make_request(place.folder / "new", "new-1").decode()
+    async with aiohttp.ClientSession() as session:
+        url, body = f"{hub.url}/agent/join", {"secret": "guessed", "agent_id": "new-1", "csr": csr}
+        answers = [await session.post(url, json=body, ssl=False) for _ in range(31)]
+        assert [answer.status for answer in answers] == [401] * 30 + [429]
+
+
+async def test_a_connection_begins_with_hello(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, tls = await place.hub(), place.certify()
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(f"{hub.url}/agent/link", ssl=tls) as socket:
+            peer = Peer(socket, "manager")
+            reading = asyncio.create_task(peer.run())
+            for name in (wire.HEARTBEAT, wire.FACTS, wire.RUNS_DONE):
+                with pytest.raises(Unauthenticated, match="hello"):
+                    await peer.request(name, {"facts": [], "runs": []}, timeout_seconds=5)
+            await peer.close()
+            await reading
+        assert not place.manager.beats
+        monkeypatch.setattr("agent.hub._HELLO_SECONDS", 0.05)
+        async with session.ws_connect(f"{hub.url}/agent/link", ssl=tls) as socket:
+            assert (await socket.receive(10)).type is aiohttp.WSMsgType.CLOSE
 
 
 async def test_a_token_of_another_authority_is_refused(place: Place) -> None:
