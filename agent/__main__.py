@@ -1,4 +1,4 @@
-"""`python -m agent` is `moorage agent`."""
+"""`python -m agent`: the same as `moorage agent`."""
 
 from agent.commands import agent
 

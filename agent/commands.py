@@ -1,42 +1,50 @@
-"""The commands of a host: `moorage agent`, `moorage agent join TOKEN`."""
+"""The commands of an agent's host: `moorage agent`, `moorage agent join`."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from agent.config import AgentConfig, ConfigError, default_agent_dir, default_agent_id
+from agent.config import AgentConfig, ConfigError
 
 _data_dir = click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where everything is kept.  [default: $MOORAGE_AGENT_DIR, or ~/.local/share/moorage-agent]",
+    help="Where everything is kept.  [default: $MOORAGE_AGENT_DIR, or ~/.local/share/moorage/agent]",
 )
-_cpu = click.option("--cpu", type=click.FloatRange(min=0, min_open=True), help="CPUs to offer.  [default: all]")
-_mem = click.option("--mem", help="Memory to offer, such as 16g.  [default: all]")
-_docker_host = click.option("--docker-host", help="Where the engine answers.  [default: $DOCKER_HOST]")
+
+
+def _default_data_dir() -> Path:
+    if given := os.environ.get("MOORAGE_AGENT_DIR"):
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "moorage" / "agent"
 
 
 @click.group(invoke_without_command=True)
 @_data_dir
-@_cpu
-@_mem
-@_docker_host
-@click.option("--log-level")
+@click.option("--log-level", help="DEBUG, INFO, WARNING or ERROR.  [default: agent.toml, or INFO]")
 @click.pass_context
-def agent(ctx: click.Context, /, data_dir: Path | None, **given: Any) -> None:
-    """Run the agent of this host, which must have joined before."""
-    ctx.obj = data_dir
-    if ctx.invoked_subcommand is not None:
+def agent(context: click.Context, data_dir: Path | None, log_level: str | None) -> None:
+    """Run the agent of this host, which has joined before; or let it join."""
+    if context.invoked_subcommand is not None:
+        context.obj = data_dir
         return
-    from agent import daemon
+    from agent.daemon import run_agent
 
     try:
-        daemon.run(AgentConfig.load((data_dir or default_agent_dir()).absolute(), **given))
-    except (ConfigError, daemon.CannotRun) as error:
+        config = AgentConfig.load((data_dir or _default_data_dir()).absolute())
+        logging.basicConfig(
+            level=(log_level or config.log_level).upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        asyncio.run(run_agent(config))
+    except (ConfigError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -44,44 +52,31 @@ def agent(ctx: click.Context, /, data_dir: Path | None, **given: Any) -> None:
 @click.argument("token")
 @_data_dir
 @click.option("--name", help="What this host is called.  [default: its host name]")
-@click.option("--manager", "managers", multiple=True, help="An address to dial beside the token's own.")
-@_cpu
-@_mem
-@_docker_host
-@click.option("--reserve", multiple=True, metavar="NAME=AMOUNT", help="What stays with the host: cpu=1, mem=2g.")
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE")
-@click.pass_context
+@click.option("--cpu", type=float, help="CPUs to offer to sessions.  [default: all]")
+@click.option("--mem", help="Memory to offer, such as 16g.  [default: all]")
+@click.option("--reserve", default="", help="What to keep of that for others, such as cpu=1,mem=2g.")
+@click.option("--engine", default="", help="Docker's address.  [default: $DOCKER_HOST, or the local socket]")
+@click.pass_obj
 def join(
-    ctx: click.Context,
-    /,
+    data_dir_before: Path | None,
     token: str,
     data_dir: Path | None,
     name: str | None,
-    managers: tuple[str, ...],
-    reserve: tuple[str, ...],
-    labels: tuple[str, ...],
-    **given: Any,
+    cpu: float | None,
+    mem: str | None,
+    reserve: str,
+    engine: str,
 ) -> None:
-    """Let this host take sessions for the manager that made TOKEN; '-' reads it from standard input.
+    """Let this host join an installation. TOKEN is good for one time; '-' reads it from standard input."""
+    from agent.join import join as joining
 
-    A token is good for one host and one time: 'moorage admin agent token' makes one.
-    """
-    from agent.joining import JoinRefused, join_installation
-
-    folder = (data_dir or ctx.obj or default_agent_dir()).absolute()
-    settings = {key: value for key, value in given.items() if value is not None}
-    settings |= {"agent_id": name or default_agent_id(), "managers": list(managers)}
-    settings |= {"reserve": _pairs(reserve), "labels": _pairs(labels)}
+    folder = (data_dir or data_dir_before or _default_data_dir()).absolute()
+    if token == "-":  # noqa: S105 - the word for standard input
+        token = sys.stdin.read().strip()
     try:
-        config = AgentConfig.checked(folder, settings)
-        joined = join_installation(config, sys.stdin.read() if token == "-" else token)  # noqa: S105
-    except (ConfigError, JoinRefused) as error:
+        settings = {"cpu": cpu, "mem": mem, "reserve": reserve, "engine": engine}
+        config = asyncio.run(joining(token, folder, name, **settings))
+        AgentConfig.load(folder)
+    except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"This host has joined as {joined.agent_id}. Start it with:  moorage agent --data-dir {folder}")
-
-
-def _pairs(given: tuple[str, ...]) -> dict[str, str]:
-    pairs = dict(text.partition("=")[::2] for text in given)
-    if wrong := next((name for name, value in pairs.items() if not name or not value), None):
-        raise click.BadParameter(f"'{wrong}' is not of the form NAME=VALUE")
-    return pairs
+    click.echo(f"Joined as {config.agent_id}. Start it with: moorage agent --data-dir {folder}")

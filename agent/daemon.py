@@ -1,0 +1,132 @@
+"""The agent's process: everything of one host, put together and kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import signal
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from agent import pki
+from agent.config import AgentConfig, ConfigError
+from agent.containers import Containers, EngineError
+from agent.host import Host
+from agent.kernel import Defaults
+from agent.kernels import Kernels
+from agent.link import Links
+from agent.runtime import ensure_runtime
+from agent.store import Store
+
+log = logging.getLogger("moorage.agent")
+_ENGINE_RETRY_SECONDS: Final = 2.0
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Sessions go on without us, and are found again at the next start."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    with _alone(config.data_dir):
+        async with serving(config):
+            log.info("agent %s serves", config.agent_id)
+            await stopping.wait()
+    log.info("agent %s ends; its sessions go on", config.agent_id)
+
+
+@contextlib.asynccontextmanager
+async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
+    """Everything is found again, and managers are dialled, as long as the block lasts."""
+    store = await Store.open(config.data_dir / "agent.db")
+    engine = Containers(config.engine or None, store.uid, config.network or "moorage")
+    try:
+        tls = pki.client_context(config.data_dir / "pki")
+        info = await _open(engine)
+        runtime = await asyncio.to_thread(ensure_runtime, config.data_dir)
+        defaults = Defaults(
+            pids=config.pids,
+            disk_quota_mib=config.disk_quota_mib,
+            network=config.network or None,
+            mounts=config.mounts,
+        )
+        kernels = Kernels(store, engine, config.data_dir, runtime, defaults=defaults)
+        host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
+        links = Links(config.known_managers(), tls, host, host.handlers)
+        links.on_urls = lambda urls: config.remember_managers(list(urls))
+        kernels.progress = links.progress
+        try:
+            await kernels.recover()
+            log.info("boot %d of %s: %d kernels known", store.boot_no, config.agent_id, len(kernels.inventory()))
+            async with _in_background(kernels.watch(), links.run()):
+                yield kernels
+        finally:
+            await host.close()
+            await kernels.close()
+    finally:
+        engine.close()
+        await store.close()
+
+
+async def _open(engine: Containers) -> dict[str, Any]:
+    """The engine may come up after us."""
+    while True:
+        try:
+            info = await engine.open()
+        except EngineError as error:
+            log.error("%s; trying again", error)
+            await asyncio.sleep(_ENGINE_RETRY_SECONDS)
+            continue
+        for warning in info["warnings"]:
+            log.warning("%s", warning)
+        return info
+
+
+@contextlib.asynccontextmanager
+async def _in_background(*work: Any) -> AsyncIterator[None]:
+    """The work goes on beside the block; work that ends by an error ends the block with it."""
+    owner = asyncio.current_task()
+    assert owner is not None
+    failures: list[BaseException] = []
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            failures.append(error)
+            owner.cancel()
+
+    tasks = [asyncio.ensure_future(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failures:
+            raise failures[0] from None
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _alone(data_dir: Path) -> Any:
+    """One daemon for a data dir."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data_dir / "agent.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another agent runs on {data_dir}") from None
+        yield
+
+
+def _version() -> str:
+    try:
+        return version("moorage-server")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,346 @@
+"""What managers may ask of this host, and what it tells them. The names are those of `agent.wire`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from agent import wire
+from agent.client import FileStat
+from agent.containers import EngineError
+from agent.kernel import Kernel
+from agent.kernels import Kernels
+from agent.link import open_channel
+from agent.rings import LOG_RUN, RunnerError
+from agent.rpc import Handler
+from agent.runner_link import RunnerLink
+from agent.streams import Channel, chunks, send_chunk, send_end, send_file
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone
+from domain.errors import (
+    AgentUnavailable,
+    ImageNotFound,
+    InvalidRequest,
+    RangeNotSatisfiable,
+    RunnerLost,
+    SessionEnded,
+    SessionNotReady,
+    TransferFailed,
+    from_code,
+)
+from domain.session import KernelState
+
+#: Of one answer; longer output is read in pieces.
+MOST_READ_BYTES: Final = 4 << 20
+MOST_WAIT_SECONDS: Final = 60.0
+Arguments = dict[str, Any]
+
+
+class Host:
+    """Implements `agent.link.Teller`; `handlers` answer requests."""
+
+    def __init__(
+        self,
+        agent_id: str,
+        kernels: Kernels,
+        tls: ssl.SSLContext,
+        *,
+        resources: Mapping[str, int],
+        info: Mapping[str, Any],
+        version: str,
+    ) -> None:
+        self._agent_id = agent_id
+        self._kernels = kernels
+        self._tls = tls
+        self._resources = dict(resources)
+        self._info = dict(info)
+        self._version = version
+        self._transfers: set[asyncio.Task[None]] = set()
+        self.changed = kernels.changed
+        self.handlers: Mapping[str, Handler] = {
+            wire.PING: self.ping,
+            wire.ENSURE: self.ensure,
+            wire.PULL_IMAGE: self.pull_image,
+            **{
+                name: _told_as_ours(handler)
+                for name, handler in (
+                    (wire.EXECUTE, self.execute),
+                    (wire.READ, self.read),
+                    (wire.INPUT, self.input),
+                    (wire.INTERRUPT, self.interrupt),
+                    (wire.KILL, self.kill),
+                    (wire.COMPLETE, self.complete),
+                    (wire.LIST_FILES, self.list_files),
+                    (wire.MANAGE_FILE, self.manage_file),
+                    (wire.OPEN_STREAM, self.open_stream),
+                    (wire.STATISTICS, self.statistics),
+                )
+            },
+        }
+
+    # -- what it tells -----------------------------------------------------------------------------------------------
+    async def hello(self) -> AgentHello:
+        images: list[str] = []
+        with contextlib.suppress(EngineError):
+            images = await self._kernels.engine.images()
+        store = self._kernels.store
+        return AgentHello(
+            agent_id=self._agent_id,
+            uid=store.uid,
+            boot_no=store.boot_no,
+            version=self._version,
+            hostname=socket.gethostname(),
+            architecture=platform.machine(),
+            resources=self._resources,
+            info={**self._info, "quarantined": list(self._kernels.quarantined)},
+            facts=[fact.pack() for fact in self._kernels.inventory()],
+            images=images,
+        )
+
+    def pending_facts(self) -> Sequence[Fact]:
+        return self._kernels.pending()
+
+    def facts_acknowledged(self, facts: Iterable[Fact]) -> None:
+        self._kernels.acknowledged(facts)
+
+    def pending_runs(self) -> Sequence[RunDone]:
+        return self._kernels.runs.pending()
+
+    def runs_acknowledged(self, runs: Iterable[RunDone]) -> None:
+        self._kernels.runs.acknowledged(runs)
+
+    # -- kernels -----------------------------------------------------------------------------------------------------
+    async def ping(self, _arguments: Arguments) -> None:
+        return
+
+    async def ensure(self, arguments: Arguments) -> Arguments:
+        spec = arguments["spec"]
+        fact = await self._kernels.ensure(
+            arguments["kernel_id"],
+            arguments["attempt"],
+            generation=arguments["generation"],
+            want=arguments["want"],
+            spec=KernelSpec.unpack(spec) if spec is not None else None,
+            grace_seconds=arguments.get("grace_seconds", 10.0),
+        )
+        return fact.pack()
+
+    async def pull_image(self, arguments: Arguments) -> None:
+        image = str(arguments["image"])
+        try:
+            await self._kernels.pull(image, {"pull": arguments["pull"]})
+        except EngineError as error:
+            if error.unknown:
+                raise AgentUnavailable(str(error)) from None
+            raise ImageNotFound(f"The host cannot fetch {image}: {error}") from None
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+    async def execute(self, arguments: Arguments) -> Arguments:
+        """The run's record is on disk before its code is delivered; who asks again attaches to it."""
+        kernel, link = self._running(arguments)
+        runs, run_id = self._kernels.runs, str(arguments["run_id"])
+        wait = min(float(arguments["wait_seconds"]), MOST_WAIT_SECONDS)
+        if run_id == LOG_RUN or run_id.startswith("bootstrap"):
+            raise InvalidRequest("A run id is a UUID.")
+        begun = await runs.begin(run_id, kernel.id, kernel.state.attempt)
+        if not begun and kernel.rings.done(run_id) is not None:
+            return await self.read({**arguments, "from_seq": 1})
+        try:
+            tail = await link.execute(
+                run_id,
+                mode=arguments["mode"],
+                code=arguments["code"],
+                timeout_seconds=arguments["timeout_seconds"],
+                opts=arguments["opts"],
+                wait_seconds=wait,
+            )
+        except RunnerError as error:
+            if begun and error.code != "runner_lost":
+                await runs.refused(run_id)
+            raise
+        kernel.ran(tail)
+        return await self.read({**arguments, "from_seq": 1, "wait_seconds": 0})
+
+    async def read(self, arguments: Arguments) -> Arguments:
+        """Needs no running container: rings stay for days."""
+        kernel = self._known(arguments)
+        read = await kernel.rings.read(
+            kernel.link,
+            str(arguments["run_id"]),
+            from_seq=int(arguments["from_seq"]),
+            max_bytes=min(int(arguments["max_bytes"]), MOST_READ_BYTES),
+            wait_seconds=min(float(arguments["wait_seconds"]), MOST_WAIT_SECONDS),
+        )
+        return read.pack()
+
+    async def input(self, arguments: Arguments) -> None:
+        _, link = self._running(arguments)
+        await link.send_input(arguments["run_id"], arguments["data"], eof=arguments["eof"])
+
+    async def interrupt(self, arguments: Arguments) -> bool:
+        _, link = self._running(arguments)
+        return await link.interrupt(arguments["run_id"])
+
+    async def kill(self, arguments: Arguments) -> bool:
+        _, link = self._running(arguments)
+        return await link.kill(arguments["run_id"])
+
+    async def complete(self, arguments: Arguments) -> Arguments:
+        _, link = self._running(arguments)
+        asked = {name: arguments[name] for name in ("code", "row", "col", "line", "post")}
+        return await link.complete(**asked)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+    async def list_files(self, arguments: Arguments) -> Arguments:
+        _, link = self._running(arguments)
+        page = await link.list_files(arguments["path"], cursor=arguments["cursor"], limit=arguments["limit"])
+        return {"files": [asdict(stat) for stat in page.files], "next_cursor": page.next_cursor}
+
+    async def manage_file(self, arguments: Arguments) -> Arguments | None:
+        _, link = self._running(arguments)
+        stat = await link.manage_file(arguments["op"], arguments["arguments"])
+        return asdict(stat) if stat is not None else None
+
+    async def open_stream(self, arguments: Arguments) -> Arguments:
+        """Dial, answer, and move the bytes; an upload is answered when the file is there."""
+        _, link = self._running(arguments)
+        match arguments["op"]:
+            case "upload":
+                return {**asdict(await self._upload(link, arguments))}
+            case "download":
+                return await self._download(link, arguments)
+            case "archive":
+                return await self._archive(link, arguments)
+            case other:
+                raise InvalidRequest(f"There is no transfer called '{other}'.")
+
+    async def _upload(self, link: RunnerLink, arguments: Arguments) -> FileStat:
+        channel = await open_channel(arguments["stream"], self._tls)
+        try:
+            return await link.put_file(
+                arguments["path"],
+                _bytes(channel),
+                size=arguments["size"],
+                mode=arguments["mode"],
+                overwrite=arguments["overwrite"],
+                sha256=arguments["sha256"],
+            )
+        finally:
+            await channel.close()
+
+    async def _download(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+        """The runner opens the file as the session's user, and hands over the descriptor."""
+        fd, stat = await link.open_file(arguments["path"])
+        try:
+            offset, length = int(arguments["offset"]), arguments["length"]
+            if offset < 0 or offset > stat.size or (length is not None and int(length) < 0):
+                raise RangeNotSatisfiable(size=stat.size)
+            count = stat.size - offset if length is None else min(int(length), stat.size - offset)
+            channel = await open_channel(arguments["stream"], self._tls)
+        except BaseException:
+            os.close(fd)
+            raise
+
+        async def move() -> None:
+            try:
+                await send_file(channel, fd, offset, count)
+            finally:
+                os.close(fd)
+
+        self._transfer(channel, move())
+        return {"stat": asdict(stat)}
+
+    async def _archive(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+        archive = await link.archive(arguments["paths"])
+        try:
+            channel = await open_channel(arguments["stream"], self._tls)
+        except BaseException:
+            await archive.aclose()
+            raise
+
+        async def move() -> None:
+            try:
+                async for piece in archive:
+                    await send_chunk(channel, piece)
+                await send_end(channel)
+            finally:
+                await archive.aclose()
+
+        self._transfer(channel, move())
+        return {"stat": None}
+
+    def _transfer(self, channel: Channel, move: Awaitable[None]) -> None:
+        """In the background; a transfer that breaks off is seen by the other side."""
+
+        async def run() -> None:
+            try:
+                with contextlib.suppress(TransferFailed, RunnerError, OSError):
+                    await move
+            finally:
+                await channel.close()
+
+        task = asyncio.create_task(run(), name="transfer")
+        self._transfers.add(task)
+        task.add_done_callback(self._transfers.discard)
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+    async def statistics(self, arguments: Arguments) -> Arguments:
+        kernel, link = self._running(arguments)
+        figures: Arguments = kernel.cgroup.read() if kernel.cgroup is not None else {}
+        with contextlib.suppress(RunnerError, TimeoutError):
+            async with asyncio.timeout(3.0):
+                said = await link.status()
+                for name in ("disk_bytes", "ring_bytes", "processes"):
+                    if isinstance(value := said.get(name), int):
+                        figures[name] = value
+        return {**figures, "started_at": kernel.state.started_at, "at": self._kernels.now()}
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+    def _known(self, arguments: Arguments) -> Kernel:
+        kernel = self._kernels.find(str(arguments["kernel_id"]))
+        if kernel is None or not kernel.state.generation:
+            raise RunnerLost("The session's host knows nothing of it, or keeps its output no longer.")
+        return kernel
+
+    def _running(self, arguments: Arguments) -> tuple[Kernel, RunnerLink]:
+        """Whoever means an earlier attempt means something that has ended."""
+        kernel = self._known(arguments)
+        state, asked = kernel.state, int(arguments["attempt"])
+        if asked > state.attempt or (asked == state.attempt and state.observed in _ON_THEIR_WAY):
+            raise SessionNotReady
+        if asked < state.attempt or state.observed != KernelState.RUNNING:
+            raise SessionEnded
+        if kernel.link is None:
+            raise AgentUnavailable("The session's host looks for its runner at the moment; ask again.")
+        return kernel, kernel.link
+
+    async def close(self) -> None:
+        for task in list(self._transfers):
+            task.cancel()
+        await asyncio.gather(*self._transfers, return_exceptions=True)
+
+
+_ON_THEIR_WAY: Final = (KernelState.PREPARING, KernelState.PULLING)
+
+
+def _told_as_ours(handler: Callable[[Arguments], Awaitable[Any]]) -> Handler:
+    """What a runner refuses with becomes the error that everybody knows."""
+
+    async def answer(arguments: Arguments) -> Any:
+        try:
+            return await handler(arguments)
+        except RunnerError as error:
+            raise from_code(error.code, error.message) from None
+
+    return answer
+
+
+async def _bytes(channel: Channel) -> AsyncIterator[bytes]:
+    async for chunk in chunks(channel):
+        yield chunk  # type: ignore[misc]  # a bytearray serves as well, without a copy
