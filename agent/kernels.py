@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from agent.containers import Containers, ContainerState, EngineError
@@ -23,12 +23,14 @@ from agent.runs import Runs
 from agent.scratch import empty
 from agent.store import Store, StoredKernel
 from agent.wire import Fact, KernelSpec
+from domain.errors import InvalidRequest
 from domain.session import KernelState, Want
 
 log = logging.getLogger("moorage.agent.kernels")
 KEEP_SECONDS: Final = 7 * 86400.0
 _LOOK_SECONDS: Final = 10.0
 _PURGE_SECONDS: Final = 600.0
+T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -113,46 +115,52 @@ class Kernels:
     ) -> Fact:
         """See `agent.client.AgentClient.ensure`. On disk before anything is done."""
         request = Intent(attempt, generation, Want(want))
+        if spec is None and request.want is Want.RUN:
+            raise InvalidRequest("An intent to run says what to run.")
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             kernel = self._kernels[kernel_id] = Kernel(
                 StoredKernel(kernel_id=kernel_id, attempt=0, generation=0, want=Want.GONE, observed=KernelState.GONE),
                 self,
             )
+        # Who asks may go away meanwhile; an intent that is on disk and pursued by nobody would be stuck for good.
+        return await asyncio.shield(self._spawn(self._take_on(kernel, request, spec, grace_seconds)))
+
+    async def _take_on(self, kernel: Kernel, request: Intent, spec: KernelSpec | None, grace_seconds: float) -> Fact:
         async with kernel.intents:
             state = kernel.state
             known = Stored(Intent(state.attempt, state.generation, Want(state.want)), KernelState(state.observed))
             step = decide(known if state.attempt or state.generation else None, request)
             if step in (Step.STALE, Step.SAME):
                 return kernel.fact()
-            kernel.state = replace(
-                state, attempt=attempt, generation=generation, grace_seconds=grace_seconds, told=False
-            )
+            changes: dict[str, Any] = {
+                "attempt": request.attempt,
+                "generation": request.generation,
+                "grace_seconds": grace_seconds,
+                "told": False,
+            }
             match step:
                 case Step.START | Step.REPLACE:
-                    if spec is None:
-                        raise ValueError("an intent to run says what to run")
-                    kernel.state = replace(
-                        kernel.state,
-                        want=Want.RUN,
-                        spec=spec,
-                        observed=KernelState.PREPARING,
-                        exit=None,
-                        started_at=None,
-                        notices=[],
-                        container_id=None,
-                        changed_at=self.now(),
-                    )
+                    changes |= {
+                        "want": Want.RUN,
+                        "spec": spec,
+                        "observed": KernelState.PREPARING,
+                        "exit": None,
+                        "started_at": None,
+                        "notices": [],
+                        "container_id": None,
+                        "changed_at": self.now(),
+                    }
                 case Step.REMOVE:
-                    kernel.state.want = Want.GONE
+                    changes |= {"want": Want.GONE}
                 case Step.TOMBSTONE:
-                    kernel.state = replace(
-                        kernel.state, want=Want.GONE, observed=KernelState.GONE, changed_at=self.now()
-                    )
+                    changes |= {"want": Want.GONE, "observed": KernelState.GONE, "changed_at": self.now()}
                 case _:
                     pass
+            await self.store.save(replace(state, **changes))
+            # What was observed of the former intent while that was written stays with the former intent.
+            kernel.state = replace(kernel.state, **changes)
             kernel.seq = self.next_seq()
-            await self.store.save(kernel.state)
             if step in (Step.START, Step.REPLACE, Step.REMOVE):
                 kernel.pursue(replaces=step is Step.REPLACE)
             return kernel.fact()
@@ -271,10 +279,11 @@ class Kernels:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.runs.close()
 
-    def _spawn(self, work: Awaitable[Any]) -> None:
+    def _spawn(self, work: Awaitable[T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 def _purge_rings(link_dir: Path, older_than: float) -> None:
