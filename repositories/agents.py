@@ -249,13 +249,11 @@ async def _forgotten(connection: Connection, agent_id: AgentId, now: datetime) -
     sessions = await _lock_sessions(connection, [agent_id])
     rows = await connection.fetch(
         """
-        UPDATE kernels SET boot_no = 0, report_seq = 0, generation = generation + 1, next_try_at = $2, tries = 0,
-            claimed_until = NULL
+        UPDATE kernels SET boot_no = 0, report_seq = 0
         WHERE agent_id = $1 AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'
-        RETURNING session_id, attempt, observed IS NOT NULL OR seen_generation > 0 AS was_there
+        RETURNING session_id, observed IS NOT NULL OR seen_generation > 0 AS was_there
         """,
         agent_id,
-        now,
     )
     there = {row["session_id"] for row in rows if row["was_there"]}
     asked = [Asked(session_id=one, reason=REMEMBERS_NOTHING) for one in sessions if one in there]

@@ -54,8 +54,8 @@ async def next_due(connection: Connection) -> datetime | None:
     """When the next is due; a session that is locked just now may be late already."""
     times = await connection.fetchrow(
         f"""
-        SELECT (SELECT min(expires_at) FROM sessions WHERE {tables.NOT_FINAL}),
-            (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL})
+        SELECT (SELECT min(expires_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_EXPIRING})),
+            (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_PASSING}))
         """
     )
     return min((at for at in times or () if at is not None), default=None)

@@ -347,6 +347,7 @@ async def test_finished_runs_are_counted_once_however_often_they_are_told(one: M
     await asyncio.gather(
         *(one.control.ingest.on_runs_done(A, runs[at : at + 3]) for _ in range(3) for at in range(0, 7, 2))
     )
+    await one.control.ingest.on_runs_done(A, runs)
     row = await row_of(database, session_id)
     # 6 and 7 had no index row any more: they are written anew, and counted too
     assert (row["execution_count"], row["bytes_out"], row["version"]) == (7, 700, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -13,7 +14,7 @@ from domain.placement import KernelPlacement, Placement
 from manager.scheduler import plan
 from repositories.agents import remove, set_resources, set_schedulable
 from repositories.database import Database
-from repositories.placement import place, snapshot
+from repositories.placement import Placed, place, snapshot
 from tests.control.rows import (
     NOW,
     add_agent,
@@ -148,6 +149,43 @@ async def test_one_conflict_costs_only_its_own_session(database: Database) -> No
         placed = await place(connection, placements, now=NOW)
     assert placed.sessions == (small,)
     assert placed.conflicts == {ended: "not_pending", big: "no_room", moved_away: "changed", restarted: "changed"}
+    await assert_slots_add_up(database)
+
+
+def on_a(kernel: dict[str, Any], **amounts: int) -> Placement:
+    placed = KernelPlacement(kernel_id=KernelId(kernel["id"]), agent_id=AgentId("a"), amounts=amounts)
+    return Placement(session_id=SessionId(kernel["session_id"]), kernels=(placed,))
+
+
+async def test_what_fits_alone_but_not_together_goes_by_rank(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a", cpu=4000)
+        asked = [on_a((await kernels_of(connection, one))[0], cpu=3000) for one in await add_sessions(connection, 3)]
+        placed = await place(connection, asked, now=NOW)
+    first, second, third = (one.session_id for one in asked)
+    assert placed.sessions == (first,)
+    assert placed.conflicts == {second: "no_room", third: "no_room"}
+
+
+async def test_who_waits_for_another_scheduler_sees_what_that_one_took(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a", cpu=4000)
+        first, second = [
+            on_a((await kernels_of(connection, one))[0], cpu=3000) for one in await add_sessions(connection, 2)
+        ]
+
+    async def place_second() -> Placed:
+        async with database.reader() as connection:
+            return await place(connection, [second], now=NOW)
+
+    async with database.transaction() as connection:
+        await place(connection, [first], now=NOW)
+        waiting = asyncio.create_task(place_second())
+        async with database.reader() as watcher, asyncio.timeout(5):
+            locked = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            while not await watcher.fetchval(locked):
+                await asyncio.sleep(0)
+    assert (await waiting).conflicts == {second.session_id: "no_room"}
     await assert_slots_add_up(database)
 
 

@@ -74,6 +74,7 @@ def test_a_plan_is_possible_complete_and_the_same_in_any_order(snapshot: Snapsho
         for kernel, asked in zip(placement.kernels, session.kernels, strict=True):
             assert by_host[kernel.agent_id].architecture == session.architecture
             assert len(kernel.devices) == asked.slots.get("gpu", 0)
+            assert all(by_host[kernel.agent_id].capacity[name] == amount for name, amount in kernel.devices.items())
             assert {n: a for n, a in kernel.amounts.items() if n not in kernel.devices} == {
                 n: a for n, a in asked.slots.items() if a and n != "gpu"
             }
@@ -139,6 +140,20 @@ def test_what_is_lacking_is_said_in_words() -> None:
     fuller = (pending(1, cpu=4000), pending(2, cpu=3000), pending(3, cpu=2000, mem=1024))
     planned = plan(Snapshot(pending=fuller, hosts=fleet), NOW)
     assert planned.blocked[SessionId(UUID(int=2))].detail == "needs 3 CPUs; the most that is free on one host is 2 CPUs"
+
+
+def test_what_a_gang_gives_back_is_there_for_the_next() -> None:
+    gang = PendingSession(
+        id=SessionId(UUID(int=1)),
+        architecture="x86_64",
+        priority=99,
+        created_at=NOW,
+        kernels=tuple(PendingKernel(id=KernelId(UUID(int=n)), slots={"cpu": cpu}) for n, cpu in enumerate((4, 1), 1)),
+        cluster_mode=ClusterMode.MULTI_NODE,
+    )
+    planned = plan(Snapshot(pending=(gang, pending(3, cpu=1)), hosts=(host("a", cpu=4),)), NOW)
+    assert [p.session_id.int for p in planned.placements] == [3]
+    assert planned.blocked[gang.id].detail == "no host has all of it free at the same time"
 
 
 def test_ten_thousand_sessions_on_a_thousand_hosts_take_a_moment() -> None:
