@@ -32,7 +32,7 @@ from actions.base import (
     Settles,
     Work,
 )
-from domain.errors import MoorageError, PermissionDenied, Unauthenticated
+from domain.errors import MoorageError, NotFound, PermissionDenied, Unauthenticated
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
 from domain.session import Session
@@ -290,9 +290,7 @@ class Processor:
         self, action: Action[Any, Any], call: Call | None, error: MoorageError, target: str | None
     ) -> None:
         """Refusals are on record too; the same one again within a minute is not written twice."""
-        if call is None or error.http_status >= 500:
-            return
-        if not isinstance(error, PermissionDenied) and error.http_status not in (401, 404):
+        if call is None or not isinstance(error, PermissionDenied | NotFound):
             return
         denial = (call.by.user_id, action.action_name, target, error.code)
         now = time.monotonic()
