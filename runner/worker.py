@@ -128,11 +128,15 @@ class Pipe(io.BufferedIOBase):
 
 
 class Output(io.TextIOWrapper):
-    """Flushes at once when the last flush is 5 ms old, else lets the flusher do it: live, and cheap for a million prints."""
+    """Flushes a line at once when the last flush is 5 ms old, else leaves it to the flusher.
+
+    Live, and cheap for a million prints.
+    """
 
     def __init__(self, fd, name, flusher):
         self._flusher = flusher
         self._flushed_at = 0.0
+        self.dirty = False
         super().__init__(Pipe(fd), "utf-8", "backslashreplace", newline="\n")
         self._name = name
 
@@ -142,40 +146,40 @@ class Output(io.TextIOWrapper):
 
     def write(self, text, _write=io.TextIOWrapper.write, _clock=time.monotonic):
         written = _write(self, text)
+        self.dirty = True
         # print() writes its newline apart: only that is worth a flush
         if _clock() - self._flushed_at > FLUSH_SECONDS and text[-1:] in "\r\n":
             self.flush()
-        elif not self._flusher.armed:
-            self._flusher.arm()
+        elif not self._flusher.awake:
+            self._flusher.wake()
         return written
 
     def flush(self):
+        self.dirty = False
         super().flush()
         self._flushed_at = time.monotonic()
 
 
 class Flusher:
-    """A thread that flushes what a burst of prints left behind. It sleeps while nothing is printed."""
+    """A thread that flushes what a burst of prints left behind, each 5 ms; it sleeps when nothing was printed for a while."""
 
     def __init__(self):
-        self.armed = False
+        self.awake = False
         self.outputs = []
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._lock = None
         self._pid = 0
 
-    def arm(self):
-        self.armed = True
+    def wake(self):
+        self.awake = True
         if self._pid != os.getpid():  # first use, or in a forked child
             self._pid = os.getpid()
             self._lock = threading.Lock()
             self._lock.acquire()
-            thread = threading.Thread(target=self._run, name="flusher", daemon=True)
             try:
-                thread.start()
+                threading.Thread(target=self._run, name="flusher", daemon=True).start()
             except RuntimeError:  # no thread to be had
                 self._pid = 0
-                self.armed = False
+                self.awake = False
                 self.flush()
             return
         try:
@@ -184,13 +188,18 @@ class Flusher:
             pass  # released already
 
     def _run(self):
-        lock, pid = self._lock, self._pid
+        lock, pid, quiet = self._lock, self._pid, 0
         while self._pid == pid:
             time.sleep(FLUSH_SECONDS)
-            self.armed = False
-            self.flush()
-            if not self.armed:
-                lock.acquire()
+            quiet += 1
+            if any(output.dirty for output in self.outputs):
+                self.flush()
+                quiet = 0
+            elif quiet > 200:
+                self.awake = False
+                if not any(output.dirty for output in self.outputs):
+                    lock.acquire()
+                self.awake, quiet = True, 0
 
     def flush(self):
         for output in self.outputs:
