@@ -157,7 +157,7 @@ async def heartbeats(
         """
         UPDATE agents a SET seen_at = $2, lease_until = $3
         WHERE id IN (SELECT id FROM agents WHERE id = ANY($1::text[]) ORDER BY id FOR NO KEY UPDATE)
-            AND set_config('synchronous_commit', 'off', true) = 'off'
+            AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
         RETURNING id, lost
         """,
         list(agents),

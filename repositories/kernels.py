@@ -57,7 +57,7 @@ async def claim(
             WHERE seen_generation < generation AND agent_id = ANY($1::text[]) AND (tries = 0 OR next_try_at <= $3)
                 AND (claimed_until IS NULL OR claimed_until <= $3)
             ORDER BY next_try_at LIMIT $5 FOR UPDATE SKIP LOCKED
-        ) AND set_config('synchronous_commit', 'off', true) = 'off'
+        ) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
         RETURNING k.id, k.session_id, k.agent_id, k.attempt, k.generation, k.want, k.tries,
             CASE k.want WHEN 'RUN' THEN k.spec END AS spec
         """,

@@ -20,7 +20,7 @@ _FINISH: Final = """
             $6::timestamptz[], $7::integer[], $8::integer[], $9::text[], $10::bigint[], $11::bigint[])
             AS f(run_id, kernel_id, agent_id, attempt, started_at, finished_at, exit_code, signal, reason, last_seq, bytes)
         JOIN kernels k ON k.id = f.kernel_id AND k.agent_id = f.agent_id
-        WHERE set_config('synchronous_commit', 'off', true) = 'off'
+        WHERE (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
     ), theirs AS MATERIALIZED (
         SELECT s.id, s.user_id, s.domain FROM sessions s WHERE s.id IN (SELECT session_id FROM told) ORDER BY s.id FOR UPDATE
     ), done AS (
