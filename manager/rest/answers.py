@@ -11,7 +11,7 @@ from actions.administration import JoinToken, TokenData, WhoAmI
 from actions.execution import RunOutput, RunPiece
 from actions.files import FileList, FileManaged, FilesResult
 from actions.lifecycle import TransitOutcomes
-from actions.views import KeypairData
+from actions.views import AgentData, KeypairData
 from agent.client import FileStat
 from repositories.event import StampedEvent
 
@@ -109,22 +109,9 @@ def who_am_i(result: WhoAmI) -> dict[str, Any]:
     return {f.name: getattr(result, f.name) for f in fields(result)}
 
 
-def agent(data: Mapping[str, Any]) -> dict[str, Any]:
-    """With capacity and use as people write them, beside the row as it is."""
-    resources: Mapping[str, Mapping[str, int]] = data["resources"]
-    return {
-        **data,
-        "status": "LOST" if data["lost"] else "ALIVE" if data["seen_at"] else "NEVER_SEEN",
-        "capacity": {name: _amount(name, amounts["capacity"]) for name, amounts in resources.items()},
-        "used": {name: _amount(name, amounts["used"]) for name, amounts in resources.items()},
-        "last_seen_at": data["seen_at"],
-    }
-
-
-def _amount(name: str, amount: int) -> int | float:
-    if name != "cpu":
-        return amount
-    return amount // 1000 if amount % 1000 == 0 else amount / 1000
+def agent(data: AgentData) -> dict[str, Any]:
+    status = "LOST" if data.lost else "ALIVE" if data.last_seen_at else "NEVER_SEEN"
+    return {"status": status, **{f.name: getattr(data, f.name) for f in fields(data)}}
 
 
 def join_token(result: JoinToken, whole: str | None) -> dict[str, Any]:

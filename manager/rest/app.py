@@ -66,6 +66,9 @@ class RestDoor:
         self.join_token = join_token
         self.authenticator = Authenticator(world.authenticate)
         self.closing = asyncio.Event()
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         #: what watches over answers that go on
         self.streams: set[asyncio.Task[None]] = set()
         self._table = Table()
@@ -94,9 +97,15 @@ class RestDoor:
         return await self._listener.listen(host, port, tls=tls, sock=sock)
 
     async def close(self, grace_seconds: float = 10.0) -> None:
-        """Open streams are told and end, requests that run are finished, new connections are refused."""
+        """Open streams are told and end, requests that run are finished, bodies included; new connections are refused."""
         self.closing.set()
-        await self._listener.close(grace_seconds)
+        self._listener.stop_listening()
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests did not end in time and are cut off", self._running)
+        await self._listener.close()
 
     def new_request_id(self) -> str:
         return f"{self._id_prefix}-{next(self._id_counter):x}"
@@ -110,6 +119,19 @@ class RestDoor:
 
     # -- one request -----------------------------------------------------------------------------------------------------
     async def _handle(self, request: BaseRequest) -> web.StreamResponse:
+        self._running += 1
+        self._idle.clear()
+        try:
+            response = await self._answer(request)
+            if self.closing.is_set():
+                response.force_close()
+            return response
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _answer(self, request: BaseRequest) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id")
         request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else self.new_request_id()
         started = time.monotonic()

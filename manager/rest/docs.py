@@ -31,11 +31,13 @@ summary code { background: none; padding: 0; font-weight: 600; overflow-wrap: an
 .m { font-weight: 700; width: 4.2rem; flex: none; border-radius: 3px; text-align: center; color: #fff; padding: 1px 0 }
 .get { background: #1a7f4b } .post { background: #0a66c2 } .put, .patch { background: #9a6700 } .delete { background: #c0362c }
 table { border-collapse: collapse; width: 100%; font-size: 14px }
+details > table { width: calc(100% - 1.8rem) }
 td, th { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-top: 1px solid var(--line) }
 th { font-weight: 600; border: 0 } td:first-child { white-space: nowrap } .wide td:first-child { white-space: normal }
 h4 { margin: .9rem 0 .2rem } .req { color: #c0362c } pre { background: var(--soft); padding: .7rem; overflow: auto }
 :target { outline: 2px solid var(--accent) }
-@media (max-width: 50rem) { body { display: block } nav { position: static; height: auto; border: 0 } main { padding: 1rem } }
+@media (max-width: 50rem) { body { display: block } main { padding: 1rem }
+nav { position: static; height: 30vh; border: 0; border-bottom: 1px solid var(--line) } }
 """
 
 
@@ -79,7 +81,8 @@ def _anchor(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _link(method: str, path: str, operation: dict[str, Any]) -> str:
-    return f'<a href="#{_anchor(method, path, operation)}" title="{escape(path)}">{escape(operation["summary"])}</a>'
+    words = str(operation.get("operationId", path)).replace("_", " ")
+    return f'<a href="#{_anchor(method, path, operation)}" title="{method.upper()} {escape(path)}">{escape(words)}</a>'
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
@@ -118,7 +121,9 @@ def _properties(schema: dict[str, Any]) -> str:
     rows = []
     for name, value in schema.get("properties", {}).items():
         required = " <span class=req>required</span>" if name in schema.get("required", ()) else ""
-        default = f" Default <code>{escape(_json(value['default']))}</code>." if "default" in value else ""
+        default = (
+            f" Default <code>{escape(_json(value['default']))}</code>." if value.get("default") is not None else ""
+        )
         text = _text(value.get("description", ""))
         rows.append(f"<tr><td><code>{escape(name)}</code>{required}</td><td>{_type(value)} {text}{default}</td></tr>")
     return f"<table>{''.join(rows)}</table>" if rows else f"<p>{_type(schema)}</p>"
@@ -154,12 +159,14 @@ def _type(schema: dict[str, Any]) -> str:
             return "{" + ", ".join(f"<code>{escape(name)}</code>" for name in schema["properties"]) + "}"
         below = schema.get("additionalProperties")
         return f"object of {_type(below)}" if isinstance(below, dict) and below else "object"
-    limits = [f"{word} {schema[key]}" for key, word in _LIMITS if key in schema]
+    limits = [f"{word} {schema[key]}" for key, word in _LIMITS if schema.get(key, _MAX_TEXT) != _MAX_TEXT]
     return escape(str(schema.get("format", kind))) + (
         f" <small>({escape(', '.join(limits))})</small>" if limits else ""
     )
 
 
+#: Of every text; not worth a word.
+_MAX_TEXT: Final = 4 * 1024 * 1024
 _LIMITS: Final = (
     ("minimum", "from"),
     ("exclusiveMinimum", "above"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 import re
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from actions.files import WORK_DIR, FileUploadSpec, Stream
 from agent.client import FileStat
 from domain.errors import InvalidRequest, RangeNotSatisfiable, TransferFailed, UnsupportedMediaType
 from manager.rest import answers
-from manager.rest.exchange import OWNER, Exchange, refuse_encoding
+from manager.rest.exchange import BODY_SILENCE_SECONDS, OWNER, Exchange, refuse_encoding
 from manager.rest.json import check_text
 from manager.rest.rows import action, gather, matches
 
@@ -81,7 +82,8 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
     try:
         reader = MultipartReader(exchange.request.headers, exchange.request.content)
         for _ in range(_MAX_PARTS):
-            part = await reader.next()
+            async with asyncio.timeout(BODY_SILENCE_SECONDS):
+                part = await reader.next()
             if part is None:
                 break
             if not isinstance(part, BodyPartReader) or part.headers.get(hdrs.CONTENT_ENCODING) is not None:
@@ -95,7 +97,7 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
             items += (await exchange.run(asked)).items
         else:
             raise InvalidRequest(f"The form has more than {_MAX_PARTS} parts; send fewer files at once.")
-    except (ValueError, AssertionError, web.RequestPayloadError) as error:
+    except (ValueError, AssertionError, TimeoutError, web.RequestPayloadError) as error:
         raise InvalidRequest("The form is malformed or broke off.") from error
     if not items:
         raise InvalidRequest("The form holds no file: give a part a filename.", field="files")
@@ -104,7 +106,11 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
 
 async def _field(part: BodyPartReader, folder: str) -> str:
     value = bytearray()
-    while chunk := await part.read_chunk(4096):
+    while True:
+        async with asyncio.timeout(BODY_SILENCE_SECONDS):
+            chunk = await part.read_chunk(4096)
+        if not chunk:
+            break
         value += chunk
         if len(value) > 4096:
             raise InvalidRequest("A field of the form is longer than a path can be.")
@@ -120,9 +126,13 @@ async def _field(part: BodyPartReader, folder: str) -> str:
 
 async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:
     try:
-        while chunk := await part.read_chunk(_PART_CHUNK_BYTES):
+        while True:
+            async with asyncio.timeout(BODY_SILENCE_SECONDS):
+                chunk = await part.read_chunk(_PART_CHUNK_BYTES)
+            if not chunk:
+                return
             yield bytes(chunk)
-    except (ValueError, AssertionError, ConnectionError, web.RequestPayloadError):
+    except (ValueError, AssertionError, ConnectionError, TimeoutError, web.RequestPayloadError):
         raise TransferFailed("The form broke off in the middle of a file.") from None
 
 

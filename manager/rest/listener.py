@@ -54,12 +54,16 @@ class Connection(web_protocol.RequestHandler):
         super().data_received(data)
         if self._request_count > count:
             self._stop_timer()
-        elif self._header_timer is None and data and self._waiter is not None and not self._upgraded:
+        elif self._header_timer is None and data and self.is_idle and not self._upgraded:
             self._header_timer = self._loop.call_later(self._listener.header_seconds, self._too_slow)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
 
     def handle_error(
         self,
@@ -85,7 +89,7 @@ class Connection(web_protocol.RequestHandler):
 
     def _too_slow(self) -> None:
         self._header_timer = None
-        if self._waiter is not None and not self._waiter.done():
+        if self.is_idle:
             self.force_close()
 
     def _stop_timer(self) -> None:
@@ -161,10 +165,16 @@ class Listener(web.Server):
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
-    async def close(self, grace_seconds: float) -> None:
-        """Take no more connections, let requests that run finish, then close what is left."""
+    def stop_listening(self) -> None:
+        """Take no more connections; those that wait for a next request are closed."""
         for server in self._servers:
             server.close()
-        self.pre_shutdown()
-        await self.shutdown(grace_seconds)
         self._servers.clear()
+        for connection in self.connections:
+            if isinstance(connection, Connection) and connection.is_idle:
+                connection.close()
+
+    async def close(self) -> None:
+        """End every connection, whatever it is doing."""
+        self.stop_listening()
+        await self.shutdown(0.5)
