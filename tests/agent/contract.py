@@ -26,6 +26,10 @@ class Bed(Protocol):
     @property
     def image(self) -> str: ...
 
+    async def answered(self, fact: Fact) -> None:
+        """An answer is a fact like any other."""
+        ...
+
     async def fact(self, kernel_id: UUID, *states: str, attempt: int = 1) -> Fact:
         """The first fact that says one of these states."""
         ...
@@ -64,7 +68,9 @@ class Subject:
 
     async def want(self, want: str, generation: int, **changes: Any) -> Fact:
         spec = self.spec(**changes) if want == "RUN" else None
-        return await self.agent.ensure(self.where, generation=generation, want=want, spec=spec, grace_seconds=1.0)
+        fact = await self.agent.ensure(self.where, generation=generation, want=want, spec=spec, grace_seconds=1.0)
+        await self.bed.answered(fact)
+        return fact
 
     async def up(self, generation: int = 1, **changes: Any) -> Fact:
         await self.want("RUN", generation, **changes)

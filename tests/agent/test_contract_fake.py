@@ -17,6 +17,9 @@ class FakeBed:
         self.agent_id = HOST
         self.image = "python"
 
+    async def answered(self, fact: Fact) -> None:
+        pass
+
     async def fact(self, kernel_id: UUID, *states: str, attempt: int = 1) -> Fact:
         fact = self.agent.kernels[kernel_id].fact
         assert fact.observed in states
