@@ -216,3 +216,25 @@ async def test_large_files_pass_through_in_pieces(alice: Caller, installation: I
             received += len(chunk)
     assert received == size
     assert installation.host.big_bytes == size
+
+
+async def test_an_upload_goes_on_while_the_manager_stops(alice: Caller, installation: Installation) -> None:
+    begun, rest = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first "
+        begun.set()
+        await rest.wait()
+        yield b"second"
+
+    uploading = asyncio.create_task(alice.ask("PUT", f"{FILES}/slow", data=body()))
+    await begun.wait()
+    while "upload" not in installation.host.calls:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(installation.door.close(10.0))
+    await asyncio.sleep(0)
+    rest.set()
+    answer = await uploading
+    assert (answer.status, answer.json["size"]) == (200, 12)
+    assert answer.headers["Connection"] == "close"
+    await closing
