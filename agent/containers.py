@@ -305,7 +305,10 @@ class Containers:
                 current, total = (sum(part) for part in zip(*layers.values(), strict=True)) if layers else (0, 0)
                 loop.call_soon_threadsafe(progress, current, total, str(line.get("status", ""))[:200])
 
-        await self._call(follow)
+        try:
+            await self._call(follow)
+        except EngineError as error:  # a registry that does not answer is refused with all kinds of words
+            raise EngineError(str(error), missing=None if error.unknown else "image", unknown=error.unknown) from None
 
     # -- events ----------------------------------------------------------------------------------------------------
     async def watch(self, on_event: Callable[[str, str], None]) -> None:

@@ -186,11 +186,16 @@ class Kernel:
                 return
             except EngineError as error:
                 if not error.unknown:
-                    reason = "image_missing" if error.missing == "image" else "create_failed"
-                    raise StartFailed(exit_record(reason, f"The container could not be created: {error}")) from None
+                    raise StartFailed(self._refusal(error)) from None
                 log.warning("%s: %s", self, error)
             await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
             tries += 1
+
+    def _refusal(self, error: EngineError) -> dict[str, Any]:
+        if error.missing == "image":
+            said = f"The image {self.spec.image} is not on the host and could not be fetched: {error}"
+            return exit_record("image_missing", said)
+        return exit_record("create_failed", f"The container could not be created: {error}")
 
     async def _start(self, found: ContainerState | None) -> None:
         """Container, then runner. A container that is there from before is used when it runs, else made anew."""

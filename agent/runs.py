@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +95,12 @@ class Rings:
     ) -> RunRead:
         """Records from `from_seq` on; waits for the first when the runner can still write one."""
         chunk = self.reader.read(run_id, from_seq, max_bytes)
-        if not chunk.records and chunk.done is None and wait_seconds > 0 and link is not None:
+        if not chunk.records and chunk.done is None and (done := self.done(run_id)) is not None:
+            # asked beyond the end, or the end came in between
+            chunk = self.reader.read(run_id, from_seq, max_bytes)
+            if not chunk.records:
+                chunk = replace(chunk, done=done)
+        elif not chunk.records and chunk.done is None and wait_seconds > 0 and link is not None:
             # when the runner is lost meanwhile: what it left is the answer
             with contextlib.suppress(RunnerError):
                 self.saw(await link.wait_tail(run_id, max(from_seq - 1, 0), wait_seconds))
