@@ -269,7 +269,7 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
     priority: Annotated[int, Field(ge=0, le=100)] | None = None
     timeout: Seconds | None = None
     tag: Annotated[str, Field(max_length=256)] | None = None
-    version: int | None = None  #: change it only while it still has this version (If-Match)
+    version: Annotated[int, Field(ge=0, lt=2**63)] | None = None  #: change it only while it still has this version (If-Match)
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
         given = {

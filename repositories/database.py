@@ -14,6 +14,7 @@ from domain.errors import (
     AlreadyExists,
     Conflict,
     DatabaseUnavailable,
+    InvalidRequest,
     MoorageError,
     NameTaken,
     QuotaExceeded,
@@ -118,6 +119,8 @@ class translated:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None or isinstance(error, MoorageError):
             return
+        if isinstance(error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError):
+            raise InvalidRequest("Text must not contain NUL characters.") from error
         if isinstance(error, asyncpg.DiskFullError):
             raise StorageFull from error
         if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError):

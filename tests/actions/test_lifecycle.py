@@ -326,6 +326,12 @@ def modify(**changes: Any) -> ModifySessionAction:
             error=NameTaken,
             then_audit=None,
         ),
+        "a_tag_with_nul": TestScenario(
+            given=(a_session(),), do=modify(tag="a\0b"), error=InvalidRequest, then_audit=None
+        ),
+        "a_version_that_no_row_can_have": TestScenario(
+            given=(a_session(),), do=modify(tag="a", version=2**70), error=InvalidRequest, then_audit=None
+        ),
         "an_endless_lifetime_is_no_number": TestScenario(
             given=(a_session(),), do=modify(timeout=float("inf")), error=InvalidRequest, then_audit=None
         ),
