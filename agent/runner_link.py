@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from agent.client import FilePage, FileStat
 from agent.rings import RunnerError, close_unfinished
@@ -105,7 +105,7 @@ def prepare_link(link_dir: Path, config: RunnerConfig, *, uid: int = 1000, gid: 
         for name in (_SOCKET, "ready", "config.json"):
             _clear(folder, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open("config.json", flags, 0o444, dir_fd=folder), "w", encoding="utf-8") as out:
+        with os.fdopen(os.open("config.json", flags, 0o444, dir_fd=folder), "w", encoding="utf-8") as out:
             json.dump(asdict(config), out)
         os.mkfifo("ready", 0o600, dir_fd=folder)
         fifo = os.open("ready", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -408,8 +408,7 @@ class RunnerLink(asyncio.Protocol):
 
     # asyncio.Protocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
 
     def data_received(self, data: bytes) -> None:
         self._frames.feed(data)
