@@ -161,6 +161,7 @@ class Kernels:
             # What was observed of the former intent while that was written stays with the former intent.
             kernel.state = replace(kernel.state, **changes)
             kernel.seq = self.next_seq()
+            self.news()
             if step in (Step.START, Step.REPLACE, Step.REMOVE):
                 kernel.pursue(replaces=step is Step.REPLACE)
             return kernel.fact()
