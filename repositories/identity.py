@@ -221,6 +221,10 @@ class IdentityRepository:
                 "DELETE FROM quotas WHERE scope = $1 AND scope_id = $2 AND name = $3", scope, scope_id, name
             )
             return
+        if scope == "domain" and not await self._connection.fetchval(
+            "SELECT EXISTS (SELECT FROM domains WHERE name = $1)", scope_id
+        ):
+            raise NotFound(f"There is no domain '{scope_id}'.")
         column = {"user": "s.user_id::text", "project": "s.project_id::text", "domain": "s.domain"}[scope]
         await self._connection.execute(
             """
@@ -236,7 +240,7 @@ class IdentityRepository:
             f"""
             INSERT INTO quota_uses (session_id, scope, scope_id, name, amount)
             SELECT s.id, $1, $2, $3, CASE WHEN $3 = 'sessions' THEN 1 ELSE (s.requested_slots ->> $3)::bigint END
-            FROM sessions s WHERE {column} = $2 AND s.ended_at IS NULL
+            FROM sessions s WHERE {column} = $2 AND s.ended_at IS NULL AND s.session_type <> 'system'
                 AND ($3 = 'sessions' OR coalesce((s.requested_slots ->> $3)::bigint, 0) > 0)
             ON CONFLICT DO NOTHING
             """,

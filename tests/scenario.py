@@ -343,6 +343,8 @@ def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> st
         return who if table == "kernels" else f"{who} {row['name']} {row['amount']}"
     if table in ("resources", "quotas"):
         return str(row["name"])
+    if table == "agent_tokens":
+        return "token"  # drawn by lot
     return str(row[_NAMES[table]]) if table in _NAMES else key.partition(" ")[2]
 
 

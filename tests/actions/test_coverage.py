@@ -1,0 +1,75 @@
+"""Every action has its table of scenarios, and its row in the documentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from actions import ACTIONS
+from actions.__main__ import table
+from tests.scenario import ASPECTS, COVERED, NotApplicable, TestScenario, uncovered
+
+ROOT = Path(__file__).parents[2]
+
+for module in Path(__file__).parent.glob("test_*.py"):
+    if module != Path(__file__):
+        import_module(f"tests.actions.{module.stem}")
+
+
+def test_every_action_has_a_table_of_scenarios() -> None:
+    assert uncovered() == []
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS))
+def test_a_table_tells_of_its_own_action(name: str) -> None:
+    played = {aspect: row for aspect, row in COVERED[name].items() if isinstance(row, TestScenario)}
+    assert {type(row.do) for row in played.values()} == {ACTIONS[name]}
+    assert played["success"].error is None
+    assert all(len(row.reason) > 10 for row in COVERED[name].values() if isinstance(row, NotApplicable))
+    assert set(COVERED[name]) == set(ASPECTS)
+
+
+def test_the_documented_table_is_the_declared_one() -> None:
+    assert (ROOT / "docs/actions.md").read_text() == table(), "run: python -m actions > docs/actions.md"
+
+
+def test_the_table_is_printed_and_checked(tmp_path: Path) -> None:
+    def actions(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "actions", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    printed = actions().stdout
+    assert printed == table()
+    (tmp_path / "same.md").write_text(printed)
+    (tmp_path / "other.md").write_text(printed.replace("owner or admin", "anyone", 1))
+    assert actions("--check", str(tmp_path / "same.md")).returncode == 0
+    assert actions("--check", str(tmp_path / "other.md")).returncode == 1
+
+
+def test_administrators_actions_are_theirs_alone() -> None:
+    """A slip of the pen in an action's rules would show here."""
+    for_all = {name for name, kind in ACTIONS.items() if kind.rules.allow.__name__ in ("anyone", "any_user")}
+    assert for_all == {
+        "cancel_task",
+        "create_from_params",
+        "create_keypair",
+        "create_token",
+        "delete_keypair",
+        "delete_token",
+        "get_task",
+        "list_images",
+        "list_keypairs",
+        "list_projects",
+        "list_quotas",
+        "list_tasks",
+        "list_tokens",
+        "match_sessions",
+        "modify_keypair",
+        "read_events",
+        "search_sessions",
+        "who_am_i",
+    }
