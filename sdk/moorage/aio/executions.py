@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 from moorage import _wire
@@ -45,7 +46,8 @@ class Execution:
     async def info(self) -> RunInfo:
         """How it stands: status, exit code, times."""
         params = {**self._owner, "max_bytes": "1", "wait": "0"}
-        return RunInfo.from_json(decoded(await self._transport.request("GET", self._path, params=params)))
+        info = RunInfo.from_json(decoded(await self._transport.request("GET", self._path, params=params)))
+        return info if info.finished_at is None else replace(info, status="done")  # it was of the piece that was read
 
     async def wait(
         self,
