@@ -27,7 +27,9 @@ def run(installation: Installation) -> Iterator[Row]:
     session = client.ask("POST", "/v1/sessions?wait=60", {"image": "python", "resource_slots": {"cpu": 1, "mem": 256}})
     config = tomllib.loads((installation.data_dir / "manager.toml").read_text())
     try:
-        yield from compare(installation.host, installation.port, installation.bearer, session["id"], config["database_url"])
+        yield from compare(
+            installation.host, installation.port, installation.bearer, session["id"], config["database_url"]
+        )
     finally:
         client.ask("DELETE", f"/v1/sessions/{session['id']}?wait=60")
         client.close()
@@ -69,14 +71,14 @@ def requests_per_second(host: str, port: int, request: bytes, clients: int) -> f
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < SECONDS:
         for key, _ in selector.select(1.0):
-            one, received = key.fileobj, key.data
-            assert isinstance(one, socket.socket)
-            received += one.recv(65536)
+            ready, received = key.fileobj, key.data
+            assert isinstance(ready, socket.socket)
+            received += ready.recv(65536)
             if complete(received):
                 assert received.startswith(b"HTTP/1.1 200"), bytes(received[:300])
                 received.clear()
                 done += 1
-                one.sendall(request)
+                ready.sendall(request)
     for one in open_ones:
         one.close()
     return done / elapsed
@@ -111,7 +113,7 @@ async def serve_bare(dsn: str) -> None:
 
     async def session(request: web.Request) -> web.Response:
         row = await pool.fetchrow("SELECT * FROM sessions WHERE id = $1", UUID(request.match_info["id"]))
-        return web.Response(body=orjson.dumps(dict(row), default=str), content_type="application/json")
+        return web.Response(body=orjson.dumps(dict(row or {}), default=str), content_type="application/json")
 
     app = web.Application()
     app.router.add_get("/v1/sessions/{id}", session)

@@ -26,13 +26,14 @@ from actions.base import (
     Effect,
     Reading,
     Remote,
+    Rules,
     ScopeAction,
     Service,
     SessionAction,
     Settles,
     Work,
 )
-from domain.errors import MoorageError, NotFound, PermissionDenied, Unauthenticated
+from domain.errors import KeypairNotFound, MoorageError, NotFound, PermissionDenied, Unauthenticated
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
 from domain.session import Session
@@ -115,6 +116,9 @@ class Processor:
             outcome = error.code
             await self._audit_denial(action, call, error, action.target())
             raise
+        except TimeoutError:
+            outcome = "timeout"
+            raise _too_late(action.rules) from None
         finally:
             self._observe(action.action_name, outcome, time.monotonic() - started)
         if isinstance(action, Settles) and settle_seconds != 0:
@@ -131,8 +135,16 @@ class Processor:
             by = await self._principal(access_key or owner_key)
         owner = by
         if owner_key is not None and owner_key != by.access_key:
-            owner = await self._principal(owner_key)
+            owner = await self._owner(by, owner_key)
         return Call(by=by, owner=owner, now=self._now(), request_id=request_id, key=key, new_id=self._new_id)
+
+    async def _owner(self, by: Principal, access_key: AccessKey) -> Principal:
+        if (found := await self._directory.of_access_key(access_key)) is not None:
+            return found
+        if by.sees_all:
+            raise KeypairNotFound(access_key=access_key)
+        # as for a key that there is: keys are not found out by trying
+        raise PermissionDenied("Only administrators act for other owners.")
 
     async def _principal(self, access_key: AccessKey | None) -> Principal:
         if access_key is None:
@@ -311,6 +323,15 @@ def _check(action: Action[Any, Any], call: Call, session: Session) -> None:
         raise PermissionDenied
     if session.status not in action.rules.when:  # said early; every UPDATE says it again
         raise wrong_status(session)
+
+
+def _too_late(rules: Rules) -> MoorageError:
+    """What is left undone, or may not be known to be done, can be asked for again with the same key."""
+    if rules.effect is Effect.AGENT:
+        return AgentUnavailable("The session's host did not answer in time; ask again with the same Idempotency-Key.")
+    return DatabaseUnavailable(
+        f"This was not done within {rules.deadline_seconds:g} s, and nothing was changed: ask again shortly."
+    )
 
 
 def _others(call: Call, session: Session | None) -> bool:

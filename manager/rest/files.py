@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from actions import DownloadFileAction, UploadFilesAction
 from actions.files import WORK_DIR, FileUploadSpec, Stream
@@ -27,6 +28,8 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MAX_PARTS: Final = 1000
 _PART_CHUNK_BYTES: Final = 2**18
+#: What aiohttp says of forms that are none.
+_MALFORMED: Final = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)
 
 
 # -- up ----------------------------------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
             items += (await exchange.run(asked)).items
         else:
             raise InvalidRequest(f"The form has more than {_MAX_PARTS} parts; send fewer files at once.")
-    except (ValueError, AssertionError, TimeoutError, web.RequestPayloadError) as error:
+    except (*_MALFORMED, TimeoutError) as error:
         raise InvalidRequest("The form is malformed or broke off.") from error
     if not items:
         raise InvalidRequest("The form holds no file: give a part a filename.", field="files")
@@ -132,7 +135,7 @@ async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:
             if not chunk:
                 return
             yield bytes(chunk)
-    except (ValueError, AssertionError, ConnectionError, TimeoutError, web.RequestPayloadError):
+    except (*_MALFORMED, ConnectionError, TimeoutError):
         raise TransferFailed("The form broke off in the middle of a file.") from None
 
 

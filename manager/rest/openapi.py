@@ -177,6 +177,11 @@ def _schemas() -> tuple[dict[tuple[Any, str], dict[str, Any]], dict[str, Any]]:
     unique = list({(key, mode): (key, mode, adapter) for key, mode, adapter in inputs}.values())
     found, tail = TypeAdapter.json_schemas(unique, ref_template=_REF, schema_generator=_Schemas)
     definitions = dict(tail.get("$defs", {}))
+    definitions["TransitOutcome"]["properties"]["events"] = {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "The statuses that it went through, as types of events.",
+    }
     definitions.update(
         {"FileStat": _FILE_STAT, "Record": _RECORD, "Event": _EVENT, "Problem": _PROBLEM, "RunPiece": _run_piece()}
     )
@@ -488,6 +493,8 @@ def _possible_errors(route: Route) -> list[type[MoorageError]]:
         codes |= {"idempotency_mismatch", "request_in_progress", "storage_full"}
     if rules.effect is Effect.AGENT:
         codes |= {"agent_unavailable"}
+    if route.owned:
+        codes |= {"keypair_not_found"}
     codes |= set(_BY_ACTION.get(route.action.action_name, ()))
     family = route.segments[1]
     if "{" in route.path:
@@ -521,8 +528,14 @@ _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
     "download_files": (*_FILE_CODES, "transfer_failed"),
     "list_files": _FILE_CODES,
     "manage_files": (*_FILE_CODES, "file_exists", "quota_exceeded"),
-    "create_user": ("already_exists",),
-    "create_project": ("already_exists",),
+    "create_user": ("already_exists", "not_found"),
+    "create_keypair": ("user_not_found",),
+    "list_keypairs": ("user_not_found",),
+    "create_project": ("already_exists", "not_found", "user_not_found"),
+    "modify_project": ("user_not_found",),
+    "set_quota": ("user_not_found", "project_not_found", "invalid_resources"),
+    "read_events": ("session_not_found",),
+    "pull_image": ("agent_not_found",),
     "register_image": ("already_exists",),
     "alias_image": ("already_exists", "image_not_found"),
     "forget_image": ("image_not_found", "still_in_use"),

@@ -61,7 +61,7 @@ class Bytes(Download):
         self.closed = False
         self._chunks = chunks
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:  # type: ignore[override]
+    async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._chunks:
             if chunk == b"<break>":
                 raise TransferFailed
@@ -147,7 +147,8 @@ class MemoryHost:
             run.changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.changed.wait(), wait_seconds)
-        packed, size, next_seq = [], 0, first
+        packed: list[bytes] = []
+        size, next_seq = 0, first
         for seq, (kind, payload) in enumerate(run.records[first - 1 :], first):
             if packed and size + len(payload) > max_bytes:
                 break

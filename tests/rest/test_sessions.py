@@ -143,6 +143,8 @@ async def test_an_administrator_acts_for_others(root: Caller, installation: Inst
     assert made.json["access_key"] == "KEY-alice"
     mallory = installation.caller("mallory")
     assert (await mallory.get("/v1/sessions/train?owner_access_key=KEY-alice")).code == "permission_denied"
+    assert (await mallory.get("/v1/sessions/train?owner_access_key=KEY-nobody")).code == "permission_denied"
+    assert (await root.get("/v1/sessions/train?owner_access_key=KEY-nobody")).code == "keypair_not_found"
     assert (await mallory.get(f"/v1/sessions/{RUNNING}")).code == "session_not_found"
 
 
