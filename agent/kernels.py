@@ -119,15 +119,21 @@ class Kernels:
             raise InvalidRequest("An intent to run says what to run.")
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
-            kernel = self._kernels[kernel_id] = Kernel(
-                StoredKernel(kernel_id=kernel_id, attempt=0, generation=0, want=Want.GONE, observed=KernelState.GONE),
-                self,
+            unheard_of = StoredKernel(
+                kernel_id=kernel_id,
+                attempt=0,
+                generation=0,
+                want=Want.GONE,
+                observed=KernelState.GONE,
+                changed_at=self.now(),  # or a purge in between would take it for a very old one
             )
+            kernel = self._kernels[kernel_id] = Kernel(unheard_of, self)
         # Who asks may go away meanwhile; an intent that is on disk and pursued by nobody would be stuck for good.
         return await asyncio.shield(self._spawn(self._take_on(kernel, request, spec, grace_seconds)))
 
     async def _take_on(self, kernel: Kernel, request: Intent, spec: KernelSpec | None, grace_seconds: float) -> Fact:
         async with kernel.intents:
+            self._kernels.setdefault(kernel.id, kernel)  # it may have been forgotten a moment ago
             state = kernel.state
             known = Stored(Intent(state.attempt, state.generation, Want(state.want)), KernelState(state.observed))
             step = decide(known if state.attempt or state.generation else None, request)
@@ -250,27 +256,30 @@ class Kernels:
 
     async def purge(self, now: float, keep_seconds: float = KEEP_SECONDS) -> list[str]:
         """Forget kernels that have been gone for so long, with their output; and old runs of those that live. Which."""
-        old = [
-            kernel
-            for kernel in self._kernels.values()
-            if kernel.state.observed == KernelState.GONE
-            and kernel.state.want == Want.GONE
-            and kernel.state.changed_at < now - keep_seconds
-        ]
-        for kernel in old:
-            kernel.rings.close()
-            trash = self.data_dir / "trash" / uuid4().hex
-            if kernel.folders.root.exists():
-                trash.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                kernel.folders.root.rename(trash)
-                await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
-            del self._kernels[kernel.id]
-            self._told.pop(kernel.id, None)
-        await self.store.forget([kernel.id for kernel in old])
+        forgotten = []
+        for kernel in list(self._kernels.values()):
+            async with kernel.intents:
+                state = kernel.state
+                if state.want != Want.GONE or state.observed != KernelState.GONE:
+                    continue
+                if state.changed_at < now - keep_seconds:
+                    await self._forget(kernel)
+                    forgotten.append(kernel.id)
         for kernel in list(self._kernels.values()):
             if kernel.state.observed == KernelState.RUNNING:
                 await asyncio.to_thread(_purge_rings, kernel.folders.link, now - keep_seconds)
-        return [kernel.id for kernel in old]
+        return forgotten
+
+    async def _forget(self, kernel: Kernel) -> None:
+        kernel.rings.close()
+        trash = self.data_dir / "trash" / uuid4().hex
+        if kernel.folders.root.exists():
+            trash.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kernel.folders.root.rename(trash)
+            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+        await self.store.forget([kernel.id])
+        self._kernels.pop(kernel.id, None)
+        self._told.pop(kernel.id, None)
 
     async def close(self) -> None:
         """Let go of everything; containers and what runs in them go on."""

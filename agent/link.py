@@ -22,6 +22,8 @@ from domain.errors import MoorageError
 log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
 _MOST_AT_ONCE: Final = 200
+_TELL_AGAIN_SECONDS: Final = 0.2
+_GATHER_SECONDS: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
 
 
@@ -135,15 +137,17 @@ class Links:
         self._connections: dict[str, tuple[Connection, asyncio.Task[None]]] = {}
         self._welcomed = asyncio.Event()
         self._told: Connection | None = None
+        self._runs_ended = asyncio.Event()
         #: called with the list of managers' addresses whenever it changes, to be remembered for the next start
         self.on_urls: Callable[[Sequence[str]], None] = lambda _urls: None
 
     async def run(self) -> None:
         self._dial(self._first)
+        telling_runs = asyncio.create_task(self._tell_runs(), name="tell runs")
         try:
             await self._tell()
         finally:
-            tasks = [task for _, task in self._connections.values()]
+            tasks = [telling_runs, *(task for _, task in self._connections.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -187,7 +191,7 @@ class Links:
         self._teller.changed.set()
 
     async def _tell(self) -> None:
-        """Facts and finished runs, the moment there are any, to one control process; again until it acknowledges."""
+        """Facts, the moment there are any, to one control process; again until it acknowledges."""
         while True:
             await self._teller.changed.wait()
             self._teller.changed.clear()
@@ -196,21 +200,33 @@ class Links:
                 await self._welcomed.wait()
                 self._teller.changed.set()
                 continue
+            if self._teller.pending_runs():
+                self._runs_ended.set()
             try:
-                await self._tell_all(control)
+                while facts := list(self._teller.pending_facts())[:_MOST_AT_ONCE]:
+                    said = {"facts": [fact.pack() for fact in facts]}
+                    await control.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)
+                    self._teller.facts_acknowledged(facts)
             except MoorageError as error:
                 log.warning("the manager did not take what it was told (%s); telling it again", error)
-                self._told = None
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_TELL_AGAIN_SECONDS)
                 self._teller.changed.set()
 
-    async def _tell_all(self, peer: Peer) -> None:
-        while facts := list(self._teller.pending_facts())[:_MOST_AT_ONCE]:
-            await peer.request(wire.FACTS, {"facts": [fact.pack() for fact in facts]}, timeout_seconds=_TELL_SECONDS)
-            self._teller.facts_acknowledged(facts)
-        while runs := list(self._teller.pending_runs())[:_MOST_AT_ONCE]:
-            await peer.request(wire.RUNS_DONE, {"runs": [run.pack() for run in runs]}, timeout_seconds=_TELL_SECONDS)
-            self._teller.runs_acknowledged(runs)
+    async def _tell_runs(self) -> None:
+        """Ends of runs, which nobody waits for: those of a moment together."""
+        while True:
+            await self._runs_ended.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._runs_ended.clear()
+            try:
+                while (control := self._control()) and (runs := list(self._teller.pending_runs())[:_MOST_AT_ONCE]):
+                    said = {"runs": [run.pack() for run in runs]}
+                    await control.request(wire.RUNS_DONE, said, timeout_seconds=_TELL_SECONDS)
+                    self._teller.runs_acknowledged(runs)
+            except MoorageError as error:
+                log.warning("the manager did not take the ends of runs (%s); telling it again", error)
+                await asyncio.sleep(_TELL_AGAIN_SECONDS)
+                self._runs_ended.set()
 
     def _control(self) -> Peer | None:
         """The one that was told last, as long as it is there."""

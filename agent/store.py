@@ -76,7 +76,7 @@ class StoredKernel:
 
 
 class Store:
-    """All methods are coroutines; they return when what they wrote is on disk. SQLite runs in one thread of its own."""
+    """All methods are coroutines; intents and starts of runs are on disk when they return. SQLite runs in one thread of its own."""
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, uid: str, boot_no: int) -> None:
         self._connection = connection
@@ -176,7 +176,8 @@ class Store:
                 " ON CONFLICT (run_id) DO UPDATE SET done = excluded.done, told = 0"
                 " WHERE runs.done IS NULL OR runs.attempt < excluded.attempt"
             )
-            return self._connection.execute(statement, row).rowcount == 1
+            with self._lazily():
+                return self._connection.execute(statement, row).rowcount == 1
 
         return await self._call(write)
 
@@ -195,10 +196,19 @@ class Store:
         rows = [(run_id,) for run_id in run_ids]
 
         def update() -> None:
-            with _transaction(self._connection):
+            with self._lazily(), _transaction(self._connection):
                 self._connection.executemany("UPDATE runs SET told = 1 WHERE run_id = ? AND done IS NOT NULL", rows)
 
         await self._call(update)
+
+    @contextmanager
+    def _lazily(self) -> Iterator[None]:
+        """Without waiting for the disk: how a run ended is in its ring as well, and found there again."""
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            yield
+        finally:
+            self._connection.execute("PRAGMA synchronous = FULL")
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
