@@ -33,7 +33,15 @@ from actions.base import (
     Settles,
     Work,
 )
-from domain.errors import KeypairNotFound, MoorageError, NotFound, PermissionDenied, Unauthenticated
+from domain.errors import (
+    AgentUnavailable,
+    DatabaseUnavailable,
+    KeypairNotFound,
+    MoorageError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+)
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
 from domain.session import Session
