@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC220, ASYNC221 -- nothing else runs in this loop
 """The runner alone: the agent's link, the ring, files, start. `python -m bench.runner [--container IMAGE]`.
 
 Without --container the runner is an ordinary process. Figures are of this machine at this moment; each has its

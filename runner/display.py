@@ -11,6 +11,11 @@ import sys
 import traceback
 import warnings
 
+TYPE_CHECKING = False  # `typing` is not loaded for annotations only
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 METHODS = (
     ("_repr_html_", "text/html"),
@@ -30,9 +35,9 @@ warnings.filterwarnings(
 )  # plt.show(): figures are shown by us
 
 
-def bundle(value, shell=None):
+def bundle(value: Any, shell: Any = None) -> dict[str, Any]:
     """What can be shown of a value, by MIME type; text/plain is always there."""
-    data = {}
+    data: dict[str, Any] = {}
     if shell is not None:
         data = dict(shell.display_formatter.format(value)[0])
     elif not isinstance(value, type):
@@ -53,14 +58,14 @@ def bundle(value, shell=None):
     return {mime: _portable(shown) for mime, shown in data.items()}
 
 
-def _call(value, method):
+def _call(value: Any, method: str) -> Any:
     try:
         return getattr(value, method)()
     except Exception:
         return None
 
 
-def _portable(shown):
+def _portable(shown: Any) -> Any:
     if isinstance(shown, (bytes, bytearray)):
         return base64.b64encode(shown).decode("ascii")
     if isinstance(shown, str) and len(shown) > MAX_TEXT * 3:
@@ -68,7 +73,7 @@ def _portable(shown):
     return shown
 
 
-def encode(data, limit):
+def encode(data: dict[str, Any], limit: int) -> bytes:
     """The bundle as JSON of at most `limit` bytes: what is too large is left out, and the text says so."""
     try:
         body = json.dumps(data).encode("utf-8", "replace")
@@ -81,16 +86,13 @@ def encode(data, limit):
             data["text/plain"] = str(data["text/plain"])[: MAX_TEXT // 8] + " ... (cut)"
         else:
             del data[largest]
-            data["text/plain"] = "%s\n(%s is left out: it is larger than %d MiB)" % (
-                str(data.get("text/plain", ""))[: MAX_TEXT // 8],
-                largest,
-                limit >> 20,
-            )
+            text = str(data.get("text/plain", ""))[: MAX_TEXT // 8]
+            data["text/plain"] = f"{text}\n({largest} is left out: it is larger than {limit >> 20} MiB)"
         body = json.dumps(data).encode()
     return body
 
 
-def figures(shell=None):
+def figures(shell: Any = None) -> list[dict[str, Any]]:
     """The matplotlib figures that a cell left open, as bundles; they are closed."""
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None or not hasattr(pyplot, "get_fignums"):
@@ -111,7 +113,7 @@ def figures(shell=None):
         pyplot.close("all")
 
 
-def failure(error):
+def failure(error: BaseException) -> bytes:
     """The JSON of an error record. The worker's own frames are left out of the traceback."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == WORKER:
@@ -127,14 +129,14 @@ def failure(error):
     except BaseException:
         text = "(the exception's own __str__ failed)"
     if len(lines) > 200:
-        lines = lines[:100] + ["  ... %d more ...\n" % (len(lines) - 200)] + lines[-100:]
+        lines = [*lines[:100], f"  ... {len(lines) - 200} more ...\n", *lines[-100:]]
     lines = [line[:4096] for line in lines]
     return json.dumps({"ename": type(error).__name__, "evalue": text[:65536], "traceback": lines}).encode(
         "utf-8", "replace"
     )
 
 
-def _cut(frames):
+def _cut(frames: TracebackType) -> None:
     """Leave out the worker's frames at the end of a traceback: the handler that turned the signal into the exception."""
     while frames.tb_next is not None:
         if frames.tb_next.tb_frame.f_code.co_filename == WORKER:
@@ -143,12 +145,11 @@ def _cut(frames):
         frames = frames.tb_next
 
 
-NAME = re.compile(r"[\w.\]\)\}'\"]*\.(\w*)$|(\w+)$")
 DOTTED = re.compile(r"((?:[A-Za-z_]\w*)(?:\.[A-Za-z_]\w*)*)\.(\w*)$")
 WORD = re.compile(r"\w+$")
 
 
-def complete(session, request):
+def complete(session: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Names that may follow: {suggestions, start, end}, offsets in the line."""
     line = str(request.get("line") or "")
     col = request.get("col")
@@ -193,31 +194,32 @@ def complete(session, request):
     }
 
 
-def ipython_shell(session):
+def ipython_shell(session: Any) -> Any:
     """IPython's magics, transformer, formatters and completer around the same namespace; None when it cannot be had."""
     try:
         os.environ.setdefault("IPYTHONDIR", "/tmp/.ipython")
-        from IPython.core.displaypub import DisplayPublisher
-        from IPython.core.interactiveshell import InteractiveShell
-        from traitlets.config import Config
+        from importlib import import_module
 
-        config = Config()
+        publisher: Any = import_module("IPython.core.displaypub").DisplayPublisher
+        interactive: Any = import_module("IPython.core.interactiveshell").InteractiveShell
+        config: Any = import_module("traitlets.config").Config()
         config.HistoryManager.enabled = False
         config.HistoryManager.hist_file = ":memory:"
         config.InteractiveShell.colors = "NoColor"
-        shell = InteractiveShell.instance(config=config, user_module=session.module, user_ns=session.namespace)
+        shell: Any = interactive.instance(config=config, user_module=session.module, user_ns=session.namespace)
     except Exception as error:
-        print("IPython cannot be used: %s" % error, file=sys.stderr)
+        print(f"IPython cannot be used: {error}", file=sys.stderr)
         return None
 
-    class Publisher(DisplayPublisher):
-        def publish(self, data, metadata=None, **kwargs):
+    class Publisher(publisher):  # type: ignore[misc]
+        def publish(self, data: Any, metadata: Any = None, **kwargs: Any) -> None:
             session.publish({mime: _portable(shown) for mime, shown in data.items()})
 
-        def clear_output(self, wait=False):
+        def clear_output(self, wait: bool = False) -> None:
             pass
 
-    shell.display_pub = Publisher(shell=shell, parent=shell)
+    made: Any = Publisher
+    shell.display_pub = made(shell=shell, parent=shell)
     shell.system = shell.system_raw  # straight to our pipes, no pexpect
     shell.enable_gui = lambda gui=None: None
     shell.Completer.use_jedi = False

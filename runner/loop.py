@@ -39,7 +39,10 @@ class Loop:
         self._on_error = on_error
         self._stopped = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.watch(self._wake, READ, lambda _: os.eventfd_read(self._wake) and None)
+        self.watch(self._wake, READ, self._on_wake)
+
+    def _on_wake(self, events: int) -> None:
+        os.eventfd_read(self._wake)
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         self._callbacks[fd] = callback

@@ -7,10 +7,13 @@ import ctypes
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 
 _CLEAN_SIGNALS = (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ)
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36
+#: Tells whose child a process is, also when it has left its group.
+MARK = b"MOORAGE_RUN="
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -68,19 +71,27 @@ def kill_everything() -> None:
             os.kill(-1, signal.SIGKILL)
 
 
-def kill_marked(mark: str) -> bool:
-    """SIGKILL to all processes that carry `mark` in their environment; whether there were any."""
-    needle, found = mark.encode(), False
+def kill_marked(chosen: Callable[[str], bool], spared: set[int]) -> bool:
+    """SIGKILL to the processes whose variable MOORAGE_RUN is `chosen`, with their groups unless these are `spared`.
+
+    Whether there were any.
+    """
+    found = False
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in (1, os.getpid()):
             continue
         try:
             with open(f"/proc/{name}/environ", "rb") as environ:
-                marked = needle in environ.read(1 << 20).split(b"\0")
-            if marked:
-                os.kill(int(name), signal.SIGKILL)
+                words = environ.read(1 << 20).split(b"\0")
+            marks = [word[len(MARK) :].decode() for word in words if word.startswith(MARK)]
+            if any(map(chosen, marks)):
                 found = True
-        except OSError:
+                group = os.getpgid(int(name))
+                if group > 1 and group not in spared and group != os.getpgrp():
+                    os.killpg(group, signal.SIGKILL)  # at once, so that a fork bomb cannot outrun it
+                else:
+                    os.kill(int(name), signal.SIGKILL)
+        except (OSError, UnicodeDecodeError):
             continue  # another user's, or gone
     return found
 

@@ -159,6 +159,7 @@ class Run:
         # batch only
         self.stages: list[tuple[list[str] | str, bool]] = []  #: program, and whether its failure ends the run
         self.pid = 0
+        self.tries = 0  #: to start it, while there was no process to be had
         self.pipes: list[Pipe] = []
         self.stdin = -1
         self.stdin_rest = bytearray()
@@ -179,6 +180,7 @@ class Worker:
         self.frames = FrameBuffer(max_header=1 << 20, max_body=ring.MAX_JSON_BYTES)
         self.pipes: list[Pipe] = []
         self.backlog = bytearray()
+        self.mark = ""
 
     def describe(self) -> dict[str, Any]:
         return {"state": self.state, "version": self.version, "pid": self.pid or None}
@@ -236,7 +238,8 @@ class Connection:
             except BlockingIOError:
                 return
             except OSError:
-                return self.close()
+                self.close()
+                return
             if not self._backlog:
                 self._supervisor.loop.change(self._fd, READ)
         if events & ~WRITE == 0:
@@ -248,7 +251,8 @@ class Connection:
         except OSError:
             data = b""
         if not data:
-            return self.close()
+            self.close()
+            return
         self.frames.feed(data)
         try:
             while self._fd >= 0 and (frame := self.frames.next()) is not None:
@@ -283,6 +287,7 @@ class Supervisor:
         self._tees: list[tuple[int, bytes]] = []
         self._since_trim = 0
         self._stopping = False
+        self._token = os.urandom(8).hex()  #: in the marks of our processes, so that no other runner's are meant
         self._oom = processes.OomCounter()
         self._children: dict[int, Callable[[int], None]] = {}
         self._operations: dict[str, Callable[[Connection, int, dict[str, Any], bytes], Any]] = {
@@ -366,7 +371,8 @@ class Supervisor:
         if not isinstance(request, int):
             raise BadFrame("a request has a number")
         if op in ("open", "put", "archive"):
-            return self._start_stream(connection, request, header)
+            self._start_stream(connection, request, header)
+            return
         operation = self._operations.get(str(op))
         try:
             if operation is None:
@@ -641,7 +647,8 @@ class Supervisor:
             busy = Refused(
                 "resource_exhausted", f"{MAX_STREAMS} transfers are going on in this session; wait for one to end."
             )
-            return connection.send(_refused(request, busy))
+            connection.send(_refused(request, busy))
+            return
         sock = connection.detach()
         self._streams += 1
 
@@ -779,8 +786,10 @@ class Supervisor:
     # -- batch ---------------------------------------------------------------------------------------------------------------
     def _next_stage(self, run: Run) -> None:
         program, _ = run.stages[0]
-        mark = f"MOORAGE_RUN={run.id}"
-        environ = {**self.config.environ, "MOORAGE_RUN": run.id}
+        if run.killed:
+            self._finish(run, 137, signal.SIGKILL)
+            return
+        environ = {**self.config.environ, "MOORAGE_RUN": self._mark(run)}
         script = -1
         try:
             argv, script = _command(program)
@@ -812,6 +821,11 @@ class Supervisor:
                 for fd in descriptors.values():
                     os.close(fd)
         except OSError as error:
+            if error.errno == errno.EAGAIN and run.tries < 5:
+                run.tries += 1
+                self._kill_strays(lambda mark: mark.endswith(self._token) and mark not in self._alive())
+                self.loop.later(0.02 * run.tries, lambda: self._next_stage(run))
+                return
             what = program if isinstance(program, list) else ["/bin/sh"]
             message = f"moorage: {what[0]!r} cannot be started: {error.strerror}\n".encode("utf-8", "replace")
             self._output(run, ring.STDERR, memoryview(message))
@@ -824,14 +838,14 @@ class Supervisor:
             Pipe(self.loop, out, lambda data: self._output(run, ring.STDOUT, data)),
             Pipe(self.loop, err, lambda data: self._output(run, ring.STDERR, data)),
         ]
-        self._children[run.pid] = lambda status: self._stage_exited(run, status, mark)
+        self._children[run.pid] = lambda status: self._stage_exited(run, status)
         self._feed_stdin(run)
 
-    def _stage_exited(self, run: Run, status: int, mark: str) -> None:
+    def _stage_exited(self, run: Run, status: int) -> None:
         exit_code, number = processes.exit_of(status)
         if run.killed or run.timed_out:
             processes.signal_group(run.pid, signal.SIGKILL)  # what ignored the interrupt, or forks on
-            self._kill_strays(mark)
+            self._kill_strays(lambda mark: mark == self._mark(run))
         run.pid = 0
         for pipe in run.pipes:
             pipe.drain()
@@ -864,12 +878,22 @@ class Supervisor:
             pipe.on_end = on_end
         on_end()
 
-    def _kill_strays(self, mark: str) -> None:
+    def _alive(self) -> set[str]:
+        """The marks of processes that belong to something that goes on."""
+        return {*map(self._mark, self.runs.values()), self._worker.mark}
+
+    def _mark(self, run: Run) -> str:
+        return f"{run.id}.{self._token}"
+
+    def _kill_strays(self, chosen: Callable[[str], bool]) -> None:
+        spared = {run.pid for run in self.runs.values()} | {self._worker.pid}
         for _ in range(3):
-            if not processes.kill_marked(mark):
+            if not processes.kill_marked(chosen, spared):
                 return
-        self._say("processes of a killed run fork faster than they can be killed: all processes are killed")
-        processes.kill_everything()
+            self.reap()
+        if processes.kill_marked(chosen, spared):
+            self._say("processes of an ended run fork faster than they can be killed: all processes are killed")
+            processes.kill_everything()
 
     def _to_log_only(self, pipe: Pipe) -> None:
         """A process that outlived its run goes on talking, to the log."""
@@ -901,7 +925,8 @@ class Supervisor:
             return
         except OSError:
             run.stdin_rest.clear()
-            return self._close_stdin(run)
+            self._close_stdin(run)
+            return
         self.loop.forget(run.stdin)
         if run.stdin_eof:
             self._close_stdin(run)
@@ -916,6 +941,7 @@ class Supervisor:
     def _start_worker(self) -> None:
         worker = self._worker = Worker()
         environ = {key: value for key, value in self.config.environ.items() if key != "PYTHONUNBUFFERED"}
+        worker.mark = environ["MOORAGE_RUN"] = f"worker-{time.monotonic_ns()}.{self._token}"
         python = self.config.python or processes.find_program(("python3", "python"), environ["PATH"])
         if python is None:
             return
@@ -1049,7 +1075,8 @@ class Supervisor:
                 self._to_worker({"op": "ack"})
         elif op == "input":
             if run.typed:
-                return self._answer_input(run)
+                self._answer_input(run)
+                return
             run.status = "waiting_input"
             request = {"prompt": str(header.get("prompt"))[:4096], "password": bool(header.get("password"))}
             self._record(run, ring.INPUT_REQUEST, json.dumps(request).encode())
@@ -1115,11 +1142,16 @@ class Supervisor:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 takes no signal that it has no handler for
-        self.loop.watch(reader, READ, lambda _: self._reap(reader))
 
-    def _reap(self, reader: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(reader, 4096)
+        def on_signal(events: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 4096)
+            self.reap()
+
+        self.loop.watch(reader, READ, on_signal)
+
+    def reap(self) -> None:
+        """All children that have ended, adopted ones too."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1277,7 +1309,8 @@ class _Stream:
         def send_file(fd: int, size: int) -> None:
             if size < 1 << 16:
                 data = os.pread(fd, size, 0)
-                return send(data + b"\0" * (size - len(data)))
+                send(data + b"\0" * (size - len(data)))
+                return
             flush()
             offset = 0
             while offset < size:

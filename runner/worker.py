@@ -20,6 +20,10 @@ import threading
 import time
 import types
 
+TYPE_CHECKING = False  # `typing` is not loaded for annotations only
+if TYPE_CHECKING:
+    from typing import Any
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 LENGTHS = struct.Struct("!II")
 RESULT, ERROR = 3, 4
@@ -32,15 +36,15 @@ _real_exit = os._exit
 class Interrupts:
     """SIGINT raises KeyboardInterrupt while a cell runs, at a moment when no message is half read or written."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.running = False
         self._held = 0
         self._pending = False
 
-    def install(self):
+    def install(self) -> None:
         signal.signal(signal.SIGINT, self._on_signal)
 
-    def _on_signal(self, signum, frame):
+    def _on_signal(self, signum: int, frame: Any) -> None:
         if not self.running:
             return
         if self._held:
@@ -48,31 +52,31 @@ class Interrupts:
         else:
             raise KeyboardInterrupt
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._held += 1
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self._held -= 1
         if self._pending and not self._held:
             self._pending = False
             if self.running:
                 raise KeyboardInterrupt
 
-    def clear(self):
+    def clear(self) -> None:
         self._pending = False
 
 
 class Link:
     """Messages to and from the runner."""
 
-    def __init__(self, fd, interrupts):
+    def __init__(self, fd: int, interrupts: Interrupts) -> None:
         self._socket = socket.socket(fileno=fd)
         self._buffer = bytearray()
         self._interrupts = interrupts
         self._writing = threading.Lock()
         self.pid = os.getpid()
 
-    def send(self, *messages):
+    def send(self, *messages: tuple[dict[str, Any], bytes]) -> None:
         """Send (header, body) pairs with one call."""
         out = bytearray()
         for header, body in messages:
@@ -81,7 +85,7 @@ class Link:
         with self._interrupts, self._writing:
             self._socket.sendall(out)
 
-    def receive(self):
+    def receive(self) -> tuple[Any, bytes]:
         """The next message; (None, b"") when the runner has gone."""
         while True:
             with self._interrupts:
@@ -106,24 +110,23 @@ class Link:
 class Pipe(io.BufferedIOBase):
     """Descriptor 1 or 2. Writes are whole, whatever signals come."""
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self.raw = self
 
-    def write(self, data):
+    def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         size = len(view)
         while view:
             view = view[os.write(self._fd, view) :]
         return size
 
-    def writable(self):
+    def writable(self) -> bool:
         return True
 
-    def fileno(self):
+    def fileno(self) -> int:
         return self._fd
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return False
 
 
@@ -133,19 +136,20 @@ class Output(io.TextIOWrapper):
     Live, and cheap for a million prints.
     """
 
-    def __init__(self, fd, name, flusher):
+    def __init__(self, fd: int, name: str, flusher: Flusher) -> None:
         self._flusher = flusher
         self._flushed_at = 0.0
         self.dirty = False
-        super().__init__(Pipe(fd), "utf-8", "backslashreplace", newline="\n")
+        pipe: Any = Pipe(fd)
+        super().__init__(pipe, "utf-8", "backslashreplace", newline="\n")
         self._name = name
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self._name
 
-    def write(self, text, _write=io.TextIOWrapper.write, _clock=time.monotonic):
-        written = _write(self, text)
+    def write(self, text: str, _write: Any = io.TextIOWrapper.write, _clock: Any = time.monotonic) -> int:
+        written: int = _write(self, text)
         self.dirty = True
         # print() writes its newline apart: only that is worth a flush
         if _clock() - self._flushed_at > FLUSH_SECONDS and text[-1:] in "\r\n":
@@ -154,7 +158,7 @@ class Output(io.TextIOWrapper):
             self._flusher.wake()
         return written
 
-    def flush(self):
+    def flush(self) -> None:
         self.dirty = False
         super().flush()
         self._flushed_at = time.monotonic()
@@ -163,13 +167,13 @@ class Output(io.TextIOWrapper):
 class Flusher:
     """A thread that flushes what a burst of prints left behind, each 5 ms; it sleeps when nothing was printed for a while."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.awake = False
-        self.outputs = []
-        self._lock = None
+        self.outputs: list[Output] = []
+        self._lock = threading.Lock()
         self._pid = 0
 
-    def wake(self):
+    def wake(self) -> None:
         self.awake = True
         if self._pid != os.getpid():  # first use, or in a forked child
             self._pid = os.getpid()
@@ -187,7 +191,7 @@ class Flusher:
         except RuntimeError:
             pass  # released already
 
-    def _run(self):
+    def _run(self) -> None:
         lock, pid, quiet = self._lock, self._pid, 0
         while self._pid == pid:
             time.sleep(FLUSH_SECONDS)
@@ -201,7 +205,7 @@ class Flusher:
                     lock.acquire()
                 self.awake, quiet = True, 0
 
-    def flush(self):
+    def flush(self) -> None:
         for output in self.outputs:
             try:
                 output.flush()
@@ -212,12 +216,12 @@ class Flusher:
 class Stdin(io.TextIOBase):
     """sys.stdin: a line is asked for when it is read."""
 
-    def __init__(self, session):
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._lines = []
+        self._lines: list[str] = []
         self._eof = False
 
-    def ask(self, prompt, password=False):
+    def ask(self, prompt: object, password: bool = False) -> str:
         """One line with its newline, or an empty text at the end of input."""
         if not self._lines and not self._eof:
             text, self._eof = self._session.ask(prompt, password)
@@ -229,34 +233,34 @@ class Stdin(io.TextIOBase):
         self._eof = False  # like a terminal: the next read may go on
         return ""
 
-    def forget(self):
+    def forget(self) -> None:
         self._lines, self._eof = [], False
 
-    def readline(self, size=-1):
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
         return self.ask("")
 
-    def read(self, size=-1):
-        out = []
-        while size < 0 or sum(map(len, out)) < size:
+    def read(self, size: int | None = -1) -> str:
+        out = ""
+        while size is None or size < 0 or len(out) < size:
             line = self.ask("")
             if not line:
                 break
-            out.append(line)
-        return "".join(out)
+            out += line
+        return out
 
-    def __next__(self):
+    def __next__(self) -> str:  # type: ignore[override]
         line = self.ask("")
         if not line:
             raise StopIteration
         return line
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return False
 
-    def fileno(self):
+    def fileno(self) -> int:
         return 0
 
     encoding = "utf-8"
@@ -265,64 +269,66 @@ class Stdin(io.TextIOBase):
 class Session:
     """The namespace, and what surrounds a cell."""
 
-    def __init__(self, link, interrupts, ipython):
+    def __init__(self, link: Link, interrupts: Interrupts, ipython: str) -> None:
         self.link = link
         self.interrupts = interrupts
         self.flusher = Flusher()
-        sys.stdout = sys.__stdout__ = Output(1, "<stdout>", self.flusher)
-        sys.stderr = sys.__stderr__ = Output(2, "<stderr>", self.flusher)
-        self.flusher.outputs = [sys.stdout, sys.stderr]
-        self.stdin = sys.stdin = sys.__stdin__ = Stdin(self)
+        self.flusher.outputs = [Output(1, "<stdout>", self.flusher), Output(2, "<stderr>", self.flusher)]
+        self.stdin = Stdin(self)
+        space: Any = sys
+        space.stdout, space.stderr = space.__stdout__, space.__stderr__ = self.flusher.outputs
+        space.stdin = space.__stdin__ = self.stdin
         self.module = types.ModuleType("__main__")
-        self.namespace = self.module.__dict__
+        self.namespace: dict[str, Any] = self.module.__dict__
         self.namespace["__builtins__"] = builtins
         sys.modules["__main__"] = self.module
         self.count = 0
-        self.shell = None
+        self.shell: Any = None
         self._ipython = ipython
-        self._extras = None
+        self._extras: Any = None
         self._asking = threading.RLock()
         self._patch()
 
-    def _patch(self):
-        builtins.input = self._input
-        builtins.display = self.display
+    def _patch(self) -> None:
+        space: Any = builtins
+        space.input, space.display = self._input, self.display
 
-        def leave(status):
+        def leave(status: int) -> None:
             self.flusher.flush()
             _real_exit(status)
 
-        os._exit = leave
+        os._exit = leave  # type: ignore[assignment]
         flush, events = (
             self.flusher.flush,
             {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"},
         )
 
-        def on_event(event, args):
+        def on_event(event: str, args: Any) -> None:
             if event in events:
                 flush()
 
         sys.addaudithook(on_event)
         import getpass
 
-        getpass.getpass = lambda prompt="Password: ", stream=None: self._line(prompt, True)
+        space = getpass
+        space.getpass = lambda prompt="Password: ", stream=None: self._line(prompt, True)
 
     @property
-    def extras(self):
+    def extras(self) -> Any:
         """display.py, loaded when it is first needed."""
         return self._extras or self.load_extras()
 
-    def load_extras(self):
+    def load_extras(self) -> Any:
         if self._extras is None:
             from importlib.util import module_from_spec, spec_from_file_location
 
-            spec = spec_from_file_location("_moorage_display", os.path.join(HERE, "display.py"))
+            spec: Any = spec_from_file_location("_moorage_display", os.path.join(HERE, "display.py"))
             self._extras = module_from_spec(spec)
             spec.loader.exec_module(self._extras)
         return self._extras
 
     # -- input ---------------------------------------------------------------------------------------------------------
-    def ask(self, prompt, password):
+    def ask(self, prompt: object, password: bool) -> tuple[str, bool]:
         if os.getpid() != self.link.pid or not self.interrupts.running:
             return "", True
         with self._asking:
@@ -333,17 +339,17 @@ class Session:
                 _real_exit(1)
             return body.decode("utf-8", "replace"), bool(header.get("eof"))
 
-    def _line(self, prompt, password=False):
+    def _line(self, prompt: object, password: bool = False) -> str:
         line = self.stdin.ask(prompt, password)
         if not line:
             raise EOFError("EOF when reading a line")
-        return line[:-1] if line.endswith("\n") else line
+        return line[:-1] if line.endswith("\n") else line  # noqa: FURB188 -- removesuffix is younger than 3.8
 
-    def _input(self, prompt="", /):
+    def _input(self, prompt: object = "", /) -> str:
         return self._line(prompt)
 
     # -- rich output ---------------------------------------------------------------------------------------------------
-    def publish(self, bundle):
+    def publish(self, bundle: dict[str, Any]) -> None:
         """Send a MIME bundle from the middle of a cell, in its place among the prints."""
         if os.getpid() != self.link.pid or not self.interrupts.running:
             print(bundle.get("text/plain", ""))
@@ -355,16 +361,16 @@ class Session:
             if self.link.receive()[0] is None:
                 _real_exit(1)
 
-    def display(self, *objects, **kwargs):
+    def display(self, *objects: Any, **kwargs: Any) -> None:
         for value in objects:
             self.publish(self.extras.bundle(value, self.shell))
 
     # -- cells ---------------------------------------------------------------------------------------------------------
-    def run(self, code):
+    def run(self, code: str) -> list[tuple[dict[str, Any], bytes]]:
         """Run one cell; the messages that tell its end."""
         self.count += 1
-        name = "<cell %d>" % self.count
-        tail = []
+        name = f"<cell {self.count}>"
+        tail: list[tuple[int, bytes]] = []
         exit_code, interrupted = 0, False
         self.interrupts.install()
         self.interrupts.clear()
@@ -403,15 +409,15 @@ class Session:
         messages.append(({"op": "done", "exit_code": exit_code, "interrupted": interrupted}, b""))
         return messages
 
-    def _evaluate(self, code, name):
+    def _evaluate(self, code: str, name: str) -> Any:
         if self._ipython != "never" and self.shell is None and self._wants_ipython(code):
             self.shell = self.extras.ipython_shell(self)
         if self.shell is not None:
             self.shell.events.trigger("pre_execute")
             code = self.shell.transform_cell(code)
         self._remember(name, code)
-        tree = compile(code, name, "exec", ast.PyCF_ONLY_AST, True)
-        last = None
+        tree: Any = compile(code, name, "exec", ast.PyCF_ONLY_AST, True)
+        last: Any = None
         if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
             last = ast.Expression(tree.body.pop().value)
         try:
@@ -424,7 +430,7 @@ class Session:
             if self.shell is not None:
                 self.shell.events.trigger("post_execute")
 
-    def _step(self, program):
+    def _step(self, program: Any) -> Any:
         value = eval(program, self.namespace)
         if program.co_flags & 0x80:  # CO_COROUTINE: the cell awaits at its top level
             import asyncio
@@ -446,7 +452,7 @@ class Session:
         return value
 
     @staticmethod
-    def _wants_ipython(code):
+    def _wants_ipython(code: str) -> bool:
         if not any(mark in code for mark in NEEDS_IPYTHON):
             return False
         for line in map(str.strip, code.splitlines()):
@@ -467,14 +473,14 @@ class Session:
         return False
 
     @staticmethod
-    def _remember(name, code):
+    def _remember(name: str, code: str) -> None:
         """So that tracebacks show the cell's lines."""
         import linecache
 
         linecache.cache[name] = (len(code), None, code.splitlines(True), name)
 
     @staticmethod
-    def _exit_code(error):
+    def _exit_code(error: SystemExit) -> int:
         code = error.code
         if code is None:
             return 0
@@ -483,7 +489,7 @@ class Session:
         print(code, file=sys.stderr)
         return 1
 
-    def complete(self, request):
+    def complete(self, request: dict[str, Any]) -> Any:
         self.interrupts.install()
         self.interrupts.clear()
         try:
@@ -495,7 +501,7 @@ class Session:
             self.interrupts.running = False
 
 
-def raise_oom_score():
+def raise_oom_score() -> None:
     try:
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
@@ -503,7 +509,7 @@ def raise_oom_score():
         pass
 
 
-def main():
+def main() -> None:
     fd, ipython = int(sys.argv[1]), sys.argv[2]
     sys.argv = [""]
     sys.path[0] = ""

@@ -83,7 +83,7 @@ async def test_interrupt_and_kill_reach_the_whole_group(kernel: Kernel) -> None:
         await kernel.link.execute(run, mode="batch", code="echo up; sleep 60 | sleep 60; echo never")
         await kernel.until(run, "stdout")
         assert await action(run)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             out = await kernel.finish(run)
         assert out.done["reason"] == reason
         assert out.stdout == "up\n"
@@ -93,29 +93,29 @@ async def test_a_timeout_kills_what_ignores_it(kernel: Kernel) -> None:
     began = time.monotonic()
     out = await kernel.run("trap '' INT; echo so far; while :; do sleep 0.1; done", mode="batch", timeout_seconds=0.2)
     assert (out.stdout, out.done["reason"], out.done["signal"]) == ("so far\n", "timeout", 9)
-    assert 2 < time.monotonic() - began < 4
+    assert 2 < time.monotonic() - began < 20
 
 
 async def test_children_left_behind_hold_up_nothing_and_talk_to_the_log(kernel: Kernel) -> None:
     began = time.monotonic()
-    out = await kernel.run("(sleep 0.3; echo afterwards) & echo main", mode="batch")
-    assert time.monotonic() - began < 0.25
+    out = await kernel.run("(sleep 3; echo afterwards) & echo main", mode="batch")
+    assert time.monotonic() - began < 2.5
     assert out.stdout == "main\n"
     seq = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while b"afterwards" not in kernel.reader.read("log").records:
             seq = (await kernel.link.wait_tail("log", seq, 5)).seq
 
 
 async def test_killing_a_run_finds_children_that_left_its_group(kernel: Kernel) -> None:
     run = kernel.new_run()
-    code = "setsid sh -c 'sleep 0.5; touch survived' & echo up; sleep 60"
+    code = "setsid sh -c 'sleep 1; touch survived' & echo up; sleep 60"
     await kernel.link.execute(run, mode="batch", code=code)
     await kernel.until(run, "stdout")
     await asyncio.sleep(0.1)  # setsid takes a moment, and says nothing
     await kernel.link.kill(run)
     await kernel.finish(run)
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(1.5)
     assert not (kernel.work / "survived").exists()
 
 

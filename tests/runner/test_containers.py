@@ -132,10 +132,9 @@ async def test_a_fork_bomb_in_a_command(kernel: Kernel) -> None:
     run = kernel.new_run()
     code = "echo up; bomb() { bomb | bomb & bomb; }; bomb"
     await kernel.link.execute(run, mode="batch", code=code, timeout_seconds=1.0)
-    out = await kernel.finish(run)
+    out = await kernel.finish(run)  # the first shell may end by itself, and leave the others to fork on
     assert out.done["reason"] in ("timeout", "finished", "killed", "crashed")
-    async with asyncio.timeout(20):
-        await kernel.link.kill(run)
+    async with asyncio.timeout(40):
         await still_works(kernel)
 
 
@@ -157,7 +156,7 @@ while True:
     assert await kernel.link.kill(run)
     out = await kernel.finish(run)
     assert out.done["reason"] == "killed"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         assert (await kernel.run("print('new')")).stdout == "new\n"
 
 

@@ -8,6 +8,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -244,10 +245,8 @@ def test_damage_is_an_error_and_nothing_else(folder: Path, damage: Callable[[Pat
         read_all(reader, "run", 1 << 20)
     assert error.value.code in ("output_damaged", "run_not_found")
     for action in (lambda: reader.done("run"), reader.runs, reader.size, lambda: reader.purge(1e12)):
-        try:
+        with suppress(RunnerError):
             action()
-        except RunnerError:
-            pass
     close_unfinished(folder, now=1.0)
 
 
@@ -262,10 +261,8 @@ def test_sparse_and_random_files_never_break_the_reader(folder: Path) -> None:
         for _ in range(chance.randint(1, 5)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         path.write_bytes(data[: chance.randrange(len(data))])
-        try:
+        with suppress(RunnerError):
             read_all(reader, "run", chance.choice([1, 100, 10_000]))
-        except RunnerError:
-            pass
     os.truncate(path, 1 << 40)
     with pytest.raises(RunnerError):
         read_all(RingReader(folder), "run", 8 << 20)
@@ -293,8 +290,8 @@ async def test_three_hundred_megabytes_stay_bounded(kernel: Kernel) -> None:
     assert out.stdout.endswith("the end\n")
     on_disk = sum(file.stat().st_size for file in (kernel.link_dir / "ring").glob("run-1/*"))
     assert on_disk <= 65 << 20
-    with open(f"/proc/{kernel.pid}/status") as status:
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    status = Path(f"/proc/{kernel.pid}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     assert peak < 40_000  # KiB
     log = sum(file.stat().st_size for file in (kernel.link_dir / "ring/log").iterdir())
     assert log <= 2 << 20
