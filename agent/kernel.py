@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
 from agent import runtime
-from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError
+from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError, ImageConfig
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
 from agent.runs import Rings, Runs, follow
@@ -57,7 +57,7 @@ class House(Protocol):
     def now(self) -> float: ...
     def next_seq(self) -> int: ...
     def news(self) -> None: ...
-    async def ensure_image(self, kernel_id: str, image: str) -> None: ...
+    async def ensure_image(self, kernel_id: str, image: str) -> ImageConfig: ...
 
 
 class StartFailed(Exception):
@@ -159,7 +159,7 @@ class Kernel:
             if replaces:
                 await self._remove_containers()
             if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
-                await self._insist(lambda: self._start(found))
+                await self._insist(found)
                 await self._boot()
             elif found is not None:
                 await self._readopt(found)
@@ -177,12 +177,14 @@ class Kernel:
             return
         await self._attend()
 
-    async def _insist(self, step: Any) -> None:
+    async def _insist(self, found: ContainerState | None) -> None:
         """An engine that does not answer is asked again, until somebody wants something else."""
         tries = 0
         while True:
             try:
-                await step()
+                if tries:  # what was asked for may have been done
+                    found = await self._house.engine.inspect(self.name)
+                await self._start(found)
                 return
             except EngineError as error:
                 if not error.unknown:
@@ -200,44 +202,39 @@ class Kernel:
     async def _start(self, found: ContainerState | None) -> None:
         """Container, then runner. A container that is there from before is used when it runs, else made anew."""
         house = self._house
-        if found is None or found.status != "running":
-            if found is not None:
-                await house.engine.remove(found.id)
-            await house.ensure_image(self.id, self.spec.image)
-            if self.state.observed == KernelState.PULLING:
-                await self.observe(KernelState.PREPARING)
-            async with house.starts:
-                await self._create_and_start()
-        else:
+        if found is not None and found.status == "running":
             await self._connect(found)
+            return
+        if found is not None:
+            await house.engine.remove(found.id)
+        image = await house.ensure_image(self.id, self.spec.image)
+        if self.state.observed == KernelState.PULLING:
+            await self.observe(KernelState.PREPARING)
+        async with house.starts:
+            await self._create_and_start(self._runner_config(image.environ))
 
-    async def _create_and_start(self) -> None:
-        house, spec = self._house, self.spec
-        image = await house.engine.image(spec.image)
-        if image is None:
-            raise EngineError(f"there is no image {spec.image}", missing="image")
+    async def _create_and_start(self, config: RunnerConfig) -> None:
+        engine = self._house.engine
         self.died.clear()
-        config = self._runner_config(image.environ)
         signal = await asyncio.to_thread(self._prepare, config)
+        waiting = asyncio.ensure_future(signal.wait(READY_SECONDS))
+        dying = asyncio.ensure_future(self.died.wait())
         try:
-            container_id: str = await self._engine(house.engine.create(self._container_spec()))
+            container_id: str = await self._engine(engine.create(self._container_spec()))
             self.state.container_id = container_id
-            await self._engine(house.engine.start(container_id))
-            state = await house.engine.inspect(container_id)
+            await self._engine(engine.start(container_id))
+            # the runner comes up while the engine tells its process id
+            state = await engine.inspect(container_id)
             if state is None or state.status != "running":
                 raise StartFailed(self._classify(state))
-            waiting = asyncio.ensure_future(signal.wait(READY_SECONDS))
-            dying = asyncio.ensure_future(self.died.wait())
-            try:
-                await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    raise StartFailed(self._classify(await house.engine.inspect(container_id)))
-                waiting.result()
-            finally:
-                for task in (waiting, dying):
-                    task.cancel()
-                await asyncio.gather(waiting, dying, return_exceptions=True)
+            await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise StartFailed(self._classify(await engine.inspect(container_id)))
+            waiting.result()
         finally:
+            for task in (waiting, dying):
+                task.cancel()
+            await asyncio.gather(waiting, dying, return_exceptions=True)
             signal.close()
         await self._connect(state)
 

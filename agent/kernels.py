@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from agent.containers import Containers, ContainerState, EngineError
+from agent.containers import Containers, ContainerState, EngineError, ImageConfig
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
 from agent.rings import RingReader, RunnerError
@@ -76,11 +76,14 @@ class Kernels:
     def news(self) -> None:
         self.changed.set()
 
-    async def ensure_image(self, kernel_id: str, image: str) -> None:
-        if await self.engine.image(image) is not None:
-            return
+    async def ensure_image(self, kernel_id: str, image: str) -> ImageConfig:
+        if (there := await self.engine.image(image)) is not None:
+            return there
         await self._kernels[kernel_id].observe(KernelState.PULLING)
         await self.pull(image, {"kernel_id": kernel_id})
+        if (there := await self.engine.image(image)) is None:
+            raise EngineError("it was fetched and is not there", missing="image")
+        return there
 
     async def pull(self, image: str, about: dict[str, Any]) -> None:
         """Fetch an image, once however many ask for it. `about` goes with the progress."""
