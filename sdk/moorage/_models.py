@@ -138,6 +138,7 @@ class TransitOutcome(Model):
     after: str | None = None
     path: list[str] = field(default_factory=list)
     error: str | None = None
+    events: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
