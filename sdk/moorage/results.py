@@ -65,7 +65,7 @@ class ErrorInfo:
     traceback: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join(self.traceback) or f"{self.ename}: {self.evalue}"
+        return "\n".join(line.rstrip("\n") for line in self.traceback) or f"{self.ename}: {self.evalue}"
 
 
 @dataclass(frozen=True, slots=True)

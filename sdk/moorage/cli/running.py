@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import getpass
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from moorage.sync import Execution, Session
 
 
+TIMED_OUT = 124
+
+
 def work_options(function: F) -> F:
     """What to run; the same for `run` and `exec`."""
     options = [
@@ -34,6 +39,7 @@ def work_options(function: F) -> F:
         click.option("-f", "--file", type=click.File("r"), metavar="FILE", help="The same from a file ('-': stdin)."),
         click.option("--timeout", type=float, metavar="SECONDS", help="Stop what runs after so long."),
         click.option("--no-stdin", is_flag=True, help="Do not pass standard input on."),
+        click.option("--figures", metavar="FOLDER", help="Save the images among the results there."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -54,6 +60,7 @@ def run_command(
     file: Any,
     timeout: float | None,
     no_stdin: bool,
+    figures: str | None,
     as_json: bool,
     **fields: Any,
 ) -> int:
@@ -76,7 +83,7 @@ def run_command(
             except BaseException:
                 ended = True  # nobody asked for an idle session
                 raise
-            result = Work(session, as_json=as_json, stdin=not no_stdin).run(mode, text, timeout)
+            result = Work(session, as_json=as_json, stdin=not no_stdin, figures=figures).run(mode, text, timeout)
         finally:
             if ended:
                 with terminal.waiting(f"{session.name}: ending", shown=not as_json):
@@ -110,6 +117,7 @@ def exec_command(
     file: Any,
     timeout: float | None,
     no_stdin: bool,
+    figures: str | None,
     detach: bool,
     attach: str | None,
     as_json: bool,
@@ -130,7 +138,7 @@ def exec_command(
     with connect() as client:
         if attach:
             found = find(client, session)
-            result = Work(found, as_json=as_json, stdin=not no_stdin).attach(attach)
+            result = Work(found, as_json=as_json, stdin=not no_stdin, figures=figures).attach(attach)
         else:
             mode, text = work(command, code, file)
             found = client.sessions.get(session)
@@ -139,7 +147,7 @@ def exec_command(
                 run_id = found.executions.start(text, mode=mode, timeout=timeout, opts=opts).run_id
                 print_json({"run_id": run_id}) if as_json else click.echo(run_id)
                 return terminal.OK
-            result = Work(found, as_json=as_json, stdin=not no_stdin).run(mode, text, timeout)
+            result = Work(found, as_json=as_json, stdin=not no_stdin, figures=figures).run(mode, text, timeout)
     if as_json:
         print_json(result.to_json())
     return program_exit_code(result)
@@ -194,12 +202,14 @@ def work(command: tuple[str, ...], code: str | None, file: Any) -> tuple[Any, st
 class Work:
     """One execution on this terminal."""
 
-    def __init__(self, session: Session, *, as_json: bool, stdin: bool) -> None:
+    def __init__(self, session: Session, *, as_json: bool, stdin: bool, figures: str | None = None) -> None:
         from moorage.results import Collector
 
         self._session = session
         self._as_json = as_json
         self._stdin = stdin
+        self._figures = None if figures is None else Path(figures)
+        self._figure_count = 0
         self._collector = Collector()
         self._execution: Execution | None = None
         self._interrupts = 0
@@ -222,13 +232,29 @@ class Work:
                     if feed and self._stdin:
                         threading.Thread(target=self._feed, daemon=True).start()
                 elif record.kind == "input_request":
+                    if not self._as_json and (prompt := str(record.data.get("prompt") or "")):
+                        _write(sys.stdout.buffer, prompt.encode())
                     self._answer(record)
+                elif record.kind == "result" and (saved := self._saved(dict(record.data))):
+                    note(f"moorage: saved {saved}")
                 elif not self._as_json:
                     _show_record(record)
         result = self._collector.result()
         if result.trouble and not self._as_json:
             note(f"moorage: {result.trouble}")
         return result
+
+    def _saved(self, bundle: dict[str, Any]) -> Path | None:
+        """Where the image of a result was written to, if it has one and that was asked for."""
+        for mime, suffix in (("image/png", "png"), ("image/svg+xml", "svg"), ("image/jpeg", "jpg")):
+            if self._figures is None or not isinstance(image := bundle.get(mime), str):
+                continue
+            self._figures.mkdir(parents=True, exist_ok=True)
+            self._figure_count += 1
+            path = self._figures / f"figure-{self._figure_count}.{suffix}"
+            path.write_bytes(image.encode() if suffix == "svg" else base64.b64decode(image))
+            return path
+        return None
 
     def _started(self, run_id: str) -> None:
         self._collector.run_id = run_id
@@ -252,7 +278,8 @@ class Work:
             raise KeyboardInterrupt
         # not here: a handler must not wait
         ask = self._execution.interrupt if self._interrupts == 1 else self._execution.kill
-        note("" if self._interrupts == 1 else "moorage: killing it")
+        if self._interrupts == 2:
+            note("moorage: killing it")
         threading.Thread(target=_quietly, args=(ask,), daemon=True).start()
 
     def _feed(self) -> None:
@@ -320,7 +347,9 @@ def _bundle_text(bundle: dict[str, Any]) -> str:
 
 
 def program_exit_code(result: RunResult) -> int:
-    """The program's own, as a shell would see it."""
+    """The program's own, as a shell would see it; 124 when its time was over, as `timeout` has it."""
+    if result.reason == "timeout":
+        return TIMED_OUT
     if result.exit_code is not None and result.exit_code >= 0:
         return result.exit_code & 0xFF if result.exit_code > 255 else result.exit_code
     if (number := _signal_number(result.signal if result.signal is not None else result.exit_code)) is not None:
