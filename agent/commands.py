@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import click
+import uvloop
 
 from agent.config import AgentConfig, ConfigError
 
@@ -43,7 +44,7 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
-        asyncio.run(run_agent(config))
+        uvloop.run(run_agent(config))
     except (ConfigError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 

@@ -17,12 +17,15 @@ from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+import uvloop
+
 from agent import pki
 from agent.hub import AgentHub
 from agent.wire import AgentHello, Fact, RunDone
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
+from manager.clock import DatabaseClock
 from manager.config import ManagerConfig
 from manager.control import Control
 from manager.herald import Herald
@@ -88,7 +91,7 @@ def _serve(config: ManagerConfig, role: str) -> None:
         "proxy": _proxy,
     }
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_until_stopped(config, serve[role]))
+        uvloop.run(_until_stopped(config, serve[role]))
 
 
 async def _until_stopped(
@@ -252,7 +255,11 @@ async def open_world(
     """Everything that runs actions in this process, with connections to the agents of its own."""
     database, herald = await _open(config, "api", stack)
     hub = _hub(config, "api", _Callbacks(database), port)
-    world = World.build(database, herald, hub, observe=(metrics or Metrics()).observe)
+    clock = DatabaseClock(database)
+    await clock.step()
+    ticking = asyncio.create_task(clock.run(), name="clock")
+    stack.push_async_callback(_ended, ticking)
+    world = World.build(database, herald, hub, observe=(metrics or Metrics()).observe, clock=clock)
     await _open_to_agents(hub, "api", database, herald, stack)
     async with database.reader() as connection:
         known = await agent_rows.list_agents(connection)
