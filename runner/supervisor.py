@@ -680,8 +680,8 @@ class Supervisor:
         self._record(run, kind, data)
 
     def _record(self, run: Run, kind: int, payload: bytes | memoryview) -> None:
-        run.ring.append(kind, payload)
-        if run.arms and run.bell is None:
+        seq = run.ring.append(kind, payload)
+        if run.bell is None and run.arms and any(seq > after_seq for _, _, after_seq in run.arms):
             run.bell = self.loop.later(BELL_SECONDS, lambda: self._ring_bell(run))
 
     def _ring_bell(self, run: Run) -> None:

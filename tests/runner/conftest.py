@@ -49,7 +49,9 @@ class Output:
 
     @property
     def kinds(self) -> list[str]:
-        return [record.kind for record in self.records]
+        """In order; output that came in several records counts once."""
+        kinds = [record.kind for record in self.records]
+        return [kind for at, kind in enumerate(kinds) if kind[:3] != "std" or kinds[at - 1 : at] != [kind]]
 
 
 @dataclass
