@@ -16,6 +16,7 @@ from manager.housekeeping import Purger, Sequencer
 from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
+from manager.tails import Tails
 from manager.tasks import TaskLoop
 from repositories.database import Database
 from repositories.upkeep import Retention
@@ -54,6 +55,7 @@ class Control:
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
         self.sequencer = Sequencer(database, herald)
         self.purger = Purger(database, keep=settings.keep, clock=clock)
+        self.tails = Tails(database, agents, clock=clock)
         self.tasks = TaskLoop(database, herald, agents, manager_id=manager_id, clock=clock)
         self._wakes = (
             ("queue", self.scheduler),
@@ -61,6 +63,8 @@ class Control:
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
             ("tasks", self.tasks),
+            ("runs", self.tails),
+            ("sessions", self.tails),
         )
         self._herald = herald
 
@@ -75,6 +79,7 @@ class Control:
             self.sequencer,
             self.purger,
             self.tasks,
+            self.tails,
         )
 
     async def run(self) -> None:

@@ -32,6 +32,11 @@ from repositories.transit import Cause
 R = TypeVar("R")
 
 
+def utc_now() -> datetime:
+    """This machine's clock; a manager passes the database's, which all managers share."""
+    return datetime.now(UTC)
+
+
 class Identities:
     """Keypairs and tokens, remembered for at most a second and forgotten at once when any of them changes."""
 
@@ -82,15 +87,18 @@ class Identities:
 class SessionService:
     """What AGENT actions run against: agents, short transactions, and waiting for sessions to change."""
 
-    def __init__(self, database: Database, herald: Herald, agents: AgentClient) -> None:
+    def __init__(
+        self, database: Database, herald: Herald, agents: AgentClient, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
         self._database = database
         self._herald = herald
         self.agents = agents
+        self._clock = clock
         self.processor: Processor | None = None  # set by `World`, which knits the two together
         self.processors: SessionProcessors
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return self._clock()
 
     def monotonic(self) -> float:
         return time.monotonic()
@@ -220,9 +228,17 @@ class World:
     processors: SessionProcessors
 
     @classmethod
-    def build(cls, database: Database, herald: Herald, agents: AgentClient, *, observe: Observer) -> World:
+    def build(
+        cls,
+        database: Database,
+        herald: Herald,
+        agents: AgentClient,
+        *,
+        observe: Observer,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> World:
         identities = Identities(database, herald)
-        service = SessionService(database, herald, agents)
+        service = SessionService(database, herald, agents, clock=clock)
         processor = Processor(database, identities, herald, service, observe=observe, now=service.now, new_id=uuid7)
         service.processor = processor
         service.processors = SessionProcessors(processor)

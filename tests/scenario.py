@@ -225,7 +225,7 @@ async def stage(
     """The world, with what is given in it, and a processor to act on it."""
     outbox = outbox or Outbox()
     async with database.transaction() as connection:
-        await _world(connection)
+        await people_and_a_host(connection)
         for one in given:
             await one.put(connection)
     service = SessionService(database, outbox, fake or FakeAgent())  # type: ignore[arg-type]  # it only announces here
@@ -242,7 +242,7 @@ async def stage(
     return service.processor
 
 
-async def _world(connection: Connection) -> None:
+async def people_and_a_host(connection: Connection) -> None:
     """Four people, one image, one host with 8 CPUs and 8 GiB."""
     for who in PEOPLE:
         name = who.access_key.removeprefix("KEY-")

@@ -11,7 +11,7 @@ from actions.administration import JoinToken, TokenData, WhoAmI
 from actions.execution import RunOutput, RunPiece
 from actions.files import FileList, FileManaged, FilesResult
 from actions.lifecycle import TransitOutcomes
-from actions.views import AgentData, KeypairData
+from actions.views import KeypairData
 from agent.client import FileStat
 from repositories.event import StampedEvent
 
@@ -107,11 +107,6 @@ def token(data: TokenData) -> dict[str, Any]:
 
 def who_am_i(result: WhoAmI) -> dict[str, Any]:
     return {f.name: getattr(result, f.name) for f in fields(result)}
-
-
-def agent(data: AgentData) -> dict[str, Any]:
-    status = "LOST" if data.lost else "ALIVE" if data.last_seen_at else "NEVER_SEEN"
-    return {"status": status, **{f.name: getattr(data, f.name) for f in fields(data)}}
 
 
 def join_token(result: JoinToken, whole: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from actions import ACTIONS, GetTaskAction, ReadEventsAction
 from actions.administration import JoinToken, WhoAmI
-from actions.base import Effect, SessionAction
+from actions.base import BatchAction, Effect, SessionAction
 from actions.execution import ReadExecutionAction
 from actions.files import FileList, FileManaged, FilesResult
 from domain.errors import MoorageError, all_errors
@@ -145,7 +145,7 @@ def document() -> dict[str, Any]:
                     "description": "`ACCESS_KEY.SECRET_KEY`, or a token. Nothing else is accepted.",
                 }
             },
-            "schemas": dict(sorted(definitions.items())),
+            "schemas": _reachable(paths, definitions),
             "responses": {"Problem": _problem_response("A failure; `code` says which.")},
         },
     }
@@ -156,6 +156,18 @@ def document_bytes() -> tuple[bytes, str]:
     """As it is served, with its ETag."""
     body = orjson.dumps(document())
     return body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+
+
+def _reachable(paths: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schemas that somebody refers to; actions' own are written out as parameters and bodies."""
+    found: dict[str, Any] = {}
+    waiting = [orjson.dumps(paths).decode(), '"#/components/schemas/Problem"']
+    while waiting:
+        for name in re.findall(r'"#/components/schemas/(\w+)"', waiting.pop()):
+            if name not in found:
+                found[name] = definitions[name]
+                waiting.append(orjson.dumps(definitions[name]).decode())
+    return dict(sorted(found.items()))
 
 
 # -- schemas -----------------------------------------------------------------------------------------------------------
@@ -177,6 +189,8 @@ def _schemas() -> tuple[dict[tuple[Any, str], dict[str, Any]], dict[str, Any]]:
     unique = list({(key, mode): (key, mode, adapter) for key, mode, adapter in inputs}.values())
     found, tail = TypeAdapter.json_schemas(unique, ref_template=_REF, schema_generator=_Schemas)
     definitions = dict(tail.get("$defs", {}))
+    tokens = definitions["TokenData"]["properties"]
+    tokens["token"] = {**tokens.pop("secret_token"), "description": "Only in the answer that made it."}
     definitions["TransitOutcome"]["properties"]["events"] = {
         "type": "array",
         "items": {"type": "string"},
@@ -223,6 +237,8 @@ def _shown(route: Route) -> Any:
     if "application/json" not in route.media or route.status == 204:
         return None
     answer = answer_type(route.action)
+    if issubclass(route.action, BatchAction):  # its `run` answers for one target
+        answer = get_type_hints(route.action.together, vars(sys.modules[route.action.__module__]))["return"]
     special: dict[Any, Any] = {
         FilesResult: _items({"$ref": "#/components/schemas/FileStat"}, paged=False),
         FileList: _items({"$ref": "#/components/schemas/FileStat"}),

@@ -89,10 +89,6 @@ def page(result: Any) -> dict[str, Any]:
     return {"items": result.items, "next_cursor": result.next_cursor}
 
 
-def agent_page(result: Any) -> dict[str, Any]:
-    return {"items": [answers.agent(data) for data in result.items], "next_cursor": result.next_cursor}
-
-
 def keypair_page(result: Any) -> dict[str, Any]:
     return {"items": [answers.keypair(data) for data in result.items], "next_cursor": result.next_cursor}
 
@@ -178,10 +174,10 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", "/v1/images/pull", a.PullImageAction, rename={"name": "image"}, answer=attrgetter("task"), status=202),
     _row("POST", "/v1/images/{image}/alias", a.AliasImageAction, answer=attrgetter("image")),
     _row("DELETE", "/v1/images/{image}", a.ForgetImageAction, status=204),
-    _row("GET", "/v1/agents", a.ListAgentsAction, answer=agent_page, paged=True),
+    _row("GET", "/v1/agents", a.ListAgentsAction, answer=page, paged=True),
     _row("POST", "/v1/agents/tokens", a.CreateAgentTokenAction, handler=information.agent_token, status=201),
-    _row("GET", "/v1/agents/{agent}", a.GetAgentAction, answer=lambda r: answers.agent(r.agent)),
-    _row("PATCH", "/v1/agents/{agent}", a.ModifyAgentAction, answer=lambda r: answers.agent(r.agent)),
+    _row("GET", "/v1/agents/{agent}", a.GetAgentAction, answer=attrgetter("agent")),
+    _row("PATCH", "/v1/agents/{agent}", a.ModifyAgentAction, answer=attrgetter("agent")),
     _row("DELETE", "/v1/agents/{agent}", a.RemoveAgentAction, status=204),
 )
 # fmt: on
