@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -12,14 +14,14 @@ from uuid import uuid4
 
 import pytest
 
-from agent.containers import Containers
+from agent.containers import Containers, EngineError
 from agent.kernel import Defaults, Kernel
 from agent.kernels import Kernels
 from agent.runtime import ensure_runtime
 from agent.store import Store
-from agent.wire import Fact, KernelSpec
+from agent.wire import Fact, KernelSpec, RunDone
 
-NETWORK = "moorage-at"
+NETWORK = f"moorage-{os.getpid() % 100_000}"
 WAIT_SECONDS = 30.0
 
 
@@ -62,6 +64,17 @@ class Host:
         await self._store.close()
         self.engine.close()
 
+    async def clear(self) -> None:
+        """Remove what is left on the engine. What was asked of it before is done by then, or shows here."""
+        self.engine = Containers(self._engine_host, self._store.uid, NETWORK)
+        await self.engine.open()
+        while there := await self.engine.ours():
+            for container in there:
+                await self.engine.remove(container.id)
+        with contextlib.suppress(EngineError):  # another run of these tests uses it
+            await self.engine.remove_network()
+        self.engine.close()
+
     def spec(self, **given: Any) -> KernelSpec:
         slots = {"cpu": 1000, "mem": 256}
         return KernelSpec(**{"session_id": "s", "session_name": "demo", "image": self.image, "slots": slots, **given})
@@ -73,6 +86,16 @@ class Host:
         return await self.kernels.ensure(
             kernel_id, attempt, generation=generation, want="GONE", spec=None, grace_seconds=0.5
         )
+
+    @property
+    def uid(self) -> str:
+        return self._store.uid
+
+    async def outside(self, *words: str) -> None:
+        """Somebody else speaks to the engine."""
+        command = ["docker", "-H", self._engine_host, *words]
+        asked = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        assert await asked.wait() == 0
 
     def kernel(self, kernel_id: str) -> Kernel:
         kernel = self.kernels.find(kernel_id)
@@ -87,6 +110,14 @@ class Host:
                 await self.kernels.changed.wait()
         return fact
 
+    async def until_ended(self, *run_ids: str) -> list[RunDone]:
+        """Wait until the ends of these runs are to be told."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not {*run_ids} <= {run.run_id for run in self.kernels.runs.pending()}:
+                self.kernels.changed.clear()
+                await self.kernels.changed.wait()
+        return [run for run in self.kernels.runs.pending() if run.run_id in run_ids]
+
     async def containers(self) -> list[str]:
         return [container.name for container in await self.engine.ours()]
 
@@ -96,9 +127,8 @@ async def host(tmp_path: Path, shared_runtime: Path, engine_host: str, kernel_im
     made = Host(tmp_path / "data", shared_runtime, engine_host, kernel_image)
     await made.start()
     yield made
-    for container in await made.engine.ours():
-        await made.engine.remove(container.id)
     await made.stop()
+    await made.clear()
 
 
 @pytest.fixture

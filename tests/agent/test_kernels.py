@@ -45,7 +45,7 @@ async def test_a_startup_command_ends_its_kernel(host: Host, kernel_id: str) -> 
     fact = await host.until(kernel_id, "EXITED", "FAILED")
     assert fact.exit is not None
     assert (fact.exit["reason"], fact.exit["exit_code"], fact.exit["finished"]) == ("finished", 3, True)
-    assert [(run.run_id, run.exit_code) for run in host.kernels.runs.pending()] == [(kernel_id, 3)]
+    assert [run.exit_code for run in await host.until_ended(kernel_id)] == [3]
 
     await host.run(kernel_id, attempt=2, generation=2, startup_command="test -e kept || exit 7; touch kept")
     fact = await host.until(kernel_id, "EXITED", "FAILED")
@@ -112,12 +112,92 @@ async def test_everything_is_found_again_after_the_agent_died(host: Host, kernel
 
     await host.start()
     kernel = host.kernel(kernel_id)
-    async with asyncio.timeout(20):
-        while not host.kernels.runs.pending() or kernel.link is None:
-            host.kernels.changed.clear()
-            await host.kernels.changed.wait()
-
-    assert [(run.run_id, run.exit_code) for run in host.kernels.runs.pending()] == [("short", 4)]
+    assert [run.exit_code for run in await host.until_ended("short")] == [4]
     assert kernel.link is not None
     assert set(kernel.link.runs) == {"long"}
     assert [fact.boot_no for fact in host.kernels.inventory()] == [2]
+
+
+async def test_what_a_crash_left_half_done_is_done(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id)
+    await host.stop()
+    await host.start()
+    assert (await host.until(kernel_id, "RUNNING", "FAILED")).observed == "RUNNING"
+    await host.end(kernel_id)
+    await host.stop()
+    await host.start()
+    await host.until(kernel_id, "GONE")
+    assert await host.containers() == []
+
+
+async def test_a_container_that_vanished_while_nobody_looked_is_missed(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id)
+    fact = await host.until(kernel_id, "RUNNING", "FAILED")
+    await host.stop()
+    await host.outside("rm", "-f", str(fact.container_id))
+    await host.start()
+    fact = await host.until(kernel_id, "EXITED")
+    assert fact.exit is not None
+    assert fact.exit["reason"] == "disappeared"
+
+
+async def test_a_frozen_container_is_thawed_and_a_strange_one_left_alone(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id)
+    fact = await host.until(kernel_id, "RUNNING", "FAILED")
+    await host.stop()
+    await host.outside("pause", str(fact.container_id))
+    label = f"moorage.agent={host.uid}"
+    await host.outside("create", "--name", f"strange-{kernel_id}", "--label", label, host.image, "true")
+    await host.start()
+    assert host.kernels.quarantined == [f"strange-{kernel_id}"]
+    await host.outside("inspect", f"strange-{kernel_id}")
+    link = host.kernel(kernel_id).link
+    while link is None:
+        await asyncio.sleep(0.01)
+        link = host.kernel(kernel_id).link
+    assert (await link.execute("r1", mode="batch", code="true", wait_seconds=20.0)).done
+
+
+async def test_a_command_that_eats_all_memory_is_told_so(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id, startup_command="exec python3 -c 'x = bytearray(900 << 20)'")
+    fact = await host.until(kernel_id, "EXITED")
+    assert fact.exit is not None
+    assert (fact.exit["exit_code"], fact.exit["finished"]) == (137, True)
+    assert [run.reason for run in await host.until_ended(kernel_id)] == ["out_of_memory"]
+
+
+async def test_what_is_long_gone_is_forgotten(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id)
+    await host.until(kernel_id, "RUNNING", "FAILED")
+    await host.end(kernel_id)
+    await host.until(kernel_id, "GONE")
+    folder, now = host.kernel(kernel_id).folders.root, host.kernels.now()
+    assert await host.kernels.purge(now + 86400) == []
+    assert folder.exists()
+    assert await host.kernels.purge(now + 8 * 86400) == [kernel_id]
+    assert not folder.exists()
+    assert host.kernels.inventory() == []
+
+
+async def test_the_network_that_vanished_is_made_again(host: Host, kernel_id: str) -> None:
+    await host.engine.remove_network()
+    await host.run(kernel_id)
+    assert (await host.until(kernel_id, "RUNNING", "FAILED")).observed == "RUNNING"
+
+
+async def test_sessions_cannot_do_what_the_profile_forbids(host: Host, kernel_id: str) -> None:
+    await host.run(kernel_id)
+    await host.until(kernel_id, "RUNNING", "FAILED")
+    code = "id -u; touch /nope; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; touch /tmp/x /home/work/y && echo writable"
+    link = host.kernel(kernel_id).link
+    assert link is not None
+    assert (await link.execute("r1", mode="batch", code=code, wait_seconds=20.0)).seq
+    while host.kernel(kernel_id).rings.done("r1") is None:
+        await link.wait_tail("r1", 1 << 40, 20.0)
+    said = host.kernel(kernel_id).rings.text("r1", 4000).split()
+    assert said[0] == "1000"
+    assert said[-1] == "writable"
+    assert "Read-only" in said
+    assert said[said.index("CapEff:") + 1] == "0" * 16
+    assert said[said.index("NoNewPrivs:") + 1] == "1"
+    assert said[said.index("Seccomp:") + 1] == "2"
