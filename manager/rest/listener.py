@@ -178,3 +178,4 @@ class Listener(web.Server):
         """End every connection, whatever it is doing."""
         self.stop_listening()
         await self.shutdown(0.5)
+        await asyncio.sleep(0)  # transports that have nothing more to send are closed with the next turn

@@ -25,7 +25,13 @@ async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asy
     try:
         yield reader, writer
     finally:
-        writer.transport.abort()
+        await cut(writer)
+
+
+async def cut(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def say(port: int, data: bytes, *, whole: bool = True) -> tuple[int, dict[str, str], bytes]:
@@ -226,7 +232,7 @@ async def test_more_connections_than_allowed_are_turned_away(hurried: int, caplo
     status, headers, _ = await say(hurried, b"")
     assert (status, headers["retry-after"]) == (503, "1")
     for _, writer in open_ones:
-        writer.transport.abort()
+        await cut(writer)
 
 
 async def test_a_request_id_is_kept_when_it_is_sane(nobody: Caller) -> None:

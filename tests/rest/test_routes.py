@@ -70,6 +70,9 @@ def test_the_document_is_whole() -> None:
             assert answer["description"], (operation, status)
     session = schemas["SessionData"]["properties"]
     assert {"id", "status", "occupied_slots", "version"} <= set(session)
+    transit = doc["paths"]["/v1/sessions/transit"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert transit == {"$ref": "#/components/schemas/TransitOutcomes"}
+    assert not any(name.endswith("Action") for name in schemas)
     create = doc["paths"]["/v1/sessions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert create["required"] == ["image"]
     assert "access_key" not in create["properties"]
