@@ -187,7 +187,8 @@ class Landing:
             )
             self.port = self._server.sockets[0].getsockname()[1]
             return
-        self._plain = socket.create_server((self._host, self._port), backlog=256)
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._plain = socket.create_server((self._host, self._port), family=family, backlog=256)
         self._plain.setblocking(False)
         self.port = self._plain.getsockname()[1]
         self._keep(asyncio.create_task(self._accept(self._plain), name="landing"))

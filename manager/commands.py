@@ -164,6 +164,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.option("--agent-host", help="Where agents connect.")
 @click.option("--agent-api-port", type=click.IntRange(1, 65535))
 @click.option("--agent-control-port", type=click.IntRange(1, 65535))
+@click.option("--agent-data-port", type=click.IntRange(1, 65535))
 @click.option("--advertised-agent-host", help="The address that agents are told.")
 @click.option("--proxy-port", type=click.IntRange(1, 65535))
 @click.option("--tls-cert", help="Certificate chain of the REST API (PEM).")

@@ -38,6 +38,8 @@ class ManagerConfig:
     agent_host: str = "127.0.0.1"
     agent_api_port: int = 0
     agent_control_port: int = 0
+    #: where agents bring and fetch files, by connections of their own
+    agent_data_port: int = 0
     #: the address that agents are told, when it differs from the one listened on
     advertised_agent_host: str = ""
     proxy_port: int = 0

@@ -131,7 +131,7 @@ async def _patiently(attempt: Callable[[], Coroutine[Any, Any, T]], seconds: flo
             await asyncio.sleep(0.2)
 
 
-def _hub(config: ManagerConfig, role: str, callbacks: _Callbacks, port: int) -> AgentHub:
+def _hub(config: ManagerConfig, role: str, callbacks: _Callbacks, port: int, data_port: int = 0) -> AgentHub:
     """The place where agents connect to this process, not opened yet."""
     pki_dir = config.data_dir / "pki"
     return AgentHub(
@@ -141,6 +141,7 @@ def _hub(config: ManagerConfig, role: str, callbacks: _Callbacks, port: int) -> 
         ca_dir=pki_dir,
         host=config.agent_host,
         port=port,
+        data_port=data_port,
         advertised_host=config.advertised_agent_host or None,
         callbacks=callbacks,
     )
@@ -254,7 +255,7 @@ async def open_world(
 ) -> World:
     """Everything that runs actions in this process, with connections to the agents of its own."""
     database, herald = await _open(config, "api", stack)
-    hub = _hub(config, "api", _Callbacks(database), port)
+    hub = _hub(config, "api", _Callbacks(database), port, config.agent_data_port if port else 0)
     clock = DatabaseClock(database)
     await clock.step()
     ticking = asyncio.create_task(clock.run(), name="clock")
