@@ -35,6 +35,7 @@ LOG_BYTES = 16 << 20
 SESSION_BYTES = 512 << 20
 MAX_RUNS = 5_000
 LOG_RUN = "log"
+SPARE_PREFIX = ".spare-"  #: no run id begins so
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 SEGMENT_NAME = re.compile(r"[0-9]{16}", re.ASCII)
@@ -117,6 +118,15 @@ class Ring:
             self.size += total
         return self.seq
 
+    def open_head(self) -> None:
+        self.seq = 1
+        self._roll()
+        self.seq = 0
+
+    def close(self) -> None:
+        """Append no more."""
+        self._end_segment()
+
     def finish(self, fields: dict[str, Any], now: float) -> None:
         self.append(DONE, done_payload(fields), now)
         self.finished = True
@@ -168,6 +178,7 @@ class Rings:
         os.makedirs(folder, exist_ok=True)
         self._folder = folder
         self._kept: dict[str, Ring] = {}  #: oldest first
+        self._spare: Ring | None = None
         for name in self._left_by_others():
             try:
                 ring = Ring.load(os.path.join(folder, name))
@@ -184,6 +195,8 @@ class Rings:
         found = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
+                if entry.name.startswith(SPARE_PREFIX) and entry.is_dir(follow_symlinks=False):
+                    Ring.load(entry.path).remove()
                 if entry.name != LOG_RUN and RUN_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     try:
                         head = os.stat(os.path.join(entry.path, segment_name(1)), follow_symlinks=False)
@@ -194,9 +207,28 @@ class Rings:
 
     def create(self, run: str) -> Ring:
         """FileExistsError when there was such a run."""
-        ring = Ring.create(os.path.join(self._folder, run))
+        folder = os.path.join(self._folder, run)
+        ring, self._spare = self._spare, None
+        if ring is None or os.path.lexists(folder):
+            self._spare, ring = ring, Ring.create(folder)
+        else:
+            try:
+                os.rename(ring.folder, folder)
+                ring.folder = folder
+            except OSError:  # the user took the spare away
+                ring.close()
+                ring = Ring.create(folder)
         self._kept[run] = ring
         return ring
+
+    def prepare(self) -> None:
+        """Make the next run's folder and file while nobody waits: on a busy disk that takes longer than a short run."""
+        if self._spare is None:
+            try:
+                self._spare = Ring.create(os.path.join(self._folder, f"{SPARE_PREFIX}{time.monotonic_ns()}"))
+                self._spare.open_head()
+            except OSError:
+                pass  # then the run itself makes them
 
     def get(self, run: str) -> Ring | None:
         return self.log if run == LOG_RUN else self._kept.get(run)

@@ -323,6 +323,7 @@ class Supervisor:
         self._rings = ring.Rings(os.path.join(self._link, "ring"))
         self._listen()
         self._say_ready()
+        self._rings.prepare()
         self._say(f"runner {PROTOCOL} started, attempt {self.config.attempt}")
         if self._worker.state == "absent":
             self._say("the image has no python3 or python: only batch runs are possible")
@@ -763,6 +764,7 @@ class Supervisor:
         del self.runs[run.id]
         self._close_stdin(run)
         self._ring_bell(run)
+        self.loop.idle(self._rings.prepare)
         self._since_trim += 1 + (run.ring.size >> 20)
         if self._since_trim >= 256:
             self._since_trim = 0
