@@ -23,7 +23,6 @@ log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
 _MOST_AT_ONCE: Final = 200
 _TELL_AGAIN_SECONDS: Final = 0.2
-_GATHER_SECONDS: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
 
 
@@ -213,10 +212,9 @@ class Links:
                 self._teller.changed.set()
 
     async def _tell_runs(self) -> None:
-        """Ends of runs, which nobody waits for: those of a moment together."""
+        """Ends of runs, beside the facts: nobody waits for them as for those."""
         while True:
             await self._runs_ended.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
             self._runs_ended.clear()
             try:
                 while (control := self._control()) and (runs := list(self._teller.pending_runs())[:_MOST_AT_ONCE]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from agent.runner_link import RunnerLink, Tail
 from agent.store import Store
 from agent.wire import RunDone, RunRead, decode_records
 
+log = logging.getLogger("moorage.agent.runs")
+_GATHER_SECONDS: Final = 0.02
 #: No run has so many records: waiting for what comes after this one is waiting for the run's end.
 _NEVER: Final = 1 << 60
 _LONG_SECONDS: Final = 3600.0
@@ -26,6 +30,8 @@ class Runs:
         self._store = store
         self._changed = changed
         self._untold: dict[str, RunDone] = {}
+        self._ended: list[RunDone] = []
+        self._writing: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
@@ -52,12 +58,28 @@ class Runs:
             last_seq=last_seq,
             output_bytes=_whole(done.get("bytes")) or 0,
         )
-        if await self._store.finish_run(run):
-            self._untold[run_id] = run
+        self._ended.append(run)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(), name="ends of runs")
+
+    async def _write(self) -> None:
+        """Ends of a moment together. What a crash loses here is found again in the rings."""
+        await asyncio.sleep(_GATHER_SECONDS)
+        while self._ended:
+            ended = self._ended[:]
+            try:
+                new = await self._store.finish_runs(ended)
+            except sqlite3.Error:
+                log.exception("the ends of %d runs could not be written; trying again", len(ended))
+                await asyncio.sleep(1.0)
+                continue
+            del self._ended[: len(ended)]
+            self._untold |= {run.run_id: run for run in new}
             self._changed.set()
+        self._writing = None
 
     def pending(self) -> Sequence[RunDone]:
-        return list(self._untold.values())
+        return [*self._untold.values(), *self._ended]
 
     def acknowledged(self, runs: Iterable[RunDone]) -> None:
         told = [run.run_id for run in runs if self._untold.pop(run.run_id, None)]
@@ -71,6 +93,8 @@ class Runs:
         return [(run, attempt) for run, kernel, attempt in await self._store.unfinished_runs() if kernel == kernel_id]
 
     async def close(self) -> None:
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=2.0)
         await asyncio.gather(*self._background, return_exceptions=True)
 
 

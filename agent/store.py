@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -166,18 +166,17 @@ class Store:
             lambda: self._connection.execute("DELETE FROM runs WHERE run_id = ? AND done IS NULL", (run_id,))
         )
 
-    async def finish_run(self, run: RunDone) -> bool:
-        """Keep how a run ended, until it was told. False when that is known."""
-        row = (run.run_id, run.kernel_id, run.attempt, json.dumps(run.pack()))
+    async def finish_runs(self, runs: Sequence[RunDone]) -> list[RunDone]:
+        """Keep how runs ended, until it was told. Those whose end was not known."""
+        statement = (
+            "INSERT INTO runs (run_id, kernel_id, attempt, done) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (run_id) DO UPDATE SET done = excluded.done, told = 0"
+            " WHERE runs.done IS NULL OR runs.attempt < excluded.attempt"
+        )
 
-        def write() -> bool:
-            statement = (
-                "INSERT INTO runs (run_id, kernel_id, attempt, done) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (run_id) DO UPDATE SET done = excluded.done, told = 0"
-                " WHERE runs.done IS NULL OR runs.attempt < excluded.attempt"
-            )
-            with self._lazily():
-                return self._connection.execute(statement, row).rowcount == 1
+        def write() -> list[RunDone]:
+            with self._lazily(), _transaction(self._connection):
+                return [run for run in runs if self._connection.execute(statement, _row(run)).rowcount == 1]
 
         return await self._call(write)
 
@@ -212,6 +211,10 @@ class Store:
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _row(run: RunDone) -> tuple[str, str, int, str]:
+    return run.run_id, run.kernel_id, run.attempt, json.dumps(run.pack())
 
 
 _OBSERVATION: Final = ("observed", "exit", "started_at", "notices", "container_id")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeVar
 
 PROTOCOL_VERSION: Final = 1
@@ -62,13 +62,14 @@ class Message:
     """A value that travels as a msgpack map of its fields."""
 
     def pack(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields as they are, not copies: it is on its way into msgpack or JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def unpack(cls, data: dict[str, Any]) -> Self:
         """From the other side: unknown fields are left out, so that N and N-1 understand each other."""
-        names = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in names})
+        known = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in data.items() if k in known})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ class Subject:
 
     async def output(self, run_id: RunId | str, from_seq: int = 0) -> tuple[bytes, dict[str, Any]]:
         """All output from `from_seq` on, in order, and how the run ended."""
-        text, seq, seen = b"", from_seq, max(from_seq, 1)
+        text, seq, seen = bytearray(), from_seq, max(from_seq, 1)
         async with asyncio.timeout(60):
             while True:
                 read = await self.agent.read(self.where, run_id, from_seq=seq, max_bytes=1 << 20, wait_seconds=10.0)
@@ -106,7 +106,7 @@ class Subject:
                     text += record.payload if record.kind in ("stdout", "stderr") else b""
                 seq = read.next_seq
                 if read.done is not None:
-                    return text, read.done
+                    return bytes(text), read.done
 
     async def put(self, path: str, content: bytes, **more: Any) -> Any:
         return await self.agent.upload(self.where, path, body(content), size=len(content), **more)

@@ -47,7 +47,7 @@ async def test_a_finished_run_is_kept_until_it_was_told(tmp_path: Path, times: i
     try:
         assert [await store.begin_run("r", "k", 1) for _ in range(2)] == [True, False]
         assert await store.unfinished_runs() == [("r", "k", 1)]
-        assert [await store.finish_run(run) for _ in range(times)] == [True, False][:times]
+        assert [await store.finish_runs([run]) for _ in range(times)] == [[run], []][:times]
         assert (await store.unfinished_runs(), await store.untold_runs()) == ([], [run])
         await store.runs_told(["r"])
         assert await store.untold_runs() == []
