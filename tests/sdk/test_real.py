@@ -140,10 +140,10 @@ def test_a_run_is_interrupted_and_killed(s: moorage.Session) -> None:
     assert not h.kill()
 
 
-def test_the_same_run_id_runs_once(s: moorage.Session) -> None:
-    run_id = "0b0e2f0e-4d35-4b5c-9c3e-0a6a7e7f3a11"
-    for _ in range(2):
-        assert s.commands.run("echo x >> once; wc -l < once", run_id=run_id).stdout == "1\n"
+def test_the_same_key_runs_once(s: moorage.Session) -> None:
+    runs = [s.commands.run("echo x >> once; wc -l < once", idempotency_key="my-key") for _ in "12"]
+    assert [run.stdout for run in runs] == ["1\n", "1\n"]
+    assert runs[0].run_id == runs[1].run_id
 
 
 def test_files_keep_their_bytes_and_modes(s: moorage.Session, tmp_path: Path) -> None:

@@ -152,16 +152,16 @@ class Executions:
         *,
         mode: Mode = "query",
         timeout: float | None = None,
-        run_id: str | None = None,
+        idempotency_key: str | None = None,
         opts: Mapping[str, Any] | None = None,
     ) -> Execution:
         """Start code (`query`, in the session's Python) or a command (`batch`), and do not wait for it.
 
-        `run_id` names it, so that starting it again attaches to what runs already. `timeout` ends it after so many
-        seconds.
+        Starting it again with the same `idempotency_key` attaches to what runs already. `timeout` ends it after so
+        many seconds.
         """
         fields = _wire.body(code=code, mode=mode, timeout=timeout, opts=opts and dict(opts), wait=0)
-        key = run_id or str(uuid.uuid4())
+        key = idempotency_key or str(uuid.uuid4())
         path = f"{self._base}/execute"
         answer = decoded(await self._transport.request("POST", path, params=self._owner, json=fields, key=key))
         return self.get(str(answer["run_id"]))
@@ -172,7 +172,7 @@ class Executions:
         *,
         mode: Mode = "query",
         timeout: float | None = None,
-        run_id: str | None = None,
+        idempotency_key: str | None = None,
         opts: Mapping[str, Any] | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
@@ -182,10 +182,10 @@ class Executions:
         check: bool = False,
     ) -> RunResult:
         """Run it to its end. Output is passed on as it comes, and is whole in the result."""
-        key = run_id or str(uuid.uuid4())
+        key = idempotency_key or str(uuid.uuid4())
         collector = Collector(key)
         callbacks = Callbacks(on_stdout, on_stderr, on_result, on_error)
-        records = self.stream(code, mode=mode, timeout=timeout, run_id=key, opts=opts)
+        records = self.stream(code, mode=mode, timeout=timeout, idempotency_key=key, opts=opts)
         async with aclosing(records):
             async for record in records:
                 if record.kind == "run":
@@ -203,13 +203,13 @@ class Executions:
         *,
         mode: Mode = "query",
         timeout: float | None = None,
-        run_id: str | None = None,
+        idempotency_key: str | None = None,
         opts: Mapping[str, Any] | None = None,
         binary: bool = False,
     ) -> AsyncGenerator[Record]:
         """Run it and yield its records, the first of kind `run` (its data has the run id), the last `done`."""
         fields = _wire.body(code=code, mode=mode, timeout=timeout, opts=opts and dict(opts))
-        key = run_id or str(uuid.uuid4())
+        key = idempotency_key or str(uuid.uuid4())
         first = Start(f"{self._base}/execute", fields, key)
         records = follow_records(
             self._transport, f"{self._base}/executions", self._owner, 0, start=first, binary=binary
@@ -239,7 +239,7 @@ class Commands:
         env: Mapping[str, str] | None = None,
         stdin: str | None = None,
         timeout: float | None = None,
-        run_id: str | None = None,
+        idempotency_key: str | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         check: bool = False,
@@ -251,13 +251,13 @@ class Commands:
                 script,
                 mode="batch",
                 timeout=timeout,
-                run_id=run_id,
+                idempotency_key=idempotency_key,
                 opts={"stdin": False},
                 on_stdout=on_stdout,
                 on_stderr=on_stderr,
                 check=check,
             )
-        handle = await self.start(command, cwd=cwd, env=env, timeout=timeout, run_id=run_id)
+        handle = await self.start(command, cwd=cwd, env=env, timeout=timeout, idempotency_key=idempotency_key)
         with suppress(NotWaitingForInput):  # it need not read it
             await handle.send_stdin(stdin, eof=True)
         return await handle.wait(on_stdout=on_stdout, on_stderr=on_stderr, check=check)
@@ -270,12 +270,14 @@ class Commands:
         env: Mapping[str, str] | None = None,
         stdin: bool = True,
         timeout: float | None = None,
-        run_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Execution:
         """Start it and do not wait for it. Its standard input stays open for `send_stdin`, unless `stdin` is false."""
         opts = None if stdin else {"stdin": False}
         script = shell(command, cwd, env)
-        return await self._executions.start(script, mode="batch", timeout=timeout, run_id=run_id, opts=opts)
+        return await self._executions.start(
+            script, mode="batch", timeout=timeout, idempotency_key=idempotency_key, opts=opts
+        )
 
 
 class Callbacks:
