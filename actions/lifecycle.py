@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Final
 from uuid import UUID
@@ -36,6 +37,7 @@ from domain.errors import (
     PermissionDenied,
     ResourcesImpossible,
     ResourceUnavailable,
+    SessionEnded,
     StartFailed,
 )
 from domain.ids import KernelId, SessionId
@@ -269,7 +271,9 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
     priority: Annotated[int, Field(ge=0, le=100)] | None = None
     timeout: Seconds | None = None
     tag: Annotated[str, Field(max_length=256)] | None = None
-    version: Annotated[int, Field(ge=0, lt=2**63)] | None = None  #: change it only while it still has this version (If-Match)
+    version: Annotated[int, Field(ge=0, lt=2**63)] | None = (
+        None  #: change it only while it still has this version (If-Match)
+    )
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
         given = {
@@ -319,15 +323,15 @@ class DestroySessionAction(SessionAction[Work, SessionResult], Settles):
     recursive: bool = False
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
-        done = session.status in (FINAL if self.forced else _STATUS_AFTER_ENDING)
         sessions = call.db.sessions_of(session)
-        if not done:
+        if session.status not in (FINAL if self.forced else _STATUS_AFTER_ENDING):
             event = Event.FORCE if self.forced else Event.DESTROY
             reason = "destroyed by its owner" if call.by.user_id == session.user_id else "destroyed by an administrator"
-            await sessions.transit(session, event, reason=reason)
-            call.announce("dispatch")
-            call.announce("queue")
-            call.announce("sessions", session.id)
+            with suppress(SessionEnded):  # somebody was faster, and it is as it was asked to be
+                await sessions.transit(session, event, reason=reason)
+                call.announce("dispatch")
+                call.announce("queue")
+                call.announce("sessions", session.id)
         return SessionResult.of(await sessions.get(session.id))
 
     async def settled(self, service: Service, answer: SessionResult, seconds: float | None) -> SessionResult:

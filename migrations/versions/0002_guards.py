@@ -74,13 +74,14 @@ FUNCTIONS = (
         FOR EACH ROW WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION session_status_guard()
     """,
     # The only writers of resources.used. Rows are locked in order, so that two bulk writers cannot deadlock.
+    # NO KEY: the foreign keys of the inserted rows hold key-share locks, with which two writers would wait for each other.
     # capacity only ever shrinks here, towards what the agent reports.
     """
     CREATE FUNCTION allocations_changed() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE sign integer := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
     BEGIN
         PERFORM FROM resources r WHERE (r.agent_id, r.name) IN (SELECT c.agent_id, c.name FROM changed c)
-            ORDER BY r.agent_id, r.name FOR UPDATE;
+            ORDER BY r.agent_id, r.name FOR NO KEY UPDATE;
         UPDATE resources r
             SET used = r.used + sign * c.amount,
                 capacity = CASE WHEN sign > 0 THEN r.capacity ELSE GREATEST(r.reported, r.used - c.amount) END
@@ -113,7 +114,7 @@ FUNCTIONS = (
     BEGIN
         PERFORM FROM quotas q
             WHERE (q.scope, q.scope_id, q.name) IN (SELECT c.scope, c.scope_id, c.name FROM changed c)
-            ORDER BY q.scope, q.scope_id, q.name FOR UPDATE;
+            ORDER BY q.scope, q.scope_id, q.name FOR NO KEY UPDATE;
         UPDATE quotas q SET used = q.used + sign * c.amount
             FROM (SELECT scope, scope_id, name, sum(amount)::bigint AS amount FROM changed GROUP BY 1, 2, 3) c
             WHERE q.scope = c.scope AND q.scope_id = c.scope_id AND q.name = c.name;
