@@ -27,6 +27,8 @@ TICKET_BYTES: Final = 32
 TICKET_SECONDS: Final = 30.0
 #: A side that moves no byte for so long is gone.
 STALL_SECONDS: Final = 120.0
+#: Connections that have not shown their ticket yet; agents show it at once.
+_MOST_UNKNOWN: Final = 256
 _LENGTH: Final = struct.Struct("!I")
 
 
@@ -177,6 +179,7 @@ class Landing:
         self._server: asyncio.Server | None = None
         self._plain: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown = 0
         self.port = 0
         self.encrypted = not is_loopback(host)
 
@@ -233,12 +236,18 @@ class Landing:
         await self._land(TlsChannel(reader, writer))
 
     async def _land(self, channel: Channel) -> None:
+        if self._unknown >= _MOST_UNKNOWN:
+            await channel.close()
+            return
+        self._unknown += 1
         try:
             async with asyncio.timeout(TICKET_SECONDS):
                 ticket = bytes(await channel.receive_exactly(TICKET_BYTES))
         except (TransferFailed, TimeoutError):
             await channel.close()
             return
+        finally:
+            self._unknown -= 1
         future = self._expected.pop(ticket, None)
         if future is None or future.done():
             await channel.close()

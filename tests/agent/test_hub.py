@@ -626,6 +626,21 @@ async def test_connections_without_a_ticket_get_nothing(place: Place, files: Fil
     await writer.wait_closed()
 
 
+async def test_connections_that_show_no_ticket_are_few(
+    place: Place, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.streams._MOST_UNKNOWN", 1)
+    hub = place.manager.hubs[0]
+    tls = pki.client_context(place.folder / HOST) if hub._landing.encrypted else None
+    _, silent = await asyncio.open_connection("127.0.0.1", hub._landing.port, ssl=tls)
+    reader, second = await asyncio.open_connection("127.0.0.1", hub._landing.port, ssl=tls)
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    for writer in (silent, second):
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_file_is_sent_from_its_descriptor(place: Place, files: Files, tmp_path: Path) -> None:
     hub, content = place.manager.hubs[0], os.urandom((2 << 20) + 7)
     path = tmp_path / "content"
