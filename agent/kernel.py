@@ -253,6 +253,21 @@ class Kernel:
         for run_id in self.link.runs:
             self.follow(run_id)
 
+    async def _reconnect(self, state: ContainerState) -> None:
+        """A runner on a busy host may be slow to answer; work of hours is not given up for that."""
+        for pause in _RETRY_SECONDS:
+            try:
+                await self._connect(state)
+                return
+            except RunnerError as error:
+                log.warning("%s: %s", self, error)
+            await asyncio.sleep(pause)
+            with contextlib.suppress(EngineError):
+                there = await self._house.engine.inspect(self.name)
+                if there is None or there.status != "running":
+                    break
+        await self._connect(state)
+
     async def _boot(self) -> None:
         """The runner answers: bootstrap, then RUNNING, then the startup command."""
         link, spec, notices = self._linked(), self.spec, list(self.state.notices)
@@ -283,7 +298,7 @@ class Kernel:
         if found.status != "running":
             await self._ended(found)
             return
-        await self._connect(found)
+        await self._reconnect(found)
         if self.spec.startup_command:
             await self._start_command(self.spec.startup_command)
         await self._account_for_runs()
@@ -322,7 +337,7 @@ class Kernel:
             if state is not None and state.status == "running":
                 await self._lose_link()
                 with contextlib.suppress(RunnerError):
-                    await self._connect(state)
+                    await self._reconnect(state)
                     await self._account_for_runs()
                     continue
             await self._ended(state, oom_kills)
