@@ -188,7 +188,8 @@ async def test_the_network_that_vanished_is_made_again(host: Host, kernel_id: st
 async def test_sessions_cannot_do_what_the_profile_forbids(host: Host, kernel_id: str) -> None:
     await host.run(kernel_id)
     await host.until(kernel_id, "RUNNING", "FAILED")
-    code = "exec 2>&1; id -u; touch /nope; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; touch /tmp/x /home/work/y && echo writable"
+    look = "exec 2>&1; id -u; touch /nope; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status"
+    code = f"{look}; touch /tmp/x /home/work/y && echo writable"
     link = host.kernel(kernel_id).link
     assert link is not None
     assert (await link.execute("r1", mode="batch", code=code, wait_seconds=20.0)).seq
