@@ -199,7 +199,7 @@ def _checked_shm(shm_size: int | str | None, slots: ResourceSlot) -> int | None:
 def _checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
     """What may be set, and a notice about what was left out."""
     for name, value in environ.items():
-        if not _ENVIRON_NAME.match(name) or "\0" in value:
+        if not _ENVIRON_NAME.fullmatch(name) or "\0" in value:
             raise InvalidRequest(f"'{name[:80]}' cannot be an environment variable.", field="environ")
     if sum(len(name) + len(value.encode()) for name, value in environ.items()) > 256 * 1024:
         raise InvalidRequest("The environment is larger than 256 KiB; put it into a file.", field="environ")

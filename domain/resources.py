@@ -50,7 +50,7 @@ class ResourceSlot(Mapping[str, int]):
     def __init__(self, slots: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         amounts: dict[str, int] = {}
         for name, value in {**(slots or {}), **named}.items():
-            if not isinstance(name, str) or not _NAME.match(name):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise InvalidResources(f"'{str(name)[:40]}' is not a name of a resource.")
             amount = _amount(name, value)
             if amount:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from actions import (
     CheckAndTransitStatusAction,
@@ -20,6 +24,7 @@ from domain.errors import (
     InvalidName,
     InvalidRequest,
     InvalidResources,
+    MoorageError,
     NameTaken,
     NoAgents,
     PermissionDenied,
@@ -27,14 +32,18 @@ from domain.errors import (
     ProjectNotFound,
     QuotaExceeded,
     ResourcesImpossible,
+    ResourceUnavailable,
     SessionEnded,
     SessionNotFound,
     SessionNotReady,
+    StartFailed,
 )
 from domain.ids import SessionId
 from domain.resources import ResourceSlot
-from domain.session import FINAL, SessionTypes, Status
+from domain.session import FINAL, Session, SessionTypes, Status
 from repositories.database import Database
+from repositories.session import SessionRepository
+from repositories.transit import Cause
 from tests.scenario import (
     ALICE,
     ID,
@@ -52,6 +61,7 @@ from tests.scenario import (
     kernel_of,
     new_id,
     scenarios,
+    stage,
 )
 
 to_best = RenameSessionAction(session_name="train", new_name="best")
@@ -259,6 +269,9 @@ def quota(**limits: int) -> tuple[Given, ...]:
             do=create(),
             error=QuotaExceeded,
             then_audit=None,
+        ),
+        "a_variable_whose_name_is_none": TestScenario(
+            do=create(environ={"A\n": "1"}), error=InvalidRequest, then_audit=None
         ),
         "dangerous_variables_are_left_out_with_a_notice": TestScenario(
             do=create(environ={"LD_PRELOAD": "/x.so", "A": "1"}),
@@ -508,3 +521,51 @@ STARTED = (
 )
 async def test_check_and_transit_status(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+@dataclass
+class Ended:
+    """As much of the service as waiting for a session takes."""
+
+    session: Session
+
+    async def wait_for_session(
+        self, _id: SessionId, until: Callable[[Session], bool], _seconds: float | None
+    ) -> Session:
+        assert until(self.session)
+        return self.session
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "error"),
+    [
+        (Status.RUNNING, "UNDEFINED", None),
+        (Status.TERMINATED, "SUCCESS", None),
+        (Status.CANCELLED, "UNDEFINED", None),
+        (Status.CANCELLED, "FAILURE", ResourceUnavailable),
+        (Status.ERROR, "FAILURE", StartFailed),
+    ],
+)
+async def test_a_creation_that_was_waited_for(
+    database: Database, status: Status, result: str, error: type[MoorageError] | None
+) -> None:
+    """It answers with the session, or says why there is none: no room in time, or it could not be started."""
+    processor = await stage(database)
+    action = create(max_wait=1)
+    answer = await processor.run(action, by=ALICE)
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(
+            "UPDATE sessions SET status = $1, result = $2, status_reason = 'no host had room', ended_at = $3",
+            status,
+            result,
+            NOW if status in FINAL else None,
+        )
+    async with database.reader() as connection:
+        rows = SessionRepository(connection, ALICE.user_id, now=NOW, cause=Cause(by="test"))
+        service: Any = Ended(await rows.get(answer.session_data.id))
+    if error is None:
+        assert (await action.settled(service, answer, 1)).session_data.status is status
+    else:
+        with pytest.raises(error, match="no host had room"):
+            await action.settled(service, answer, 1)
