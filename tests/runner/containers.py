@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
+import shutil
 import sysconfig
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +23,8 @@ from agent.runtime import LINK_IN_CONTAINER, RUNTIME_IN_CONTAINER, command, ensu
 
 from .conftest import Kernel
 
-DATA = Path("/var/tmp/runner-tests")
+DATA = Path(tempfile.mkdtemp(prefix="runner-tests-", dir="/var/tmp"))
+atexit.register(shutil.rmtree, DATA, ignore_errors=True)
 PACKAGES = sysconfig.get_path("purelib")
 ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": "/packages"}
 
