@@ -118,6 +118,15 @@ class Rings:
         self, link: RunnerLink | None, run_id: str, *, from_seq: int, max_bytes: int, wait_seconds: float
     ) -> RunRead:
         """Records from `from_seq` on; waits for the first when the runner can still write one."""
+        try:
+            return await self._read(link, run_id, from_seq, max_bytes, wait_seconds)
+        finally:
+            if link is None:  # its container is gone: thousands of such kernels are kept, and none holds a descriptor
+                self.close()
+
+    async def _read(
+        self, link: RunnerLink | None, run_id: str, from_seq: int, max_bytes: int, wait_seconds: float
+    ) -> RunRead:
         chunk = self.reader.read(run_id, from_seq, max_bytes)
         if not chunk.records and chunk.done is None and (done := self.done(run_id)) is not None:
             # asked beyond the end, or the end came in between
