@@ -103,6 +103,9 @@ class Host:
             images=images,
         )
 
+    def inventory(self) -> Sequence[Fact]:
+        return self._kernels.inventory()
+
     def pending_facts(self) -> Sequence[Fact]:
         return self._kernels.pending()
 

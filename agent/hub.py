@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -188,6 +188,18 @@ class AgentHub:
             if self._peers.get(agent_id) is not peer:
                 raise Unauthenticated("A connection begins with hello.")
 
+        heard: dict[str, Fact] = {}  #: over this connection: the newest of each kernel
+
+        def hear(facts: Iterable[Fact], *, complete: bool = False) -> None:
+            if complete:
+                heard.clear()
+            for fact in facts:
+                before = heard.get(fact.kernel_id)
+                if before is None or (before.boot_no, before.seq) <= (fact.boot_no, fact.seq):
+                    heard[fact.kernel_id] = fact
+                if heard[fact.kernel_id].observed == "GONE":
+                    del heard[fact.kernel_id]
+
         async def hello(arguments: dict[str, Any]) -> dict[str, Any]:
             said = AgentHello.unpack(arguments)
             if said.agent_id != agent_id:
@@ -195,6 +207,7 @@ class AgentHub:
             if said.protocol != wire.PROTOCOL_VERSION:
                 raise InvalidRequest(f"The manager speaks protocol {wire.PROTOCOL_VERSION}; upgrade the older side.")
             await self._callbacks.on_hello(said)
+            hear(map(Fact.unpack, said.facts), complete=True)
             if (former := self._peers.get(agent_id)) is not None:
                 await former.close()
             self._peers[agent_id] = peer
@@ -209,14 +222,17 @@ class AgentHub:
                 lease_seconds=LEASE_SECONDS,
             ).pack()
 
-        async def heartbeat(_arguments: dict[str, Any]) -> dict[str, Any]:
+        async def heartbeat(arguments: dict[str, Any]) -> dict[str, Any]:
             check_greeted()
             await self._callbacks.on_heartbeat(agent_id)
-            return {"managers": await self._callbacks.managers()}
+            differs = arguments.get("digest") not in (None, wire.digest(heard.values()))
+            return {"managers": await self._callbacks.managers(), "inventory": differs}
 
         async def facts(arguments: dict[str, Any]) -> None:
             check_greeted()
-            await self._callbacks.on_facts(agent_id, [Fact.unpack(fact) for fact in arguments["facts"]])
+            said = [Fact.unpack(fact) for fact in arguments["facts"]]
+            await self._callbacks.on_facts(agent_id, said)
+            hear(said, complete=bool(arguments.get("complete")))
 
         async def runs_done(arguments: dict[str, Any]) -> None:
             check_greeted()

@@ -22,6 +22,7 @@ from domain.errors import MoorageError
 log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
 _MOST_AT_ONCE: Final = 200
+_LIST_SECONDS: Final = 60.0
 _TELL_AGAIN_SECONDS: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
 
@@ -32,6 +33,7 @@ class Teller(Protocol):
     changed: asyncio.Event
 
     async def hello(self) -> AgentHello: ...
+    def inventory(self) -> Sequence[Fact]: ...
     def pending_facts(self) -> Sequence[Fact]: ...
     def facts_acknowledged(self, facts: Iterable[Fact]) -> None: ...
     def pending_runs(self) -> Sequence[RunDone]: ...
@@ -114,13 +116,26 @@ class Connection:
         return handle
 
     async def _beat(self, peer: Peer, seconds: float, reading: asyncio.Task[None]) -> None:
-        """Signs of life until the connection ends. Missing answers are a dead connection."""
+        """Signs of life until the connection ends. Missing answers are a dead connection.
+
+        Each carries a digest of what is there; a manager that has heard otherwise gets the whole list, as everybody
+        does once a minute.
+        """
+        clock = asyncio.get_running_loop().time
+        listed_at = clock()
         while not reading.done():
             done, _ = await asyncio.wait({reading}, timeout=seconds)
             if done:
                 return
-            answer = await peer.request(wire.HEARTBEAT, {}, timeout_seconds=max(10.0, 2 * seconds))
+            sign = {"digest": wire.digest(self._teller.inventory())}
+            answer = await peer.request(wire.HEARTBEAT, sign, timeout_seconds=max(10.0, 2 * seconds))
             self._on_managers(answer.get("managers", []))
+            if self.is_control and (answer.get("inventory") or clock() - listed_at >= _LIST_SECONDS):
+                listed_at = clock()
+                everything = [fact.pack() for fact in self._teller.inventory()]
+                with contextlib.suppress(MoorageError):  # it is asked for again with the next heartbeat
+                    said = {"facts": everything, "complete": True}
+                    await peer.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)
 
 
 class Links:

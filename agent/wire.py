@@ -7,9 +7,10 @@ says otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeVar
 
@@ -109,6 +110,12 @@ class Fact(Message):
     container_id: str | None = None
     boot_no: int = 0
     seq: int = 0
+
+
+def digest(facts: Iterable[Fact]) -> str:
+    """Two sides with the same digest know the same of every kernel that is not gone."""
+    lines = sorted(f"{f.kernel_id} {f.attempt} {f.generation} {f.observed}" for f in facts if f.observed != "GONE")
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def exit_record(

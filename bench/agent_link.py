@@ -211,6 +211,9 @@ class Silent:
             agent_id=HOST, uid="u", boot_no=1, version="0", hostname="h", architecture="x86_64", resources={}
         )
 
+    def inventory(self) -> Sequence[Fact]:
+        return ()
+
     def pending_facts(self) -> Sequence[Fact]:
         return ()
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -108,6 +108,7 @@ class Host:
     agent_id: str = HOST
     boot_no: int = 1
     facts: list[Fact] = field(default_factory=list)
+    listed: list[Fact] = field(default_factory=list)  #: what is there, told or not
     runs: list[RunDone] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,6 +123,9 @@ class Host:
             architecture="x86_64",
             resources={"cpu": 4000},
         )
+
+    def inventory(self) -> Sequence[Fact]:
+        return self.listed
 
     def pending_facts(self) -> Sequence[Fact]:
         return self.facts
@@ -654,3 +658,25 @@ async def test_a_file_is_sent_from_its_descriptor(place: Place, files: Files, tm
     files.content["f"], files._give = b"", give  # type: ignore[method-assign,assignment]
     arrived = b"".join([bytes(chunk) async for chunk in await hub.download(KERNEL, "f")])
     assert arrived == content[5:]
+
+
+async def test_a_manager_that_has_missed_something_is_told_everything_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.hub.HEARTBEAT_SECONDS", 0.02)
+    host = Host(listed=[a_fact(7), a_fact(8)])
+    hub = await place.hub()
+    await place.connect(host, hub)
+
+    async def beats(more: int) -> None:
+        until = len(place.manager.beats) + more
+        async with asyncio.timeout(10):
+            while len(place.manager.beats) < until:
+                place.manager._changed.clear()
+                await place.manager._changed.wait()
+
+    await beats(5)
+    assert place.manager.facts == [a_fact(7), a_fact(8)]
+    host.listed = [replace(a_fact(7), observed="EXITED", seq=9), a_fact(8)]
+    await beats(5)
+    assert place.manager.facts[2:] == host.listed
