@@ -83,8 +83,8 @@ def user(installation: Installation, client: moorage.Client) -> Callable[[str], 
     """`user("bob")` is a client of an ordinary user of that name."""
 
     def make(name: str) -> moorage.Client:
-        installation.run("admin", "user", "create", f"{name}@example.org")
-        made = json.loads(installation.run("admin", "keypair", "create", f"{name}@example.org", "--json").stdout)
+        installation.run("admin", "user", "add", f"{name}@example.org")
+        made = json.loads(installation.run("admin", "keypair", "add", f"{name}@example.org", "--json").stdout)
         return moorage.Client(
             endpoint=installation.endpoint, access_key=made["access_key"], secret_key=made["secret_key"]
         )

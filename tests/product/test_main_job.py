@@ -167,7 +167,7 @@ def test_paths_that_lead_astray_are_refused(session: moorage.Session, path: str,
         ({"image": "python", "resource_slots": {"cpu": 10_000, "mem": 512}}, 422, "resources_impossible"),
         ({"image": "python", "resource_slots": {"cpu": -1, "mem": 512}}, 422, "invalid_resources"),
         ({"image": "python", "resource_slots": {"cpu": 1, "mem": 1e300}}, 422, "invalid_resources"),
-        ({"image": "python", "name": "a\0b"}, 400, "invalid_json"),
+        ({"image": "python", "name": "a\0b"}, 400, "invalid_request"),
         ({"image": "python", "name": "x" * 300}, 400, "invalid_name"),
         ({"image": "python", "name": "../../etc"}, 400, "invalid_name"),
         ({"image": "python", "name": "match"}, 400, "invalid_name"),
@@ -229,7 +229,7 @@ def test_a_batch_session_ends_with_its_work(client: moorage.Client) -> None:
 def test_a_failing_bootstrap_script_is_a_notice_unless_it_is_required(client: moorage.Client) -> None:
     with client.sessions.create(image="python", cpu=1, mem="256m", bootstrap_script="echo oh; exit 4") as session:
         notice = session.info.notices[0]
-        assert notice.kind == "bootstrap"
+        assert notice.kind == "bootstrap_failed"
         assert "oh" in (notice.log_tail or "")
     failed = client.sessions.create(
         image="python", cpu=1, mem="256m", bootstrap_script="exit 4", bootstrap_required=True, wait=False

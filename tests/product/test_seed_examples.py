@@ -70,7 +70,7 @@ async def test_the_five_examples(installation: Installation) -> None:
 
         # The bootstrap script fails, for there is no such file: a notice with its log, and the session runs.
         notice = SimpleNamespace(**shown.session_info.notices[0])
-        assert notice.kind == "bootstrap"
+        assert notice.kind == "bootstrap_failed"
         ran = ExecuteSessionAction(
             session_name="my-python-session", access_key=key, code="python3 script.py", mode="batch"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -15,7 +15,17 @@ from moorage.cli.terminal import connect, details, json_option, print_json, tabl
 from moorage.errors import SessionNotFound
 
 
-@click.group("admin")
+class Forgiving(click.Group):
+    """Takes the other words that people type for the same."""
+
+    group_class = type
+    WORDS: ClassVar[Mapping[str, str]] = {"create": "add", "delete": "rm", "remove": "rm", "list": "ls"}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, self.WORDS.get(cmd_name, cmd_name))
+
+
+@click.group("admin", cls=Forgiving)
 def admin_command() -> None:
     """Users, keypairs, projects, images, agents, and everybody's sessions."""
 

@@ -131,6 +131,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 
 @click.command("create")
 @click.argument("name", required=False)
+@click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
 @creation_options
 @click.option("--type", "session_type", default=None, help="interactive, batch, ... [default: interactive]")
 @click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
@@ -139,6 +140,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 @json_option
 def create_command(
     name: str | None,
+    name_option: str | None,
     session_type: str | None,
     startup_command: str | None,
     reuse: bool,
@@ -147,6 +149,9 @@ def create_command(
     **fields: Any,
 ) -> None:
     """Create a session and wait until it runs. Prints its name."""
+    if name is not None and name_option is not None:
+        raise click.UsageError("Give the name once: as the argument, or with --name.")
+    name = name or name_option
     with connect() as client:
         session = client.sessions.create(
             name,
@@ -390,7 +395,14 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
 @session_argument
 @click.option("--name", help="Another name.")
 @click.option("--priority", type=int, help="Higher goes first.")
-@click.option("--lifetime", type=float, metavar="SECONDS", help="How long it may live, from when it began to run.")
+@click.option(
+    "--lifetime",
+    "--timeout",
+    "lifetime",
+    type=float,
+    metavar="SECONDS",
+    help="How long it may live, from when it began to run.",
+)
 @click.option("--tag", help="Another tag.")
 @json_option
 def modify_command(
