@@ -360,6 +360,11 @@ class NotApplicable:
     reason: str
 
 
+def wrong(value: object) -> Any:
+    """A value of a type that the field does not have: doors get such ones."""
+    return value
+
+
 #: What every action's table has to hold.
 ASPECTS: Final = ("success", "stranger", "wrong_status", "not_found", "bad_input")
 COVERED: dict[str, Mapping[str, TestScenario | NotApplicable]] = {}

@@ -74,6 +74,7 @@ from tests.scenario import (
     new_id,
     scenarios,
     stage,
+    wrong,
 )
 
 
@@ -127,7 +128,7 @@ bob = CreateUserAction(email="bob@example.org")
             do=CreateUserAction(email="alice@example.org"), by=ROOT, error=AlreadyExists, then_audit=None
         ),
         "a_monitor_adds_nobody": denied(bob, WATCHER),
-        "an_unknown_role": malformed(CreateUserAction(email="bob@example.org", role="king")),
+        "an_unknown_role": malformed(CreateUserAction(email="bob@example.org", role=wrong("king"))),
     },
 )
 async def test_create_user(scenario: TestScenario, database: Database) -> None:
@@ -171,7 +172,7 @@ async def test_pages_of_users_leave_nobody_out(database: Database) -> None:
     stranger=denied(GetUserAction(user="alice@example.org"), MALLORY),
     wrong_status=NO_STATUS,
     not_found=TestScenario(do=GetUserAction(user="nobody"), by=ROOT, error=UserNotFound, then_audit="user_not_found"),
-    bad_input=malformed(GetUserAction(user=None)),
+    bad_input=malformed(GetUserAction(user=wrong(None))),
     more={"by_id": TestScenario(do=GetUserAction(user=str(ALICE.user_id)), by=ROOT, then_audit=None)},
 )
 async def test_get_user(scenario: TestScenario, database: Database) -> None:
@@ -233,7 +234,7 @@ async def test_modify_user(scenario: TestScenario, database: Database) -> None:
     not_found=TestScenario(
         do=DeleteUserAction(user="nobody"), by=ROOT, error=UserNotFound, then_audit="user_not_found"
     ),
-    bad_input=malformed(DeleteUserAction(user=1)),
+    bad_input=malformed(DeleteUserAction(user=wrong(1))),
     more={"not_oneself": denied(DeleteUserAction(user="root@example.org"), ROOT)},
 )
 async def test_delete_user(scenario: TestScenario, database: Database) -> None:
@@ -271,7 +272,7 @@ def not_by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
     not_found=TestScenario(
         do=CreateKeypairAction(user="nobody"), by=ROOT, error=UserNotFound, then_audit="user_not_found"
     ),
-    bad_input=malformed(CreateKeypairAction(user=5)),
+    bad_input=malformed(CreateKeypairAction(user=wrong(5))),
     more={
         "an_administrator_makes_one_for_another": TestScenario(
             do=CreateKeypairAction(user="alice@example.org"),
@@ -299,7 +300,7 @@ def keys(*names: str) -> Any:
     not_found=TestScenario(
         do=ListKeypairsAction(user="nobody"), by=ROOT, error=UserNotFound, then_audit="user_not_found"
     ),
-    bad_input=malformed(ListKeypairsAction(user={})),
+    bad_input=malformed(ListKeypairsAction(user=wrong({}))),
     more={
         "everybodys_for_an_administrator": TestScenario(
             do=ListKeypairsAction(),
@@ -335,7 +336,7 @@ off = ModifyKeypairAction(keypair="KEY-alice", active=False)
         error=KeypairNotFound,
         then_audit="keypair_not_found",
     ),
-    bad_input=malformed(ModifyKeypairAction(keypair="KEY-alice", active="perhaps")),
+    bad_input=malformed(ModifyKeypairAction(keypair="KEY-alice", active=wrong("perhaps"))),
     more={
         "an_administrator_disables_anybodys": TestScenario(
             do=off, by=ROOT, then_rows=("keypairs KEY-alice: active true -> false",)
@@ -359,7 +360,7 @@ async def test_modify_keypair(scenario: TestScenario, database: Database) -> Non
     not_found=TestScenario(
         do=DeleteKeypairAction(keypair="KEY-x"), by=ROOT, error=KeypairNotFound, then_audit="keypair_not_found"
     ),
-    bad_input=malformed(DeleteKeypairAction(keypair=None)),
+    bad_input=malformed(DeleteKeypairAction(keypair=wrong(None))),
 )
 async def test_delete_keypair(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -422,7 +423,7 @@ async def test_list_tokens(scenario: TestScenario, database: Database) -> None:
     ),
     wrong_status=NO_STATUS,
     not_found=TestScenario(do=DeleteTokenAction(token_id=TOKEN), error=NotFound, then_audit="not_found"),
-    bad_input=malformed(DeleteTokenAction(token_id="ci")),
+    bad_input=malformed(DeleteTokenAction(token_id=wrong("ci"))),
     more={
         "an_administrator_revokes_anybodys": TestScenario(
             given=(A_TOKEN,), do=DeleteTokenAction(token_id=TOKEN), by=ROOT, then_rows=("-tokens ci",)
@@ -513,7 +514,7 @@ def members(add: list[str], remove: list[str] | None = None, project: str = "vis
     not_found=TestScenario(
         do=members([], project="nothing"), by=ROOT, error=ProjectNotFound, then_audit="project_not_found"
     ),
-    bad_input=malformed(ModifyProjectAction(project="vision", add_members="alice@example.org")),
+    bad_input=malformed(ModifyProjectAction(project="vision", add_members=wrong("alice@example.org"))),
     more={
         "a_member_leaves": TestScenario(
             do=members([], ["alice@example.org"], "default"),
@@ -549,7 +550,7 @@ async def test_modify_project(scenario: TestScenario, database: Database) -> Non
     not_found=TestScenario(
         do=DeleteProjectAction(project="vision"), by=ROOT, error=ProjectNotFound, then_audit="project_not_found"
     ),
-    bad_input=malformed(DeleteProjectAction(project=None)),
+    bad_input=malformed(DeleteProjectAction(project=wrong(None))),
 )
 async def test_delete_project(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -753,7 +754,7 @@ async def test_alias_image(scenario: TestScenario, database: Database) -> None:
     not_found=TestScenario(
         do=ForgetImageAction(image="nothing"), by=ROOT, error=ImageNotFound, then_audit="image_not_found"
     ),
-    bad_input=malformed(ForgetImageAction(image=None)),
+    bad_input=malformed(ForgetImageAction(image=wrong(None))),
 )
 async def test_forget_image(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -811,7 +812,7 @@ async def test_list_agents(scenario: TestScenario, database: Database) -> None:
     not_found=TestScenario(
         do=GetAgentAction(agent="host-9"), by=ROOT, error=AgentNotFound, then_audit="agent_not_found"
     ),
-    bad_input=malformed(GetAgentAction(agent=None)),
+    bad_input=malformed(GetAgentAction(agent=wrong(None))),
 )
 async def test_get_agent(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -833,7 +834,7 @@ async def test_get_agent(scenario: TestScenario, database: Database) -> None:
         error=AgentNotFound,
         then_audit="agent_not_found",
     ),
-    bad_input=malformed(ModifyAgentAction(agent=HOST, schedulable="later")),
+    bad_input=malformed(ModifyAgentAction(agent=HOST, schedulable=wrong("later"))),
 )
 async def test_modify_agent(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -867,7 +868,7 @@ FORCED = (a_session(Status.TERMINATING), Given(put=_force))
     not_found=TestScenario(
         do=RemoveAgentAction(agent="host-9"), by=ROOT, error=AgentNotFound, then_audit="agent_not_found"
     ),
-    bad_input=malformed(RemoveAgentAction(agent=HOST, lost_for_good="who knows")),
+    bad_input=malformed(RemoveAgentAction(agent=HOST, lost_for_good=wrong("who knows"))),
     more={
         "what_has_ended_keeps_its_row_without_a_host": TestScenario(
             given=(a_session(Status.TERMINATED),),
@@ -920,6 +921,7 @@ async def test_create_agent_token_is_kept_as_a_hash_only(database: Database) -> 
     async with database.reader() as connection:
         kept = await connection.fetchval("SELECT string_agg(t::text, '') FROM agent_tokens t")
         answer = await connection.fetchval("SELECT answer::text FROM idempotency_keys")
+    assert made.secret is not None
     assert len(made.secret) >= 20
     assert made.secret not in kept + answer
     assert (await processor.run(join, by=ROOT, key="k")).secret is None

@@ -47,6 +47,7 @@ from tests.scenario import (
     new_id,
     scenarios,
     stage,
+    wrong,
 )
 
 #: The run that an execution without an Idempotency-Key makes.
@@ -557,7 +558,7 @@ async def test_pages_of_executions_leave_nothing_out(database: Database) -> None
     ),
     bad_input=TestScenario(
         given=(a_session(),),
-        do=InterruptAction(session_name="train", run_id="all"),
+        do=InterruptAction(session_name="train", run_id=wrong("all")),
         error=InvalidRequest,
         then_audit=None,
     ),
@@ -603,7 +604,7 @@ kill = KillExecutionAction(session_name="train", run_id=RUN_ID)
     not_found=TestScenario(given=(a_session(),), do=kill, error=RunNotFound, then_audit="run_not_found"),
     bad_input=TestScenario(
         given=(a_session(),),
-        do=KillExecutionAction(session_name="train", run_id=None),
+        do=KillExecutionAction(session_name="train", run_id=wrong(None)),
         error=InvalidRequest,
         then_audit=None,
     ),

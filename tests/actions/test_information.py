@@ -51,6 +51,7 @@ from tests.scenario import (
     kernel_of,
     scenarios,
     stage,
+    wrong,
 )
 
 info = GetSessionInfoAction(session_name=str(ID))
@@ -72,7 +73,7 @@ info = GetSessionInfoAction(session_name=str(ID))
     ),
     wrong_status=NotApplicable("a session can be looked at in every status"),
     not_found=TestScenario(do=info, error=SessionNotFound, then_audit="session_not_found"),
-    bad_input=TestScenario(do=GetSessionInfoAction(session_name=None), error=InvalidRequest, then_audit=None),
+    bad_input=TestScenario(do=GetSessionInfoAction(session_name=wrong(None)), error=InvalidRequest, then_audit=None),
     more={
         **{
             f"a_{status}_one_holds_nothing": TestScenario(
@@ -139,7 +140,7 @@ history = GetStatusHistoryAction(session_name=str(ID))
     ),
     wrong_status=NotApplicable("the history stays there in every status"),
     not_found=TestScenario(do=history, error=SessionNotFound, then_audit="session_not_found"),
-    bad_input=TestScenario(do=GetStatusHistoryAction(session_name=7), error=InvalidRequest, then_audit=None),
+    bad_input=TestScenario(do=GetStatusHistoryAction(session_name=wrong(7)), error=InvalidRequest, then_audit=None),
 )
 async def test_history(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -315,7 +316,7 @@ def fails(fake: FakeAgent) -> None:
     ),
     wrong_status=TestScenario(given=(a_session(Status.TERMINATED),), do=figures, error=SessionEnded, then_audit=None),
     not_found=TestScenario(do=figures, error=SessionNotFound, then_audit="session_not_found"),
-    bad_input=TestScenario(do=GetStatisticsAction(session_name=["a"]), error=InvalidRequest, then_audit=None),
+    bad_input=TestScenario(do=GetStatisticsAction(session_name=wrong(["a"])), error=InvalidRequest, then_audit=None),
     more={
         "a_monitor_may_look_and_that_is_on_record": TestScenario(
             given=(a_session(),), do=figures, by=WATCHER, then_agent=("statistics",)
@@ -385,7 +386,7 @@ async def test_pages_of_tasks_leave_nothing_out(database: Database) -> None:
     ),
     wrong_status=NotApplicable("a task can be looked at in every status"),
     not_found=TestScenario(do=GetTaskAction(task_id=TASK), error=TaskNotFound, then_audit="task_not_found"),
-    bad_input=TestScenario(do=GetTaskAction(task_id="7"), error=InvalidRequest, then_audit=None),
+    bad_input=TestScenario(do=GetTaskAction(task_id=wrong("7")), error=InvalidRequest, then_audit=None),
     more={"a_monitor_may_look": TestScenario(given=TASKS, do=GetTaskAction(task_id=TASK), by=WATCHER, then_audit=None)},
 )
 async def test_get_task(scenario: TestScenario, database: Database) -> None:
@@ -408,7 +409,7 @@ cancel = CancelTaskAction(task_id=TASK)
         given=(a_task(status="done", finished_at=NOW),), do=cancel, answer=lambda a: a.task.status == "done"
     ),
     not_found=TestScenario(do=cancel, error=TaskNotFound, then_audit="task_not_found"),
-    bad_input=TestScenario(do=CancelTaskAction(task_id=""), error=InvalidRequest, then_audit=None),
+    bad_input=TestScenario(do=CancelTaskAction(task_id=wrong("")), error=InvalidRequest, then_audit=None),
     more={
         "a_running_one_is_told": TestScenario(
             given=(a_task(status="running"),),

@@ -62,6 +62,7 @@ from tests.scenario import (
     new_id,
     scenarios,
     stage,
+    wrong,
 )
 
 to_best = RenameSessionAction(session_name="train", new_name="best")
@@ -152,7 +153,7 @@ destroy = DestroySessionAction(session_name=str(ID))
     ),
     bad_input=TestScenario(
         given=(a_session(),),
-        do=DestroySessionAction(session_name="train", forced="surely"),
+        do=DestroySessionAction(session_name="train", forced=wrong("surely")),
         error=InvalidRequest,
         then_audit=None,
     ),
@@ -407,7 +408,10 @@ def in_place(source: Status) -> tuple[str, ...]:
     wrong_status=TestScenario(given=(a_session(Status.PENDING),), do=restart, error=SessionNotReady, then_audit=None),
     not_found=TestScenario(do=restart, error=SessionNotFound, then_audit="session_not_found"),
     bad_input=TestScenario(
-        given=(a_session(),), do=RestartSessionAction(session_name=b"\xff"), error=InvalidRequest, then_audit=None
+        given=(a_session(),),
+        do=RestartSessionAction(session_name=wrong(b"\xff")),
+        error=InvalidRequest,
+        then_audit=None,
     ),
     more={
         "a_degraded_one_is_restarted_in_place_too": TestScenario(
