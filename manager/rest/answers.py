@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from actions.administration import JoinToken, TokenData, WhoAmI
 from actions.execution import RunOutput, RunPiece
@@ -56,8 +56,21 @@ def run_output(output: RunOutput) -> dict[str, Any]:
     return {**values, "started_at": iso(output.started_at), "finished_at": iso(output.finished_at)}
 
 
+def in_iso(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What hosts say of themselves, its times as everywhere in the API."""
+    return {
+        name: iso(value) if name in _TIMES and isinstance(value, int | float) else value for name, value in data.items()
+    }
+
+
+_TIMES: Final = frozenset({"time", "at", "started_at", "finished_at"})
+
+
 def record(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {**data, "time": iso(data["time"])}
+    made = in_iso(data)
+    if made["kind"] == "done":
+        made["data"] = in_iso(made["data"])
+    return made
 
 
 def run_piece(piece: RunPiece) -> dict[str, Any]:

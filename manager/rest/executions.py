@@ -133,7 +133,7 @@ async def _records(follower: RunFollower, *, binary: bool) -> AsyncGenerator[lis
             if piece.gap is not None:
                 found.insert(0, _gap(piece.gap))
             if piece.done is not None and not (found and found[-1]["kind"] == "done"):
-                found.append({"seq": piece.next_seq, "kind": "done", "time": None, "data": dict(piece.done)})
+                found.append({"seq": piece.next_seq, "kind": "done", "time": None, "data": answers.in_iso(piece.done)})
             if found:
                 yield found
 
@@ -157,7 +157,8 @@ def record_json(record: Record, *, binary: bool) -> dict[str, Any]:
     """`text` for output, or `base64` to the byte; `data` for everything else."""
     head: dict[str, Any] = {"seq": record.seq, "kind": record.kind, "time": iso(record.time)}
     if record.kind not in ("stdout", "stderr"):
-        return {**head, "data": record_data(record)}
+        data = record_data(record)
+        return {**head, "data": answers.in_iso(data) if record.kind == "done" else data}
     if binary:
         return {**head, "base64": b64encode(record.payload).decode()}
     return {**head, "text": record.payload.decode("utf-8", "replace")}

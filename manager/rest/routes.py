@@ -117,7 +117,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/rename", a.RenameSessionAction, answer=session_data, etag=True),
     _row("POST", f"{_S}/restart", a.RestartSessionAction, answer=session_data, settles=True, etag=True),
     _row("GET", f"{_S}/status-history", a.GetStatusHistoryAction, answer=attrgetter("status_history")),
-    _row("GET", f"{_S}/metrics", a.GetStatisticsAction, answer=attrgetter("statistics")),
+    _row("GET", f"{_S}/metrics", a.GetStatisticsAction, answer=lambda r: answers.in_iso(r.statistics)),
     _row("GET", f"{_S}/logs", a.GetContainerLogsAction, handler=information.logs, media=("text/plain",), head=False),
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
