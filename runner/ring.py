@@ -9,7 +9,9 @@ import json
 import os
 import re
 import struct
+import threading
 import time
+from collections import deque
 from typing import Any
 
 #: payload length, sequence number, kind, unix time
@@ -36,6 +38,7 @@ SESSION_BYTES = 512 << 20
 MAX_RUNS = 5_000
 LOG_RUN = "log"
 SPARE_PREFIX = ".spare-"  #: no run id begins so
+SPARES = 8
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 SEGMENT_NAME = re.compile(r"[0-9]{16}", re.ASCII)
@@ -178,7 +181,9 @@ class Rings:
         os.makedirs(folder, exist_ok=True)
         self._folder = folder
         self._kept: dict[str, Ring] = {}  #: oldest first
-        self._spare: Ring | None = None
+        self._spares: deque[Ring] = deque()  #: filled by a thread of their own
+        self._refill = threading.Semaphore(0)
+        self._refilling = False
         for name in self._left_by_others():
             try:
                 ring = Ring.load(os.path.join(folder, name))
@@ -208,27 +213,43 @@ class Rings:
     def create(self, run: str) -> Ring:
         """FileExistsError when there was such a run."""
         folder = os.path.join(self._folder, run)
-        ring, self._spare = self._spare, None
-        if ring is None or os.path.lexists(folder):
-            self._spare, ring = ring, Ring.create(folder)
-        else:
+        ring = self._spares.popleft() if self._spares and not os.path.lexists(folder) else None
+        if ring is not None:
             try:
                 os.rename(ring.folder, folder)
                 ring.folder = folder
             except OSError:  # the user took the spare away
                 ring.close()
-                ring = Ring.create(folder)
+                ring = None
+        if ring is None:
+            ring = Ring.create(folder)
         self._kept[run] = ring
         return ring
 
+    def start_preparing(self) -> None:
+        """From now on a thread makes the next runs' folders and files: on a busy disk that takes longer than a short run."""
+        try:
+            threading.Thread(target=self._keep_spares, daemon=True).start()
+            self.prepare()
+        except RuntimeError:
+            pass  # no thread to be had: then each run makes its own
+
     def prepare(self) -> None:
-        """Make the next run's folder and file while nobody waits: on a busy disk that takes longer than a short run."""
-        if self._spare is None:
+        """Have spares made when they run low. Does not wait."""
+        if len(self._spares) < SPARES // 2 and not self._refilling:
+            self._refilling = True
+            self._refill.release()
+
+    def _keep_spares(self) -> None:
+        while self._refill.acquire():
             try:
-                self._spare = Ring.create(os.path.join(self._folder, f"{SPARE_PREFIX}{time.monotonic_ns()}"))
-                self._spare.open_head()
+                while len(self._spares) < SPARES:
+                    ring = Ring.create(os.path.join(self._folder, f"{SPARE_PREFIX}{time.monotonic_ns()}"))
+                    ring.open_head()
+                    self._spares.append(ring)
             except OSError:
-                pass  # then the run itself makes them
+                pass  # the disk is full, or the folder gone
+            self._refilling = False
 
     def get(self, run: str) -> Ring | None:
         return self.log if run == LOG_RUN else self._kept.get(run)

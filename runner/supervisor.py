@@ -245,7 +245,7 @@ class Connection:
         if events & ~WRITE == 0:
             return
         try:
-            data = self.socket.recv(1 << 18)
+            data = self.socket.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError:
@@ -323,7 +323,7 @@ class Supervisor:
         self._rings = ring.Rings(os.path.join(self._link, "ring"))
         self._listen()
         self._say_ready()
-        self._rings.prepare()
+        self._rings.start_preparing()
         self._say(f"runner {PROTOCOL} started, attempt {self.config.attempt}")
         if self._worker.state == "absent":
             self._say("the image has no python3 or python: only batch runs are possible")
@@ -1029,7 +1029,7 @@ class Supervisor:
             if events == WRITE:
                 return
         try:
-            data = worker.socket.recv(1 << 18)
+            data = worker.socket.recv(1 << 16)
         except BlockingIOError:
             return
         except OSError:
@@ -1106,7 +1106,7 @@ class Supervisor:
             pipe.drain()
         if worker.socket is not None:
             with contextlib.suppress(OSError, BadFrame):  # what it still said: an answer may have been on its way
-                while data := worker.socket.recv(1 << 18):
+                while data := worker.socket.recv(1 << 16):
                     worker.frames.feed(data)
                 while (frame := worker.frames.next()) is not None:
                     self._on_message(worker, *frame)

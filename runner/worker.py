@@ -101,7 +101,7 @@ class Link:
                 # outside of the guard: this wait is what an interrupt ends
                 select.select([self._socket], [], [])
             with self._interrupts:
-                data = self._socket.recv(1 << 18)
+                data = self._socket.recv(1 << 16)
                 if not data:
                     return None, b""
                 self._buffer += data
