@@ -270,7 +270,7 @@ class TokenPage(Result):
 class CreateTokenAction(ScopeAction[Work, TokenResult]):
     """Make a token that stands for the keypair it is made with, until it expires. It is shown in this answer only."""
 
-    token_name: Word = "token"
+    token_name: Word = "token"  # noqa: S105  # a name, not a secret
     ttl_seconds: Annotated[float, Field(ge=60, le=366 * 86400)] = 30 * 86400.0
 
     async def run(self, call: Work, /) -> TokenResult:

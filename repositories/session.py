@@ -39,7 +39,10 @@ _FROM: Final = """
             FROM allocations al JOIN kernels ak ON ak.id = al.kernel_id WHERE ak.session_id = s.id GROUP BY 1) held
     ) a ON s.status NOT IN ('PENDING', 'CANCELLED')
 """
-_BY_ID: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.id = $1 AND ($2::uuid IS NULL OR s.user_id = $2) AND ($3::text IS NULL OR s.domain = $3)"
+_BY_ID: Final = f"""
+    SELECT {_COLUMNS} FROM {_FROM}
+    WHERE s.id = $1 AND ($2::uuid IS NULL OR s.user_id = $2) AND ($3::text IS NULL OR s.domain = $3)
+"""
 _NOT_FINAL: Final = tables.NOT_FINAL.replace("status", "s.status")
 _BY_NAME: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = $1 AND s.user_id = $2 AND {_NOT_FINAL}"
 
@@ -148,7 +151,8 @@ class SessionRepository:
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
                     created_at, status_changed_at, expires_at, main_kernel_id, notices)
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
-                    $20, $21::double precision, $22::timestamptz, $22, $22::timestamptz + make_interval(secs => $21::double precision), $23, $26)
+                    $20, $21::double precision, $22::timestamptz, $22,
+                    $22::timestamptz + make_interval(secs => $21::double precision), $23, $26)
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
