@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from actions import (
@@ -25,7 +26,7 @@ from domain.session import Status
 from manager.processor import Processor
 from repositories.database import Database
 from tests.agent.fake import FakeAgent
-from tests.scenario import ALICE, ID, OTHER_ID, a_row, a_session, stage
+from tests.scenario import ALICE, HOST, ID, OTHER_ID, a_row, a_session, insert, kernel_of, stage
 
 
 async def all_at_once(processor: Processor, actions: Sequence[Any], *, key: str | None = None) -> Counter[str]:
@@ -163,3 +164,22 @@ async def test_sixteen_executions_of_one_key_are_one_run(database: Database) -> 
     async with database.reader() as connection:
         assert await connection.fetchval("SELECT count(*) FROM executions") == 1
         assert await connection.fetchval("SELECT count(*) FROM audit") == 1
+
+
+async def test_sixteen_writers_take_no_more_than_a_host_has(database: Database) -> None:
+    """Eight CPUs for sixteen: the first eight get one each, the others are refused, and nobody waits for ever."""
+    ids = [SessionId(UUID(int=ID.int + number)) for number in range(16)]
+    await stage(database, *(a_session(Status.PENDING, id=one, name=f"job-{n}") for n, one in enumerate(ids)))
+
+    async def take(session_id: SessionId) -> str:
+        row = {"kernel_id": kernel_of(session_id), "agent_id": HOST, "name": "cpu", "amount": 1000}
+        try:
+            async with database.transaction() as connection:
+                await insert(connection, "allocations", row)
+        except asyncpg.CheckViolationError as refused:
+            return str(refused.constraint_name)
+        return "taken"
+
+    assert Counter(await asyncio.gather(*map(take, ids))) == {"taken": 8, "resources_used_check": 8}
+    async with database.reader() as connection:
+        assert await connection.fetchval("SELECT used FROM resources WHERE name = 'cpu'") == 8000
