@@ -27,6 +27,8 @@ from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffe
 
 __all__ = ["Archive", "ReadySignal", "RunnerConfig", "RunnerError", "RunnerLink", "Tail", "prepare_link"]
 
+#: So that the agent takes the next piece while the runner writes this one.
+_UPLOAD_BUFFER_BYTES: Final = 2 << 20
 REQUEST_SECONDS: Final = 30.0  #: for any answer that does not wait for user code
 FILE_SECONDS: Final = 300.0  #: for one file operation: a tree may be large
 STALLED_SECONDS: Final = 60.0  #: a transfer that moves no byte for so long has failed
@@ -307,6 +309,7 @@ class RunnerLink(asyncio.Protocol):
         """Write a file as the session's user, whole or not at all; missing folders are made."""
         header = {"op": "put", "path": path, "size": size, "mode": mode, "overwrite": overwrite, "sha256": sha256}
         async with self._stream(header) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UPLOAD_BUFFER_BYTES)
             try:
                 async for piece in source:
                     view = memoryview(piece)
