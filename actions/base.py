@@ -87,6 +87,10 @@ class Service(Protocol):
 
     async def sleep(self, seconds: float) -> None: ...
 
+    def announce(self, topic: str, *session_ids: SessionId) -> None:
+        """Tell other processes, after a statement that was its own transaction."""
+        ...
+
     async def wait_for_session(
         self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
     ) -> Session:

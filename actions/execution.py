@@ -126,7 +126,7 @@ class RunCollector:
         if fields.get("status") != "waiting_input":
             fields.pop("input_request", None)
         texts = {kind: b"".join(parts).decode("utf-8", "replace") for kind, parts in self._text.items()}
-        return RunOutput(run_id=self._run_id, status=fields.pop("status", "running"), **texts, **fields)
+        return RunOutput(**{"run_id": self._run_id, "status": "running", **texts, **fields})
 
 
 def record_data(record: Record) -> dict[str, Any]:
@@ -174,8 +174,8 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
         return await self._collect(call, where, run_id, None)
 
     async def _start(self, call: Remote, session: Session, where: KernelAddress) -> RunOutput:
-        async with call.service.work(call) as work:
-            lives = await work.db.executions.begin(
+        async with call.service.reading(call) as single:  # one statement, its own transaction
+            lives = await single.db.executions.begin(
                 session,
                 call.run_id,
                 user_id=call.by.user_id,
@@ -187,7 +187,7 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
                     "request_id": call.request_id,
                 },
             )
-            work.announce("events")
+        call.service.announce("events")
         if not lives:
             async with call.service.reading(call) as reading:
                 raise wrong_status(await reading.db.sessions_of(session).get(session.id))
@@ -410,7 +410,7 @@ class ListExecutionsAction(SessionAction[Reading, ExecutionPage]):
             for run in found
         ]
         last = found[-1] if len(found) == self.limit else None
-        return ExecutionPage(items=items, next_cursor=last and encode_cursor(last.started_at, last.run_id))
+        return ExecutionPage(items=items, next_cursor=encode_cursor(last.started_at, last.run_id) if last else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,13 +74,12 @@ class UploadFilesAction(SessionAction[Remote, FilesResult]):
         return FilesResult(items=written)
 
     async def _upload(self, call: Remote, session: Session, spec: FileUploadSpec, target: str) -> FileStat:
-        body, size = spec.content, spec.size
-        if isinstance(body, bytes):
-            body, size = _once(body), len(body)
+        content: bytes | AsyncIterator[bytes] = spec.content
+        size = len(content) if isinstance(content, bytes) else spec.size
         return await call.agents.upload(
             main_kernel(session),
             target,
-            body,
+            _once(content) if isinstance(content, bytes) else content,
             size=size,
             mode=spec.mode,
             overwrite=spec.overwrite,

@@ -118,7 +118,7 @@ async def _page(call: Reading, search: Search, *, everybodys: bool) -> SessionPa
     last = found[-1] if len(found) == search.limit else None
     return SessionPage(
         items=[SessionData.of(session) for session in found],
-        next_cursor=last and encode_cursor(last.created_at, last.id),
+        next_cursor=encode_cursor(last.created_at, last.id) if last else None,
     )
 
 
@@ -150,14 +150,14 @@ class LogStream(Result):
             yield past
         else:
             next_seq = 0
-        async for records, next_seq in self._reads(next_seq, follow=self.follow):
+        async for records, _ in self._reads(next_seq, follow=self.follow):
             chosen = [record.payload for record in records if self.since is None or record.time >= self.since]
             if chosen:
                 yield b"".join(chosen)
 
     async def _last_lines(self, count: int) -> tuple[bytes, int]:
         kept, next_seq = b"", 0
-        async for records, next_seq in self._reads(0, follow=False):
+        async for records, next_seq in self._reads(0, follow=False):  # noqa: B007  # the last one is answered
             kept += b"".join(r.payload for r in records if self.since is None or r.time >= self.since)
             lines = kept.splitlines(keepends=True)
             kept = b"".join(lines[-count:]) if count else b""
@@ -272,10 +272,11 @@ class ListTasksAction(ScopeAction[Reading, TaskPage]):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
     async def run(self, call: Reading, /) -> TaskPage:
-        found = await call.db.tasks.list(user_id=_only_own(call), limit=self.limit, after=decode_cursor(self.cursor))
+        found = await call.db.tasks.newest(user_id=_only_own(call), limit=self.limit, after=decode_cursor(self.cursor))
         last = found[-1] if len(found) == self.limit else None
         return TaskPage(
-            items=[TaskData.of(task) for task in found], next_cursor=last and encode_cursor(last.created_at, last.id)
+            items=[TaskData.of(task) for task in found],
+            next_cursor=encode_cursor(last.created_at, last.id) if last else None,
         )
 
 

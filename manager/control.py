@@ -63,8 +63,6 @@ class Control:
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
             ("tasks", self.tasks),
-            ("runs", self.tails),
-            ("sessions", self.tails),
         )
         self._herald = herald
 

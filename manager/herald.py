@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 #: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait
 #: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
 TOPICS: Final = frozenset(
-    {"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "tasks"}
+    {"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "stamped", "tasks"}
 )
 #: What a subscriber is told: the sessions concerned, or None for "anything may have changed", also when messages may
 #: have been missed.

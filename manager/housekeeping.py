@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -31,8 +32,11 @@ class Sequencer(Loop):
             events = await stamp_events(connection, limit=self.batch)
             audited = await chain_audit(connection, limit=self.batch)
         if events:
-            self._herald.announce("events")  # readers follow the numbers
-        return self.rest_seconds if events or audited else None
+            self._herald.announce("stamped")  # readers follow the numbers
+        if events or audited:
+            await asyncio.sleep(self.rest_seconds)  # whoever wakes it meanwhile goes into the next batch
+            return 0.0
+        return None
 
 
 class Purger(Loop):

@@ -20,10 +20,10 @@ _AT_ONCE: Final = 20
 
 
 class Tails(Loop):
-    """Woken by sessions that change; what a lost host holds is taken over when it is back, within some hours."""
+    """Looks every few seconds; what a lost host holds is taken over when it is back, within some hours."""
 
     name: ClassVar[str] = "tails"
-    floor_seconds: ClassVar[float] = 5.0
+    floor_seconds: ClassVar[float] = 3.0
 
     def __init__(self, database: Database, agents: ConnectedAgents, *, clock: Callable[[], datetime]) -> None:
         super().__init__()

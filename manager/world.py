@@ -117,6 +117,9 @@ class SessionService:
         assert self.processor is not None
         return self.processor.transaction(call, "")
 
+    def announce(self, topic: str, *session_ids: SessionId) -> None:
+        self._herald.announce(topic, *session_ids)
+
     async def wait_for_session(
         self, session_id: SessionId, until: Callable[[Session], bool], seconds: float | None
     ) -> Session:

@@ -64,7 +64,7 @@ class TaskRepository:
             raise TaskNotFound(task=str(task_id))
         return Task(**dict(row))
 
-    async def list(self, *, user_id: UUID | None, limit: int, after: tuple[datetime, UUID] | None) -> list[Task]:
+    async def newest(self, *, user_id: UUID | None, limit: int, after: tuple[datetime, UUID] | None) -> list[Task]:
         at, task_id = after or (None, None)
         rows = await self._connection.fetch(
             f"""

@@ -125,7 +125,7 @@ async def events(exchange: Exchange) -> web.StreamResponse:
 
 async def _events(exchange: Exchange, values: dict[str, Any], page: Any, *, follow: bool) -> AsyncGenerator[bytes]:
     changed = asyncio.Event()
-    unsubscribe = exchange.door.world.herald.subscribe("events", lambda _ids: changed.set())
+    unsubscribe = exchange.door.world.herald.subscribe("stamped", lambda _ids: changed.set())
     try:
         # Where the reader is, before anything has happened: a connection that breaks now is taken up here.
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -82,13 +83,14 @@ def as_client(agents: ScriptedAgents) -> ConnectedAgents:
 
 
 async def until(herald: Herald, condition: Callable[[], Any], topic: str = "sessions", seconds: float = 10.0) -> Any:
-    """Ask again after every announcement until the answer is true, and give it."""
+    """Ask again after every announcement, and now and then for what nobody announces, until the answer is true; give it."""
     news = asyncio.Event()
     forget = herald.subscribe(topic, lambda _ids: news.set())
     try:
         async with asyncio.timeout(seconds):
             while not (found := await condition()):
-                await news.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), 0.05)
                 news.clear()
             return found
     finally:

@@ -151,7 +151,7 @@ async def test_an_agent_out_of_reach_is_asked_again_later(one: Manager, database
             [kernel] = await kernels_of(connection, session_id)
         return kernel["tries"] == 1 and kernel["claimed_until"] is None and kernel["next_try_at"] > one.clock()
 
-    await until(one.herald, asked_once, "events")
+    await until(one.herald, asked_once, "dispatch")
     one.agents.unreachable = False
     one.clock.turn(seconds=1)
     one.herald.announce("dispatch")
@@ -465,7 +465,7 @@ async def test_events_are_numbered_soon_after_their_commit(one: Manager, databas
         async with database.reader() as connection:
             return not await connection.fetchval("SELECT count(*) FROM events WHERE seq IS NULL")
 
-    await until(one.herald, numbered, "events")
+    await until(one.herald, numbered, "stamped")
     async with database.reader() as connection:
         rows = await connection.fetch("SELECT seq, type FROM events ORDER BY seq")
     assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
