@@ -406,4 +406,3 @@ def as_markdown() -> str:
             "",
         ]
     )
-

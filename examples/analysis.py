@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import matplotlib
 
@@ -27,7 +28,7 @@ class Fit:
 
 def model(p: np.ndarray, t: np.ndarray) -> np.ndarray:
     amplitude, decay, frequency = p
-    return amplitude * np.exp(-decay * t) * np.cos(2 * np.pi * frequency * t)
+    return np.asarray(amplitude * np.exp(-decay * t) * np.cos(2 * np.pi * frequency * t))
 
 
 def jacobian(p: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -52,10 +53,10 @@ def first_guess(t: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def fit(t: np.ndarray, y: np.ndarray, steps: int = 200) -> Fit:
     """Levenberg and Marquardt's method, by hand."""
-    p, damping = first_guess(t, y), 1e-2
+    p, damping, done = first_guess(t, y), 1e-2, 0
     error = float(np.sum((y - model(p, t)) ** 2))
-    done = 0
-    for done in range(1, steps + 1):
+    for _ in range(steps):
+        done += 1
         j, r = jacobian(p, t), y - model(p, t)
         normal = j.T @ j
         step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), j.T @ r)
@@ -66,7 +67,7 @@ def fit(t: np.ndarray, y: np.ndarray, steps: int = 200) -> Fit:
                 break
         else:
             damping *= 4
-    return Fit(*map(float, p), residual=float(np.sqrt(error / len(t))), steps=done)
+    return Fit(float(p[0]), float(p[1]), float(p[2]), residual=float(np.sqrt(error / len(t))), steps=done)
 
 
 def bootstrap(t: np.ndarray, y: np.ndarray, best: Fit, rounds: int = 60) -> dict[str, float]:
@@ -96,6 +97,5 @@ if __name__ == "__main__":
     found = fit(time, measured)
     spread = bootstrap(time, measured, found)
     draw(time, measured, found, "fit.png")
-    with open("fit.json", "w") as file:
-        json.dump({"fit": asdict(found), "spread": spread}, file, indent=2)
+    Path("fit.json").write_text(json.dumps({"fit": asdict(found), "spread": spread}, indent=2))
     print(f"frequency {found.frequency:.4f} +- {spread['frequency']:.4f} Hz after {found.steps} steps")

@@ -10,8 +10,8 @@ from agent.client import KernelAddress
 from agent.wire import RECORD, decode_records
 from domain.errors import AgentUnavailable, MoorageError
 from domain.ids import AgentId, KernelId, RunId
-from manager.dispatcher import ConnectedAgents
 from manager.loop import Loop
+from manager.tasks import Agents
 from repositories.database import Database
 from repositories.tail import keep, wanting
 
@@ -25,7 +25,7 @@ class Tails(Loop):
     name: ClassVar[str] = "tails"
     floor_seconds: ClassVar[float] = 3.0
 
-    def __init__(self, database: Database, agents: ConnectedAgents, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, agents: Agents, *, clock: Callable[[], datetime]) -> None:
         super().__init__()
         self._database = database
         self._agents = agents

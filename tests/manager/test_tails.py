@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agent.wire import RECORD, decode_records
 from domain.session import Status
 from manager.tails import TAIL_BYTES, Tails, last_records
@@ -10,7 +12,7 @@ from tests.agent.fake import FakeAgent, Run, record
 from tests.scenario import ID, NOW, RUN_ID, a_run, a_session, people_and_a_host
 
 
-async def ended_session(database: Database, **run: object) -> None:
+async def ended_session(database: Database, **run: Any) -> None:
     async with database.transaction() as connection:
         await people_and_a_host(connection)
         for given in (a_session(Status.TERMINATED), a_run(ID, status="done", finished_at=NOW, **run)):
