@@ -18,6 +18,7 @@ from uuid import uuid4
 from agent.containers import Containers, ContainerState, EngineError, ImageConfig
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
+from agent.relief import Relief
 from agent.rings import RingReader, RunnerError
 from agent.runs import Runs
 from agent.scratch import empty
@@ -240,6 +241,7 @@ class Kernels:
         """Follow the engine's hints, and empty what is thrown away. Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_engine())
+            group.create_task(Relief(self._kernels.values).run())
             group.create_task(self._clean())
 
     async def _watch_engine(self) -> None:

@@ -257,6 +257,10 @@ class RunnerLink(asyncio.Protocol):
             tail = await self.wait_tail(run, tail.seq, 3600)
         return tail
 
+    async def ping(self) -> None:
+        """The runner answers."""
+        await self._ask({"op": "hello", "protocol": PROTOCOL})
+
     async def status(self) -> dict[str, Any]:
         """{worker, runs, disk_bytes (of the working folder), ring_bytes, processes}."""
         return await self._ask({"op": "status"}, seconds=FILE_SECONDS)

@@ -21,6 +21,7 @@ class Cgroup:
     memory: Path
     pids: Path
     io: Path
+    quota_folder: Path  #: version 1 has a hierarchy of its own for it
 
     @classmethod
     def of_pid(cls, pid: int, *, proc: Path = Path("/proc"), root: Path = CGROUP_ROOT) -> Cgroup | None:
@@ -36,11 +37,12 @@ class Cgroup:
         if "memory" in paths:
             places = {name: root / name / paths.get(name, "") for name in ("memory", "pids", "blkio")}
             accounting = root / "cpuacct" / paths.get("cpuacct", "")
-            return cls(1, accounting, places["memory"], places["pids"], places["blkio"])
+            quota = root / "cpu" / paths.get("cpu", "")
+            return cls(1, accounting, places["memory"], places["pids"], places["blkio"], quota)
         if not paths.get(""):
             return None
         folder = root / paths[""]
-        return cls(2, folder, folder, folder, folder)
+        return cls(2, folder, folder, folder, folder, folder)
 
     def read(self) -> dict[str, Any]:
         """{cpu_seconds, mem_bytes, mem_limit_bytes, mem_peak_bytes, pids, pids_limit, oom_kills, io_read_bytes, io_write_bytes}.
@@ -54,6 +56,14 @@ class Cgroup:
         """How many processes the kernel has killed here for want of memory; 0 when the cgroup has gone."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return _fields(self.memory / name).get("oom_kill", 0)
+
+    def processes(self) -> int | None:
+        """How many processes and threads there are; None when the cgroup has gone."""
+        return _number(self.pids / "pids.current")
+
+    def quota(self) -> tuple[Path, str]:
+        """The file of the CPU quota, and what it holds when there is none."""
+        return (self.quota_folder / "cpu.cfs_quota_us", "-1") if self.version == 1 else (self.cpu / "cpu.max", "max")
 
     def _v1(self) -> dict[str, Any]:
         used, statistics = _number(self.memory / "memory.usage_in_bytes"), _fields(self.memory / "memory.stat")

@@ -36,6 +36,7 @@ MAX_QUEUED = 1000
 MAX_TYPED_AHEAD = 4 << 20
 MAX_BACKLOG = 64 << 20
 MAX_STRAYS = 64
+BOMB_PROCESSES = 1000  #: so many are ended by one call, not one by one
 STREAM_IDLE_SECONDS = 120
 ARGUMENT_BYTES = 100 << 10  #: longer scripts go through a memory file
 WORKER_FD = 3
@@ -289,6 +290,7 @@ class Supervisor:
         self._stopping = False
         self._token = os.urandom(8).hex()  #: in the marks of our processes, so that no other runner's are meant
         self._oom = processes.OomCounter()
+        self._process_count = processes.ProcessCounter()
         self._children: dict[int, Callable[[int], None]] = {}
         self._operations: dict[str, Callable[[Connection, int, dict[str, Any], bytes], Any]] = {
             "hello": self._hello,
@@ -739,6 +741,9 @@ class Supervisor:
 
     def _on_timeout(self, run: Run) -> None:
         run.timed_out = True
+        if self._process_count.read() > BOMB_PROCESSES:
+            self._end_bomb()
+            return
         self._signal(run, signal.SIGINT)
         run.timer = self.loop.later(GRACE_SECONDS, lambda: self._signal(run, signal.SIGKILL))
 
@@ -887,7 +892,14 @@ class Supervisor:
     def _mark(self, run: Run) -> str:
         return f"{run.id}.{self._token}"
 
+    def _end_bomb(self) -> None:
+        self._say(f"a run that was to end has left more than {BOMB_PROCESSES} processes: all processes are killed")
+        processes.kill_everything()
+
     def _kill_strays(self, chosen: Callable[[str], bool]) -> None:
+        if self._process_count.read() > BOMB_PROCESSES:
+            self._end_bomb()
+            return
         spared = {run.pid for run in self.runs.values()} | {self._worker.pid}
         for _ in range(3):
             if not processes.kill_marked(chosen, spared):
