@@ -68,6 +68,8 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             await host.close()
             await kernels.close()
     finally:
+        with contextlib.suppress(EngineError):  # refused while sessions are on it
+            await engine.remove_network()
         engine.close()
         await store.close()
 
