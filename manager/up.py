@@ -29,6 +29,9 @@ log = logging.getLogger("moorage.up")
 _READY_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 30.0
 _RESTART_PAUSE_SECONDS: Final = 1.0
+_TIDY_SECONDS: Final = 60.0
+_LOG_BYTES: Final = 20 << 20
+_LOGS_KEPT: Final = 4
 
 
 class CannotStart(Exception):
@@ -277,10 +280,15 @@ def _keep_running(
     """Restart what dies. PostgreSQL is no child of ours, so it is looked at every second."""
     folders = {"manager": installation.data_dir, "agent": installation.agent_dir}
     started: dict[str, float] = {}
+    next_tidying = 0.0
     while True:
         got = signal.sigtimedwait({*stops, signal.SIGCHLD}, 1.0)
         if got is not None and got.si_signo in stops:
             return
+        if time.monotonic() >= next_tidying:
+            next_tidying = time.monotonic() + _TIDY_SECONDS
+            rotate(installation.log_file)
+            postgres.prune_logs()
         if postgres.pid is None:
             log.error("PostgreSQL is gone; starting it again")
             postgres.start()
@@ -292,6 +300,19 @@ def _keep_running(
             log.error("the %s ended with %s; starting it again", name, child.returncode)
             started[name] = time.monotonic()
             children[name] = _spawn(installation, name, "--data-dir", str(folders[name]))
+
+
+def rotate(log_file: Path, *, most_bytes: int = _LOG_BYTES, kept: int = _LOGS_KEPT) -> bool:
+    """Begin the log anew when it has grown too long: `moorage.log.1` is the one before. Its writers, who append, go on."""
+    if not log_file.exists() or log_file.stat().st_size <= most_bytes:
+        return False
+    for number in range(kept, 1, -1):
+        older = log_file.with_name(f"{log_file.name}.{number - 1}")
+        if older.exists():
+            older.replace(log_file.with_name(f"{log_file.name}.{number}"))
+    shutil.copyfile(log_file, log_file.with_name(f"{log_file.name}.1"))
+    os.truncate(log_file, 0)
+    return True
 
 
 def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
