@@ -575,7 +575,9 @@ class Supervisor:
     def _complete(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         if self._worker.state == "absent":
             raise Refused("no_python", "The image has no Python, so nothing can be completed.")
-        if self._current is not None or self._queue or self._worker.state != "ready" or len(self._completions) > 16:
+        # a worker that is only starting finds the question when it is ready
+        able = self._worker.state in ("starting", "ready")
+        if self._current is not None or self._queue or not able or len(self._completions) > 16:
             return {"suggestions": [], "start": 0, "end": 0, "busy": True}
         self._completion_id += 1
         number = self._completion_id
@@ -592,7 +594,7 @@ class Supervisor:
     def _give_up_completion(self, number: int) -> None:
         answer, _ = self._completions.pop(number)
         answer({"suggestions": [], "start": 0, "end": 0, "busy": True}, None)
-        if self._current is None and self._worker.pid:
+        if self._current is None and self._worker.pid and self._worker.state == "ready":
             processes.signal_group(self._worker.pid, signal.SIGINT)
 
     def _list(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:

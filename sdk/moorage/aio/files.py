@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
@@ -334,7 +335,30 @@ def _unpack(file: IO[bytes], target: Path, paths: Sequence[str]) -> None:
                 above = f"{name}/" if member.isdir() and _last(name) == _last(paths[0]) else ""
             name = "." if f"{name}/" == above else name.removeprefix(above)
             if name != ".":
-                archive.extract(member.replace(name=name, deep=False), target, filter="data")
+                renamed = copy(member)
+                renamed.name = name
+                _extract(archive, renamed, target)
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """What a session packed is not trusted: nothing leaves the folder, and nothing but files, folders and links is made."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extract(member, target, filter="data")
+        return
+    # Python 3.11 before 3.11.4, which is Debian 12's
+    home = target.resolve()
+    places = [home / member.name]
+    if member.issym():
+        places.append(places[0].parent / member.linkname)
+    elif member.islnk():
+        places.append(home / member.linkname)
+    elif not (member.isfile() or member.isdir()):
+        return
+    if not all(Path(os.path.realpath(place)).is_relative_to(home) for place in places):
+        raise TransferFailed(f"The archive names '{member.name}', which would be written outside {target}.")
+    member.mode = 0o755 if member.isdir() else (member.mode | 0o600) & 0o755
+    member.uid, member.gid = os.getuid(), os.getgid()
+    archive.extract(member, target, numeric_owner=True)
 
 
 def _last(path: str) -> str:
