@@ -134,8 +134,11 @@ async def test_bootstrap_waits_for_its_end(kernel: Kernel) -> None:
     done = kernel.reader.done("bootstrap")
     assert done is not None
     assert done["exit_code"] == 3
-    log = b"".join(record.payload for record in decode(kernel.reader.read("log").records))
-    assert b"hello\n" in log
+    log, seen = b"", 0
+    async with asyncio.timeout(10):
+        while b"hello\n" not in log:  # the log follows a moment after the run itself
+            seen = (await kernel.link.wait_tail("log", seen, 5.0)).seq
+            log = b"".join(record.payload for record in decode(kernel.reader.read("log").records))
     assert b"[runner] runner 1 started" in log
 
 
