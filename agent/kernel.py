@@ -107,11 +107,13 @@ class Kernel:
         return self.state.fact(self._house.store.boot_no, self.seq)
 
     async def observe(self, observed: KernelState, **changes: Any) -> None:
-        """Something new is true: tell it, and remember it."""
+        """Something new is true: remember it, then tell it, so that nothing is told that a crash can make untrue."""
         self.state = replace(self.state, observed=observed, changed_at=self._house.now(), told=False, **changes)
-        self.seq = self._house.next_seq()
-        self._house.news()
-        await self._house.store.save(self.state)
+        try:
+            await self._house.store.save(self.state)
+        finally:
+            self.seq = self._house.next_seq()
+            self._house.news()
 
     # -- pursuing an intent ----------------------------------------------------------------------------------------
     def pursue(self, *, found: ContainerState | None = None, replaces: bool = False) -> None:
