@@ -142,9 +142,3 @@ def sqlalchemy_url(dsn: str) -> str:
     parts = urlsplit(dsn)
     query = urlencode(parse_qsl(parts.query))
     return urlunsplit(("postgresql+asyncpg", parts.netloc, parts.path, query, ""))
-
-
-def hint(error: BaseException) -> str | None:
-    """PostgreSQL's own words, for logs."""
-    cause = error.__cause__
-    return str(cause) if isinstance(cause, asyncpg.PostgresError) else None
