@@ -15,10 +15,10 @@ from uuid import UUID
 from pydantic import ConfigDict
 
 from agent.client import AgentClient, KernelAddress
-from domain.errors import MoorageError, SessionNotReady
+from domain.errors import KernelNotFound, MoorageError, SessionNotReady, WrongStatus
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
-from domain.session import ANY_STATUS, Session, Status
+from domain.session import ANY_STATUS, ENDED, Session, Status
 from repositories.unit import Repositories
 
 R = TypeVar("R", covariant=True)
@@ -268,6 +268,32 @@ def action(rules: Rules) -> Callable[[C], C]:
         return cls
 
     return declare
+
+
+def kernel_of(session: Session, name: str | UUID | None = None, *, answering: bool = True) -> KernelAddress:
+    """Where one of a session's kernels is: by its name (`worker1`) or id, the main one when none is given.
+
+    `answering`: refused when that kernel has ended. Costs nothing: the session carries its kernels.
+    """
+    if name is None:
+        return main_kernel(session)
+    for kernel in session.kernels:
+        if str(name) in (kernel.name, str(kernel.id)):
+            break
+    else:
+        names = ", ".join(kernel.name for kernel in session.kernels)
+        raise KernelNotFound(f"The session '{session.name}' has no kernel '{str(name)[:80]}'; it has {names}.")
+    if kernel.agent_id is None:
+        raise SessionNotReady(
+            f"The kernel {kernel.name} of '{session.name}' waits for a host with free slots.", status=session.status
+        )
+    if answering and kernel.observed in ENDED:
+        raise WrongStatus(
+            f"The kernel {kernel.name} of '{session.name}' has ended; 'moorage modify {session.name} --cluster-size "
+            f"{session.cluster_size}' puts a new one in its place.",
+            status=session.status,
+        )
+    return KernelAddress(agent_id=kernel.agent_id, kernel_id=kernel.id, attempt=session.attempt)
 
 
 def main_kernel(session: Session) -> KernelAddress:

@@ -152,6 +152,12 @@ class ProjectNotFound(NotFound):
     code = "project_not_found"
 
 
+class KernelNotFound(NotFound):
+    """The session has no kernel of this name; 'moorage info NAME' lists its kernels."""
+
+    code = "kernel_not_found"
+
+
 class KeypairNotFound(NotFound):
     """There is no such keypair."""
 

@@ -184,6 +184,10 @@ class KernelState(StrEnum):
     GONE = "GONE"  #: nothing of it is left but its output
 
 
+#: Of a kernel that has come to its end.
+ENDED: Final = frozenset({KernelState.EXITED, KernelState.FAILED, KernelState.GONE})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelView:
     """What `derive` needs to know of one kernel of the session's present attempt."""
@@ -201,12 +205,11 @@ def derive(status: Status, failed: bool, kernels: Iterable[KernelView]) -> Event
     """
     views = list(kernels)
     states = {view.observed for view in views}
-    ended = {KernelState.EXITED, KernelState.FAILED, KernelState.GONE}
     if status is Status.TERMINATING:
         nothing_left = all(v.want is Want.NONE or v.observed is KernelState.GONE for v in views)
         return (Event.BREAK if failed else Event.GONE) if nothing_left else None
     if status in (Status.SCHEDULED, Status.PREPARING, Status.PULLING, Status.RESTARTING):
-        if states & ended:
+        if states & ENDED:
             return Event.FINISH if _main_finished(views) and status in TARGETS[Event.FINISH] else _start_or_fail(views)
         if states == {KernelState.RUNNING}:
             return Event.START
@@ -217,9 +220,9 @@ def derive(status: Status, failed: bool, kernels: Iterable[KernelView]) -> Event
         return None
     if status in ANSWERING:
         main = next(view.observed for view in views if view.is_main)
-        if main in ended:
+        if main in ENDED:
             return Event.FINISH if _main_finished(views) else Event.FAIL
-        if states & ended:
+        if states & ENDED:
             return Event.DEGRADE if status is Status.RUNNING else None
         return Event.RECOVER if status is Status.RUNNING_DEGRADED and states == {KernelState.RUNNING} else None
     return None
@@ -233,6 +236,22 @@ def _start_or_fail(views: list[KernelView]) -> Event:
     """Work so short that it was over before RUNNING was reported still ran: START now, FINISH follows."""
     others_run = all(v.observed is KernelState.RUNNING or v.is_main for v in views)
     return Event.START if _main_finished(views) and others_run else Event.FAIL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionKernel:
+    """One container of a session."""
+
+    id: KernelId
+    role: str = "main"  #: main, or worker
+    index: int = 1  #: counts from 1 within the role
+    agent_id: AgentId | None = None
+    observed: KernelState | None = None
+
+    @property
+    def name(self) -> str:
+        """By which the session's other kernels, and its owner, call it: main1, worker1, ..."""
+        return f"{self.role}{self.index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,4 +302,6 @@ class Session:
     #: the kernel that executions, files and logs go to, and its host
     main_kernel_id: KernelId
     agent_id: AgentId | None = None
+    #: all of the present attempt, the main one first, without those that were taken out of the cluster
+    kernels: tuple[SessionKernel, ...] = ()
     notices: tuple[Mapping[str, Any], ...] = ()

@@ -15,7 +15,18 @@ from domain.errors import NameTaken, PreconditionFailed, SessionEnded, SessionNo
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.names import as_uuid
 from domain.resources import ResourceSlot
-from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
+from domain.session import (
+    ANSWERING,
+    FINAL,
+    LIVE,
+    ClusterMode,
+    Event,
+    KernelState,
+    Session,
+    SessionKernel,
+    SessionTypes,
+    Status,
+)
 from repositories import tables
 from repositories.database import Connection
 from repositories.transit import Cause, Moved, transit
@@ -26,13 +37,18 @@ _COLUMNS: Final = """
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
     s.max_wait_seconds, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
-    s.main_kernel_id, k.agent_id, a.slots AS occupied
+    s.main_kernel_id, k.agent_id, k.observed, c.members, a.slots AS occupied
 """
 #: The main kernel says where the session is; what it holds is what the allocations say, of all its kernels.
 _FROM: Final = """
     sessions s
     JOIN projects p ON p.id = s.project_id
     LEFT JOIN kernels k ON k.id = s.main_kernel_id
+    LEFT JOIN LATERAL (
+        SELECT jsonb_agg(jsonb_build_array(m.id, m.role, m.idx, m.agent_id, m.observed)
+            ORDER BY m.id <> s.main_kernel_id, m.role, m.idx) AS members
+        FROM kernels m WHERE m.session_id = s.id AND m.attempt = s.attempt AND m.left_at IS NULL
+    ) c ON s.cluster_size > 1
     LEFT JOIN LATERAL (
         SELECT jsonb_object_agg(name, amount) AS slots FROM (
             SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
@@ -92,6 +108,17 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         bytes_out=row["bytes_out"],
         main_kernel_id=row["main_kernel_id"],
         agent_id=AgentId(row["agent_id"]) if row["agent_id"] else None,
+        kernels=tuple(
+            SessionKernel(
+                id=KernelId(kernel_id if isinstance(kernel_id, UUID) else UUID(kernel_id)),
+                role=role,
+                index=index,
+                agent_id=AgentId(agent_id) if agent_id else None,
+                observed=KernelState(observed) if observed else None,
+            )
+            for kernel_id, role, index, agent_id, observed in row["members"]
+            or [(row["main_kernel_id"], "main", 1, row["agent_id"], row["observed"])]
+        ),
     )
 
 

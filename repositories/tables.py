@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 
 from domain.principal import Role
 from domain.session import FINAL, Event, KernelState, SessionTypes, Status, Want
@@ -269,6 +269,7 @@ kernels = sa.Table(
     _int("report_seq"),
     _at("started_at"),
     _now("created_at"),
+    _at("left_at"),  # when its session shrank by it
     sa.CheckConstraint(_one_of("want", Want), name="want"),
     sa.CheckConstraint(_one_of("observed", KernelState), name="observed"),
     sa.CheckConstraint("(want = 'NONE') = (agent_id IS NULL)", name="agent"),
@@ -280,6 +281,14 @@ kernels = sa.Table(
         "agent_id",
         postgresql_where=sa.text("want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'"),
     ),
+)
+cluster_networks = sa.Table(
+    "cluster_networks",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("subnet", CIDR, nullable=False, unique=True),
+    sa.Column("vni", sa.BigInteger, nullable=False, unique=True),
+    _now("created_at"),
 )
 allocations = sa.Table(
     "allocations",
