@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform, get_args
 from uuid import UUID
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from agent.client import AgentClient, KernelAddress
 from domain.errors import KernelNotFound, MoorageError, SessionNotReady, WrongStatus
@@ -118,6 +118,9 @@ class Result:
     def success(self) -> bool:
         return True
 
+
+#: Of a session's kernels, the one that is meant: `worker1`, or its id; the main one when left out.
+Kernel = Annotated[str, Field(min_length=1, max_length=64)] | None
 
 Permission = Callable[[Principal, Session | None], bool]
 

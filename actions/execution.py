@@ -17,13 +17,14 @@ from pydantic import Field
 from actions.base import (
     Audit,
     Effect,
+    Kernel,
     Reading,
     Remote,
     Result,
     Rules,
     SessionAction,
     action,
-    main_kernel,
+    kernel_of,
     may_look,
     owner_or_admin,
 )
@@ -31,7 +32,7 @@ from actions.cursor import decode_cursor, encode_cursor
 from agent.client import KernelAddress
 from agent.wire import RECORD, RECORD_KINDS, Record, RunRead, decode_records
 from domain.errors import AgentUnavailable, InvalidRequest, RunNotFound
-from domain.ids import RunId
+from domain.ids import KernelId, RunId
 from domain.names import as_uuid
 from domain.session import ANSWERING, Session
 from repositories.execution import Execution
@@ -159,16 +160,16 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
     timeout: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
     wait: Annotated[float, Field(ge=0, le=86400)] | None = None
     from_seq: Annotated[int, Field(ge=0)] = 0
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> RunOutput:
         if "\0" in self.code:
             raise InvalidRequest("Code must not contain NUL bytes.", field="code")
-        where = main_kernel(session)
         if self.mode in ("query", "batch"):
-            return await self._start(call, session, where)
+            return await self._start(call, session, kernel_of(session, self.kernel))
         if self.run_id is None:
             raise InvalidRequest(f"Mode '{self.mode}' needs the run_id of a running execution.", field="run_id")
-        run_id = await _known_run(call, session, self.run_id)
+        run_id, where = await _known_run(call, session, self.run_id)
         if self.mode == "input":
             await call.agents.send_input(where, run_id, self.code.encode(), eof=bool(self.opts.get("eof")))
         return await self._collect(call, where, run_id, None)
@@ -178,6 +179,8 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
             lives = await single.db.executions.begin(
                 session,
                 call.run_id,
+                kernel_id=where.kernel_id,
+                agent_id=where.agent_id,
                 user_id=call.by.user_id,
                 mode=self.mode,
                 request_hash=self.request_hash(session),
@@ -205,7 +208,9 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
 
     def request_hash(self, session: Session) -> bytes:
         """What makes two requests the same one."""
-        body = [str(session.id), self.mode, self.code, self.opts, self.timeout]
+        body: list[Any] = [str(session.id), self.mode, self.code, self.opts, self.timeout]
+        if self.kernel is not None:
+            body.append(self.kernel)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
 
     async def _collect(self, call: Remote, where: KernelAddress, run_id: RunId, first: RunRead | None) -> RunOutput:
@@ -230,9 +235,14 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
         return self.mode != "input" or any(r.kind == "input_request" for r in decode_records(read.records))
 
 
-async def _known_run(call: Remote, session: Session, run_id: UUID) -> RunId:
+async def _known_run(call: Remote, session: Session, run_id: UUID) -> tuple[RunId, KernelAddress]:
     async with call.service.reading(call) as reading:
-        return (await reading.db.executions.get(session.id, RunId(run_id))).run_id
+        execution = await reading.db.executions.get(session.id, RunId(run_id))
+    return execution.run_id, _where(execution)
+
+
+def _where(execution: Execution) -> KernelAddress:
+    return KernelAddress(agent_id=execution.agent_id, kernel_id=execution.kernel_id, attempt=execution.attempt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,10 +306,9 @@ async def read_run(
     """From the agent's ring while that can be reached, else from the tail that was taken over at the session's end."""
     async with call.service.reading(call) as reading:
         execution = await reading.db.executions.get(session.id, RunId(run_id))
-    where = KernelAddress(agent_id=execution.agent_id, kernel_id=execution.kernel_id, attempt=execution.attempt)
     try:
         read = await call.agents.read(
-            where, execution.run_id, from_seq=from_seq, max_bytes=max_bytes, wait_seconds=wait_seconds
+            _where(execution), execution.run_id, from_seq=from_seq, max_bytes=max_bytes, wait_seconds=wait_seconds
         )
     except (AgentUnavailable, RunNotFound):
         if execution.tail is None:
@@ -372,13 +381,14 @@ class FollowExecutionAction(SessionAction[Remote, RunFollower]):
     from_seq: Annotated[int, Field(ge=0)] = 0
 
     async def run(self, call: Remote, session: Session, /) -> RunFollower:
-        run_id = await _known_run(call, session, self.run_id)
+        run_id, _ = await _known_run(call, session, self.run_id)
         return RunFollower(run_id=run_id, call=call, session=session, from_seq=self.from_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionData:
     run_id: RunId
+    kernel_id: KernelId
     mode: str
     status: str
     exit_code: int | None
@@ -423,10 +433,13 @@ class InterruptAction(SessionAction[Remote, Interrupted]):
     """Interrupt what is running (SIGINT), or one run of it. The session and its state go on."""
 
     run_id: UUID | None = None
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> Interrupted:
-        run_id = None if self.run_id is None else await _known_run(call, session, self.run_id)
-        return Interrupted(interrupted=await call.agents.interrupt(main_kernel(session), run_id))
+        if self.run_id is None:
+            return Interrupted(interrupted=await call.agents.interrupt(kernel_of(session, self.kernel), None))
+        run_id, where = await _known_run(call, session, self.run_id)
+        return Interrupted(interrupted=await call.agents.interrupt(where, run_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,8 +454,8 @@ class KillExecutionAction(SessionAction[Remote, Killed]):
     run_id: UUID
 
     async def run(self, call: Remote, session: Session, /) -> Killed:
-        run_id = await _known_run(call, session, self.run_id)
-        return Killed(killed=await call.agents.kill(main_kernel(session), run_id))
+        run_id, where = await _known_run(call, session, self.run_id)
+        return Killed(killed=await call.agents.kill(where, run_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -461,10 +474,11 @@ class CompleteAction(SessionAction[Remote, Completion]):
     col: Annotated[int, Field(ge=0)] = 0
     line: str = ""
     post: str = ""
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> Completion:
         found: Mapping[str, Any] = await call.agents.complete(
-            main_kernel(session), code=self.code, row=self.row, col=self.col, line=self.line, post=self.post
+            kernel_of(session, self.kernel), code=self.code, row=self.row, col=self.col, line=self.line, post=self.post
         )
         suggestions = [str(text)[:1000] for text in list(found.get("suggestions", ()))[:1000]]
         return Completion(suggestions=suggestions, start=int(found.get("start", 0)), end=int(found.get("end", 0)))

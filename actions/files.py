@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SkipValidation
 
-from actions.base import Audit, Effect, Remote, Result, Rules, SessionAction, action, main_kernel, owner_or_admin
+from actions.base import Audit, Effect, Kernel, Remote, Result, Rules, SessionAction, action, kernel_of, owner_or_admin
 from agent.client import Download, FileStat
 from domain.errors import InvalidPath, InvalidRequest
 from domain.session import ANSWERING, Session
@@ -59,6 +59,7 @@ class UploadFilesAction(SessionAction[Remote, FilesResult]):
     """Write files into a session: each whole or not at all, in the order given, as the session's user."""
 
     files: list[FileUploadSpec] = field(default_factory=list)
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> FilesResult:
         if not self.files:
@@ -77,7 +78,7 @@ class UploadFilesAction(SessionAction[Remote, FilesResult]):
         content: bytes | AsyncIterator[bytes] = spec.content
         size = len(content) if isinstance(content, bytes) else spec.size
         return await call.agents.upload(
-            main_kernel(session),
+            kernel_of(session, self.kernel),
             target,
             _once(content) if isinstance(content, bytes) else content,
             size=size,
@@ -140,10 +141,11 @@ class DownloadFileAction(SessionAction[Remote, Stream]):
     path: Path
     offset: Annotated[int, Field(ge=0)] = 0
     length: Annotated[int, Field(ge=0)] | None = None
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> Stream:
         download = await call.agents.download(
-            main_kernel(session), checked_path(self.path), offset=self.offset, length=self.length
+            kernel_of(session, self.kernel), checked_path(self.path), offset=self.offset, length=self.length
         )
         return _stream(call, session, download)
 
@@ -153,10 +155,11 @@ class DownloadFilesAction(SessionAction[Remote, Stream]):
     """Read files and folders as one tar stream; links stay links."""
 
     paths: Annotated[list[Path], Field(min_length=1, max_length=1000)]
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> Stream:
         paths = [checked_path(path) for path in self.paths]
-        return _stream(call, session, await call.agents.archive(main_kernel(session), paths))
+        return _stream(call, session, await call.agents.archive(kernel_of(session, self.kernel), paths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +175,11 @@ class ListFilesAction(SessionAction[Remote, FileList]):
     path: Path = "."
     cursor: Annotated[str, Field(max_length=8192)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 1000
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> FileList:
         page = await call.agents.list_files(
-            main_kernel(session), checked_path(self.path), cursor=self.cursor, limit=self.limit
+            kernel_of(session, self.kernel), checked_path(self.path), cursor=self.cursor, limit=self.limit
         )
         return FileList(items=list(page.files), next_cursor=page.next_cursor)
 
@@ -195,6 +199,7 @@ class ManageFilesAction(SessionAction[Remote, FileManaged]):
     mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] | None = None  #: of chmod and mkdir, octal
     recursive: bool = False  #: of remove and copy
     parents: bool = False  #: of mkdir
+    kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> FileManaged:
         arguments: dict[str, Any] = {"path": checked_path(self.path)}
@@ -210,4 +215,5 @@ class ManageFilesAction(SessionAction[Remote, FileManaged]):
             arguments["recursive"] = self.recursive
         if self.op == "mkdir":
             arguments["parents"] = self.parents
-        return FileManaged(file=await call.agents.manage_file(main_kernel(session), self.op, arguments))
+        where = kernel_of(session, self.kernel)
+        return FileManaged(file=await call.agents.manage_file(where, self.op, arguments))

@@ -13,6 +13,7 @@ from pydantic import Field
 from actions.base import (
     Audit,
     Effect,
+    Kernel,
     Reading,
     Remote,
     Result,
@@ -23,7 +24,7 @@ from actions.base import (
     action,
     any_user,
     anyone,
-    main_kernel,
+    kernel_of,
     may_look,
 )
 from actions.cursor import decode_cursor, encode_cursor
@@ -32,7 +33,6 @@ from actions.views import SessionData
 from agent.client import KernelAddress
 from agent.wire import Record, decode_records
 from domain.errors import InvalidRequest, PermissionDenied, SessionNotReady
-from domain.ids import KernelId
 from domain.session import LIVE, Session, Status
 from repositories.session import Search, like
 from repositories.task import Task
@@ -190,7 +190,7 @@ class GetContainerLogsAction(SessionAction[Remote, LogStream]):
     It stays readable after the session's end for as long as its host keeps outputs (7 days).
     """
 
-    kernel: UUID | None = None  #: the main one when left out
+    kernel: Kernel = None
     tail: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     since: datetime | None = None
     follow: bool = False
@@ -198,15 +198,7 @@ class GetContainerLogsAction(SessionAction[Remote, LogStream]):
     async def run(self, call: Remote, session: Session, /) -> LogStream:
         if session.agent_id is None:
             raise SessionNotReady("The session has no host yet, so it has printed nothing.", status=session.status)
-        where = main_kernel(session)
-        if self.kernel not in (None, session.main_kernel_id):
-            async with call.service.reading(call) as reading:
-                kernels = {kernel["id"]: kernel for kernel in await reading.db.sessions_of(session).kernels(session)}
-            if self.kernel not in kernels or kernels[self.kernel]["agent"] is None:
-                raise InvalidRequest("The session has no such kernel, or it has no host yet.", field="kernel")
-            where = KernelAddress(
-                agent_id=kernels[self.kernel]["agent"], kernel_id=KernelId(self.kernel), attempt=session.attempt
-            )
+        where = kernel_of(session, self.kernel, answering=False)
         since = None if self.since is None else self.since.timestamp()
         return LogStream(where=where, call=call, tail=self.tail, since=since, follow=self.follow)
 
@@ -228,8 +220,10 @@ class Statistics(Result):
 class GetStatisticsAction(SessionAction[Remote, Statistics]):
     """What a session uses right now, from its container's own accounting."""
 
+    kernel: Kernel = None
+
     async def run(self, call: Remote, session: Session, /) -> Statistics:
-        return Statistics(statistics=await call.agents.statistics(main_kernel(session)))
+        return Statistics(statistics=await call.agents.statistics(kernel_of(session, self.kernel)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

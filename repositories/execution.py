@@ -51,6 +51,8 @@ class ExecutionRepository:
         session: Session,
         run_id: RunId,
         *,
+        kernel_id: KernelId,
+        agent_id: AgentId,
         user_id: UUID,
         mode: str,
         request_hash: bytes,
@@ -66,11 +68,11 @@ class ExecutionRepository:
             """
             WITH off AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS value),
             live AS (
-                SELECT s.id, s.attempt, s.main_kernel_id, s.domain, s.user_id FROM sessions s, off
+                SELECT s.id, s.attempt, s.domain, s.user_id FROM sessions s, off
                 WHERE s.id = $2 AND s.attempt = $3 AND s.status IN ('RUNNING', 'RUNNING_DEGRADED')
             ), made AS (
                 INSERT INTO executions (run_id, session_id, kernel_id, agent_id, attempt, user_id, request_hash, mode, started_at)
-                SELECT $1, id, main_kernel_id, $4, attempt, $5, $6, $7, $8 FROM live
+                SELECT $1, id, $13, $4, attempt, $5, $6, $7, $8 FROM live
                 ON CONFLICT (run_id) DO NOTHING RETURNING run_id
             ), audited AS (
                 INSERT INTO audit (at, user_id, access_key, owner_access_key, action, target, outcome, request_id)
@@ -87,7 +89,7 @@ class ExecutionRepository:
             run_id,
             session.id,
             session.attempt,
-            session.agent_id,
+            agent_id,
             user_id,
             request_hash,
             mode,
@@ -96,6 +98,7 @@ class ExecutionRepository:
             audited.get("owner_access_key"),
             audited.get("request_id"),
             self._cause.to_json(),
+            kernel_id,
         )
         assert row is not None
         if row["known"] is not None and row["known"] != request_hash:

@@ -34,7 +34,7 @@ _MALFORMED: Final = (ValueError, AssertionError, HttpProcessingError, web.Reques
 
 # -- up ----------------------------------------------------------------------------------------------------------------
 async def upload(exchange: Exchange) -> web.StreamResponse:
-    exchange.only_query(OWNER, "mode")
+    exchange.only_query(OWNER, "mode", "kernel")
     headers = exchange.request.headers
     refuse_encoding(exchange.request)
     if "Content-Range" in headers:
@@ -53,9 +53,18 @@ async def upload(exchange: Exchange) -> web.StreamResponse:
         overwrite=only_new is None,
         sha256=None if digest is None else digest.lower(),
     )
-    asked = UploadFilesAction(session_name=exchange.path["session_name"], files=[spec], **exchange.owner)  # type: ignore[arg-type]
+    asked = _uploading(exchange, spec)
     result = await exchange.run(asked)
     return exchange.answer(answers.file_stat(result.items[0]), 200 if only_new is None else 201)
+
+
+def _uploading(exchange: Exchange, spec: FileUploadSpec) -> UploadFilesAction:
+    return UploadFilesAction(
+        session_name=exchange.path["session_name"],
+        files=[spec],
+        kernel=exchange.query_value("kernel"),
+        **exchange.owner,  # type: ignore[arg-type]
+    )
 
 
 async def _body(exchange: Exchange) -> AsyncIterator[bytes]:
@@ -76,7 +85,7 @@ def _mode(exchange: Exchange) -> int | None:
 
 async def upload_form(exchange: Exchange) -> web.StreamResponse:
     """A form whose parts are files; its field `path` names the folder for those that come after it."""
-    exchange.only_query(OWNER)
+    exchange.only_query(OWNER, "kernel")
     refuse_encoding(exchange.request)
     if not exchange.request.content_type.startswith("multipart/"):
         raise UnsupportedMediaType("Send the files as multipart/form-data.")
@@ -96,8 +105,7 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
                 continue
             check_text(part.filename)
             spec = FileUploadSpec(filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=_part(part))
-            asked = UploadFilesAction(session_name=exchange.path["session_name"], files=[spec], **exchange.owner)  # type: ignore[arg-type]
-            items += (await exchange.run(asked)).items
+            items += (await exchange.run(_uploading(exchange, spec))).items
         else:
             raise InvalidRequest(f"The form has more than {_MAX_PARTS} parts; send fewer files at once.")
     except (*_MALFORMED, TimeoutError) as error:
@@ -160,7 +168,7 @@ def parse_range(header: str | None) -> Wanted | None:
 
 
 async def download(exchange: Exchange) -> web.StreamResponse:
-    exchange.only_query(OWNER)
+    exchange.only_query(OWNER, "kernel")
     headers = exchange.request.headers
     head = exchange.request.method == "HEAD"
     wanted = None if head else parse_range(headers.get("Range"))
@@ -202,6 +210,7 @@ async def _open(exchange: Exchange, offset: int, length: int | None) -> Stream:
         path=exchange.path["path"],
         offset=offset,
         length=length,
+        kernel=exchange.query_value("kernel"),
         **exchange.owner,  # type: ignore[arg-type]
     )
     return await exchange.run(action(exchange.route, {k: v for k, v in vars(asked).items() if v is not None}))

@@ -112,6 +112,7 @@ _OWN_QUERY: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "binary": ({"type": "boolean"}, "stdout and stderr as base64, to the byte."),
     "follow": ({"type": "boolean"}, "Go on until the end, as it comes."),
     "mode": ({"type": "string", "pattern": "^0?[0-7]{3}$"}, "Permission bits, octal."),
+    "kernel": ({"type": "string"}, "Of a cluster, the kernel that is meant: worker1. The main one when left out."),
     "all": ({"type": "boolean"}, "Taken for compatibility; the list is whole in any case."),
 }
 _ANYWHERE: Final = ("internal", "database_unavailable", "too_many_requests", "unauthenticated")

@@ -132,12 +132,12 @@ ROUTES: Final[tuple[Route, ...]] = (
          query=("binary",), media=("websocket",), head=False),
     # files
     _row("GET", f"{_S}/files", a.ListFilesAction, answer=answers.file_list),
-    _row("POST", f"{_S}/files", a.UploadFilesAction, handler=files.upload_form, hidden=frozenset({"files"}),
-         answer=answers.files),
+    _row("POST", f"{_S}/files", a.UploadFilesAction, handler=files.upload_form, hidden=frozenset({"files", "kernel"}),
+         query=("kernel",), answer=answers.files),
     _row("POST", f"{_S}/files/archive", a.DownloadFilesAction, handler=files.archive, media=("application/x-tar",)),
     _row("POST", f"{_S}/files/manage", a.ManageFilesAction, answer=answers.managed_file),
-    _row("PUT", f"{_S}/files/{{path*}}", a.UploadFilesAction, handler=files.upload, hidden=frozenset({"files"}),
-         query=("mode",)),
+    _row("PUT", f"{_S}/files/{{path*}}", a.UploadFilesAction, handler=files.upload, hidden=frozenset({"files", "kernel"}),
+         query=("mode", "kernel")),
     _row("GET", f"{_S}/files/{{path*}}", a.DownloadFileAction, handler=files.download,
          hidden=frozenset({"offset", "length"}), media=("application/octet-stream",)),
     # what happens

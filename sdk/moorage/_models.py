@@ -92,6 +92,7 @@ class RunInfo(Model):
     """An execution, without its output."""
 
     run_id: str
+    kernel_id: str = ""
     mode: str = ""
     status: str
     exit_code: int | None = None

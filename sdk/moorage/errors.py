@@ -37,6 +37,7 @@ __all__ = [
     "InvalidPath",
     "InvalidRequest",
     "InvalidResources",
+    "KernelNotFound",
     "KeypairNotFound",
     "MethodNotAllowed",
     "MoorageError",
@@ -259,6 +260,14 @@ class ProjectNotFound(NotFound):
     code = "project_not_found"
     http_status = 404
     default_message = "There is no such project, or you are not a member of it."
+
+
+class KernelNotFound(NotFound):
+    """The session has no kernel of this name; 'moorage info NAME' lists its kernels."""
+
+    code = "kernel_not_found"
+    http_status = 404
+    default_message = "The session has no kernel of this name; 'moorage info NAME' lists its kernels."
 
 
 class KeypairNotFound(NotFound):
@@ -578,6 +587,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     AgentNotFound.code: AgentNotFound,
     UserNotFound.code: UserNotFound,
     ProjectNotFound.code: ProjectNotFound,
+    KernelNotFound.code: KernelNotFound,
     KeypairNotFound.code: KeypairNotFound,
     Conflict.code: Conflict,
     NameTaken.code: NameTaken,

@@ -23,6 +23,7 @@ from actions import (
 from domain.errors import (
     AgentUnavailable,
     InvalidRequest,
+    KernelNotFound,
     PermissionDenied,
     SessionEnded,
     SessionNotFound,
@@ -256,14 +257,14 @@ logs = GetContainerLogsAction(session_name=str(ID))
         "of_an_ended_session_as_well": TestScenario(given=(a_session(Status.ERROR),), do=logs, then_audit=None),
         "of_a_kernel_by_its_id": TestScenario(
             given=(a_session(),),
-            do=GetContainerLogsAction(session_name="train", kernel=kernel_of(ID)),
+            do=GetContainerLogsAction(session_name="train", kernel=str(kernel_of(ID))),
             then_audit=None,
         ),
         "of_another_sessions_kernel": TestScenario(
             given=(a_session(), a_session(id=OTHER_ID, name="other", owner=ROOT)),
-            do=GetContainerLogsAction(session_name="train", kernel=kernel_of(OTHER_ID)),
-            error=InvalidRequest,
-            then_audit=None,
+            do=GetContainerLogsAction(session_name="train", kernel=str(kernel_of(OTHER_ID))),
+            error=KernelNotFound,
+            then_audit="kernel_not_found",
         ),
     },
 )
