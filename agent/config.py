@@ -33,6 +33,7 @@ class AgentConfig:
     network: str = "moorage"  #: the bridge of sessions; empty: they get no network
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
+    sample_seconds: float = 5.0  #: between two looks at what each session uses
     log_level: str = "INFO"
     mounts: tuple[tuple[Path, str], ...] = ()  #: [[mounts]] source, target: read-only in every session
 
@@ -56,6 +57,8 @@ class AgentConfig:
             made = cls(data_dir=data_dir, managers=managers, mounts=mounts, **stored)
             check_agent_id(made.agent_id)
             made.resources()
+            if not 0.2 <= made.sample_seconds <= 60:
+                raise ValueError("sample_seconds is between 0.2 and 60")
         except (KeyError, TypeError, ValueError, InvalidResources) as error:
             raise ConfigError(f"{path} is not complete or wrong: {error}") from None
         for source, target in made.mounts:

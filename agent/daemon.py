@@ -54,7 +54,9 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             network=config.network or None,
             mounts=config.mounts,
         )
-        kernels = Kernels(store, engine, config.data_dir, runtime, defaults=defaults)
+        kernels = Kernels(
+            store, engine, config.data_dir, runtime, defaults=defaults, sample_seconds=config.sample_seconds
+        )
         host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
         links = Links(config.known_managers(), tls, host, host.handlers)
         links.on_urls = lambda urls: config.remember_managers(list(urls))

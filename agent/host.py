@@ -22,7 +22,7 @@ from agent.rings import LOG_RUN, RunnerError
 from agent.rpc import Handler
 from agent.runner_link import RunnerLink
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample
 from domain.errors import (
     AgentUnavailable,
     ImageNotFound,
@@ -117,6 +117,16 @@ class Host:
 
     def runs_acknowledged(self, runs: Iterable[RunDone]) -> None:
         self._kernels.runs.acknowledged(runs)
+
+    @property
+    def sample_seconds(self) -> float:
+        return self._kernels.sampler.period_seconds
+
+    def pending_samples(self) -> Sequence[Sample]:
+        return self._kernels.sampler.pending()
+
+    def samples_acknowledged(self, samples: Sequence[Sample]) -> None:
+        self._kernels.sampler.acknowledged(samples)
 
     # -- kernels -----------------------------------------------------------------------------------------------------
     async def ping(self, _arguments: Arguments) -> None:

@@ -21,7 +21,7 @@ from agent import pki, wire
 from agent.client import Download, FilePage, FileStat, KernelAddress
 from agent.rpc import Peer
 from agent.streams import TICKET_SECONDS, Channel, Landing, chunks, send_chunk, send_end
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Welcome
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Sample, Welcome
 from domain.errors import (
     AgentUnavailable,
     InvalidRequest,
@@ -57,6 +57,7 @@ class Callbacks(Protocol):
     async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
 
 
 class AgentHub:
@@ -238,6 +239,10 @@ class AgentHub:
             check_greeted()
             await self._callbacks.on_runs_done(agent_id, [RunDone.unpack(run) for run in arguments["runs"]])
 
+        async def samples(arguments: dict[str, Any]) -> None:
+            check_greeted()
+            await self._callbacks.on_samples(agent_id, [Sample.unpack(sample) for sample in arguments["samples"]])
+
         def progress(said: dict[str, Any]) -> None:
             if (queue := self._pulls.get(str(said.get("pull")))) is not None:
                 with contextlib.suppress(asyncio.QueueFull):  # progress is worth nothing once it is old
@@ -250,6 +255,7 @@ class AgentHub:
             (wire.HEARTBEAT, heartbeat),
             (wire.FACTS, facts),
             (wire.RUNS_DONE, runs_done),
+            (wire.SAMPLES, samples),
         ):
             peer.handle(name, handler)
         peer.on_notice(wire.PROGRESS, progress)

@@ -78,6 +78,7 @@ class Kernel:
         self.rings = Rings(self.folders.link)
         self.link: RunnerLink | None = None
         self.cgroup: Cgroup | None = None
+        self.pid: int | None = None  #: of its runner, as the host sees it
         self.intents = asyncio.Lock()  #: one intent at a time is taken on
         self.died = asyncio.Event()  #: the engine hints that the container has ended
         self._house = house
@@ -251,7 +252,7 @@ class Kernel:
         self.died.clear()
         self.link = await RunnerLink.connect(self.folders.link, self.folders.private, state.pid)
         self.state.container_id = state.id
-        self.cgroup = Cgroup.of_pid(state.pid) if state.pid else None
+        self.cgroup, self.pid = Cgroup.of_pid(state.pid) if state.pid else None, state.pid
         for run_id in self.link.runs:
             self.follow(run_id)
 
@@ -472,7 +473,7 @@ class Kernel:
     async def _lose_link(self) -> None:
         if self.link is not None:
             await self.link.close()
-        self.link = self.cgroup = None
+        self.link = self.cgroup = self.pid = None
         self._finished.clear()
         following = list(self._following.values())
         for task in following:

@@ -21,6 +21,7 @@ from agent.kernel import Defaults, Kernel
 from agent.relief import Relief
 from agent.rings import RingReader, RunnerError
 from agent.runs import Runs
+from agent.sampling import PERIOD_SECONDS, Sampler
 from agent.scratch import empty
 from agent.store import Store, StoredKernel
 from agent.wire import Fact, KernelSpec
@@ -48,6 +49,7 @@ class Kernels:
         defaults: Defaults | None = None,
         clock: Callable[[], float] = time.time,
         most_starts: int | None = None,
+        sample_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.store = store
         self.engine = engine
@@ -62,6 +64,7 @@ class Kernels:
         self.progress: Progress = _nobody_listens
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
+        self.sampler = Sampler(lambda: list(self._kernels.values()), now=clock, period_seconds=sample_seconds)
         self._seq = itertools.count(1)
         self._told: dict[str, int] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
@@ -242,6 +245,7 @@ class Kernels:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_engine())
             group.create_task(Relief(self._kernels.values).run())
+            group.create_task(self.sampler.run())
             group.create_task(self._clean())
 
     async def _watch_engine(self) -> None:

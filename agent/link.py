@@ -16,12 +16,13 @@ import aiohttp
 from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
-from agent.wire import AgentHello, Fact, RunDone, Welcome
+from agent.wire import AgentHello, Fact, RunDone, Sample, Welcome
 from domain.errors import MoorageError
 
 log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
 _MOST_AT_ONCE: Final = 200
+_MOST_SAMPLES_AT_ONCE: Final = 2000
 _LIST_SECONDS: Final = 60.0
 _TELL_AGAIN_SECONDS: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
@@ -38,6 +39,10 @@ class Teller(Protocol):
     def facts_acknowledged(self, facts: Iterable[Fact]) -> None: ...
     def pending_runs(self) -> Sequence[RunDone]: ...
     def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
+    @property
+    def sample_seconds(self) -> float: ...
+    def pending_samples(self) -> Sequence[Sample]: ...
+    def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
 
 
 class Connection:
@@ -158,10 +163,11 @@ class Links:
     async def run(self) -> None:
         self._dial(self._first)
         telling_runs = asyncio.create_task(self._tell_runs(), name="tell runs")
+        telling_samples = asyncio.create_task(self._tell_samples(), name="tell samples")
         try:
             await self._tell()
         finally:
-            tasks = [telling_runs, *(task for _, task in self._connections.values())]
+            tasks = [telling_runs, telling_samples, *(task for _, task in self._connections.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -240,6 +246,19 @@ class Links:
                 log.warning("the manager did not take the ends of runs (%s); telling it again", error)
                 await asyncio.sleep(_TELL_AGAIN_SECONDS)
                 self._runs_ended.set()
+
+    async def _tell_samples(self) -> None:
+        """In batches, in the rhythm in which they are taken. Nobody waits for them, and what is not taken is told again."""
+        while True:
+            await asyncio.sleep(min(self._teller.sample_seconds, _LIST_SECONDS) / 2)
+            try:
+                while (control := self._control()) and (pending := self._teller.pending_samples()):
+                    samples = pending[:_MOST_SAMPLES_AT_ONCE]
+                    said = {"samples": [sample.pack() for sample in samples]}
+                    await control.request(wire.SAMPLES, said, timeout_seconds=_TELL_SECONDS)
+                    self._teller.samples_acknowledged(samples)
+            except MoorageError as error:
+                log.debug("the manager did not take the samples (%s); telling them again", error)
 
     def _control(self) -> Peer | None:
         """The one that was told last, as long as it is there."""

@@ -61,6 +61,10 @@ class Cgroup:
         """How many processes and threads there are; None when the cgroup has gone."""
         return _number(self.pids / "pids.current")
 
+    def forks_refused(self) -> int:
+        """How often the limit of processes has refused one; 0 when the cgroup has gone."""
+        return _fields(self.pids / "pids.events").get("max", 0)
+
     def quota(self) -> tuple[Path, str]:
         """The file of the CPU quota, and what it holds when there is none."""
         return (self.quota_folder / "cpu.cfs_quota_us", "-1") if self.version == 1 else (self.cpu / "cpu.max", "max")

@@ -40,6 +40,7 @@ HELLO: Final = "hello"
 HEARTBEAT: Final = "heartbeat"
 FACTS: Final = "facts"
 RUNS_DONE: Final = "runs_done"
+SAMPLES: Final = "samples"
 PROGRESS: Final = "progress"
 
 # From manager to agent, without an answer: the list of managers has changed.
@@ -189,6 +190,29 @@ class RunDone(Message):
     reason: str = "finished"
     last_seq: int = 0
     output_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample(Message):
+    """What one kernel used during some seconds that ended at `at`. Told again until it is taken."""
+
+    kernel_id: str
+    attempt: int
+    at: float
+    seconds: float
+    cpu_seconds: float = 0.0
+    mem_bytes: int = 0  #: at the end, without file cache that nobody uses
+    disk_bytes: int | None = None  #: of its working folder, as last counted
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
+    net_rx_bytes: int = 0
+    net_tx_bytes: int = 0
+    pids: int = 0  #: processes and threads, at the end
+    forks_refused: int = 0  #: for want of room under its limit of processes
+    oom_kills: int = 0
+    gpus: int = 0  #: devices that told of themselves
+    gpu_seconds: float = 0.0  #: 1 per second for each device that was at work all the time
+    gpu_mem_bytes: int = 0
 
 
 # -- ring records, as the runner wrote them (docs/runner.md) --------------------------------------------------------------

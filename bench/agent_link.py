@@ -29,7 +29,7 @@ from agent.client import FileStat, KernelAddress
 from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.streams import Channel, chunks, send_file
-from agent.wire import AgentHello, Fact, RunDone, RunRead
+from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample
 from domain.ids import AgentId, KernelId, RunId
 
 MIB: Final = 1 << 20
@@ -68,6 +68,7 @@ class Trusting:
     async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
 
 
 @contextlib.asynccontextmanager
@@ -223,6 +224,13 @@ class Silent:
         return ()
 
     def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
+
+    sample_seconds = 60.0
+
+    def pending_samples(self) -> Sequence[Sample]:
+        return ()
+
+    def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
 
 
 async def agent(url: str, folder: Path) -> None:

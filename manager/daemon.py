@@ -22,7 +22,7 @@ import uvloop
 
 from agent import pki
 from agent.hub import AgentHub
-from agent.wire import AgentHello, Fact, RunDone
+from agent.wire import AgentHello, Fact, RunDone, Sample
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
@@ -230,6 +230,11 @@ class _Callbacks:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         if self.ingest is not None:
             await self.ingest.on_progress(agent_id, said)
+
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Samples are told to a control process.")
+        await self.ingest.on_samples(agent_id, samples)
 
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None:
         if self.ingest is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.wire import AgentHello, Fact, RunDone
+from agent.wire import AgentHello, Fact, RunDone, Sample
 from domain.ids import AgentId, KernelId, SessionId
 from domain.names import as_uuid
 from manager.dispatcher import ConnectedAgents
@@ -19,6 +19,7 @@ from repositories.database import Database
 from repositories.kernels import record_facts, renew_pull
 from repositories.record import AuditRecord, write_audit
 from repositories.runs_done import finish_runs
+from repositories.samples import store_samples
 
 log = logging.getLogger("moorage.control.ingest")
 
@@ -44,13 +45,14 @@ class Ingest:
         self._facts: Batcher[tuple[AgentId, Fact]] = Batcher("facts", self._write_facts)
         self._runs: Batcher[tuple[AgentId, RunDone]] = Batcher("runs", self._write_runs)
         self._beats: Batcher[AgentId] = Batcher("heartbeats", self._write_heartbeats)
+        self._samples: Batcher[tuple[AgentId, Sample]] = Batcher("samples", self._write_samples, most=5000)
         self._renewed: dict[KernelId, datetime] = {}
         self._refused: dict[AgentId, datetime] = {}
 
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for batcher in (self._facts, self._runs, self._beats):
+                for batcher in (self._facts, self._runs, self._beats, self._samples):
                     group.create_task(batcher.run())
         finally:
             for task in self._greeting:
@@ -86,6 +88,9 @@ class Ingest:
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None:
         await self._runs.put([(agent_id, run) for run in runs])
 
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
+        await self._samples.put([(agent_id, sample) for sample in samples])
+
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         """An image is on its way: nobody gives up on it. Written at most each 10 s for a kernel."""
         kernel_id, now = as_uuid(str(said.get("kernel_id"))), self._clock()
@@ -118,6 +123,10 @@ class Ingest:
         async with self._database.reader() as connection:
             sessions = await finish_runs(connection, reports, now=self._clock())
         self._announce_runs(sessions)
+
+    async def _write_samples(self, reports: Sequence[tuple[AgentId, Sample]]) -> None:
+        async with self._database.transaction() as connection:
+            await store_samples(connection, reports, now=self._clock())
 
     def _announce_runs(self, sessions: frozenset[SessionId]) -> None:
         if sessions:

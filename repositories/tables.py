@@ -25,7 +25,7 @@ metadata = sa.MetaData(
 )
 
 #: Grown tables that are cut into ranges of time and forgotten by dropping whole partitions.
-PARTITIONED: Final = ("events", "audit")
+PARTITIONED: Final = ("events", "audit", "samples", "sample_minutes")
 
 
 def _one_of(column: str, words: Any) -> str:
@@ -312,6 +312,7 @@ status_history = sa.Table(
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     _at("at", nullable=False),
+    _json("cause", None, nullable=True),  # {by, action, request_id}; NULL: by its owner
     sa.ForeignKeyConstraint(
         ["source", "event", "target"],
         ["session_transition.source", "session_transition.event", "session_transition.target"],
@@ -448,4 +449,112 @@ tasks = sa.Table(
     sa.Index("tasks_open_idx", "lease_until", postgresql_where=sa.text("status IN ('queued', 'running')")),
     sa.Index(None, "user_id", "created_at"),
     sa.Index(None, "finished_at"),
+)
+
+# -- what sessions use ---------------------------------------------------------------------------------------------
+#: As agents tell them, each once; partitions of an hour. No foreign key: they go by their own age.
+samples = sa.Table(
+    "samples",
+    metadata,
+    sa.Column("kernel_id", sa.Uuid, primary_key=True),
+    _at("at", primary_key=True),  # the end of the time that it tells of
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("cpu_seconds", sa.Double, nullable=False),
+    _int("mem_bytes"),
+    sa.Column("disk_bytes", sa.BigInteger),
+    _int("io_read_bytes"),
+    _int("io_write_bytes"),
+    _int("net_rx_bytes"),
+    _int("net_tx_bytes"),
+    _int("pids"),
+    _int("forks_refused"),
+    _int("oom_kills"),
+    _int("gpus"),
+    sa.Column("gpu_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
+    _int("gpu_mem_bytes"),
+    postgresql_partition_by="RANGE (at)",
+)
+#: The same, summed as they arrive; partitions of a day.
+sample_minutes = sa.Table(
+    "sample_minutes",
+    metadata,
+    sa.Column("kernel_id", sa.Uuid, primary_key=True),
+    _at("at", primary_key=True),  # the beginning of the minute
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("cpu_seconds", sa.Double, nullable=False),
+    sa.Column("mem_byte_seconds", sa.Double, nullable=False),
+    _int("mem_max_bytes"),
+    sa.Column("disk_bytes", sa.BigInteger),
+    _int("io_read_bytes"),
+    _int("io_write_bytes"),
+    _int("net_rx_bytes"),
+    _int("net_tx_bytes"),
+    _int("pids_max"),
+    _int("forks_refused"),
+    _int("oom_kills"),
+    _int("gpus"),
+    sa.Column("gpu_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
+    sa.Column("gpu_mem_byte_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
+    _int("gpu_mem_max_bytes"),
+    postgresql_partition_by="RANGE (at)",
+)
+#: What was held from when to when, written by the triggers of `allocations` alone. It outlives its session.
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("kernel_id", sa.Uuid, nullable=False),
+    sa.Column("session_id", sa.Uuid, nullable=False),
+    sa.Column("session_name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("project_id", sa.Uuid, nullable=False),
+    sa.Column("domain", sa.Text, nullable=False),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),  # cpu, mem, gpu/UUID, ...
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("share", sa.Double, nullable=False),  # of what the host has of it
+    _at("since_at", nullable=False),
+    _at("until_at"),  # NULL: held now
+    sa.CheckConstraint("until_at >= since_at", name="order"),
+    sa.Index("usage_held_key", "kernel_id", "name", unique=True, postgresql_where=sa.text("until_at IS NULL")),
+    sa.Index(None, "until_at"),
+)
+#: The end of a container's log, taken over from the host when the session has ended.
+kernel_logs = sa.Table(
+    "kernel_logs",
+    metadata,
+    sa.Column("kernel_id", sa.ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.BigInteger, primary_key=True),
+    sa.Column("records", sa.LargeBinary, nullable=False),  # ring records, the last 256 KiB
+    _now("kept_at"),
+    sa.Index(None, "kept_at"),
+)
+#: Thresholds of abuse rules and idle checkers that differ from the declared ones; of all, or of one project.
+watch_rules = sa.Table(
+    "watch_rules",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True),  # '' is the installation, else a project's id
+    sa.Column("name", sa.Text, primary_key=True),
+    _json("settings"),
+    _now("changed_at"),
+)
+#: Who has been warned of an end that nobody asked for, and when that will be.
+idle_warnings = sa.Table(
+    "idle_warnings",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("checker", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    _at("warned_at", nullable=False),
+    _at("due_at", nullable=False),
+    sa.Index(None, "due_at"),
+)
+#: Sessions that an administrator keeps from being ended by idle checkers.
+idle_exemptions = sa.Table(
+    "idle_exemptions",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
+    sa.Column("by_access_key", sa.Text, nullable=False),
+    _now("created_at"),
 )

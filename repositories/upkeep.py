@@ -135,9 +135,14 @@ class Retention:
     tasks_days: int = 7  #: after they finished
     tokens_days: int = 7  #: users' access tokens and agents' join tokens, after they expired or were used
     managers_days: int = 1  #: processes without a sign of life
+    samples_hours: int = 6  #: of what sessions use, as agents told it
+    sample_minutes_days: int = 14  #: the same, summed by the minute
+    usage_days: int = 400  #: after it was given back
+    kernel_logs_days: int = 7  #: the kept end of a container's log
     partitions_ahead_days: int = 8
 
 
+_HOURS_AHEAD: Final = 3
 #: Rows deleted by one statement, so that no transaction holds many locks for long.
 PURGE_BATCH: Final = 2000
 #: table: (condition on $1, the name of its term in Retention). Deleted in batches by ctid.
@@ -148,6 +153,8 @@ _BY_AGE: Final = {
     "tokens": ("expires_at < $1", "tokens_days"),
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
     "managers": ("seen_at < $1", "managers_days"),
+    "usage": ("until_at < $1", "usage_days"),
+    "kernel_logs": ("kept_at < $1", "kernel_logs_days"),
     "sessions": (
         # one whose host never said that it is gone still holds slots there
         """ended_at < $1 AND NOT EXISTS (
@@ -165,8 +172,10 @@ async def purge(connection: Connection, *, now: datetime, keep: Retention) -> di
         removed[table] = await _delete(connection, table, condition, now - timedelta(days=getattr(keep, term)))
     removed["output"] = await _forget_output(connection, now - timedelta(days=keep.output_days))
     removed["lost_runs"] = await end_lost_runs(connection, ended_before=now - timedelta(hours=1), now=now)
-    for table, days in (("events", keep.events_days), ("audit", keep.audit_days)):
+    days_of = {"events": keep.events_days, "audit": keep.audit_days, "sample_minutes": keep.sample_minutes_days}
+    for table, days in days_of.items():
         removed[table] = await _drop_partitions(connection, table, now - timedelta(days=days))
+    removed["samples"] = await _drop_hours(connection, "samples", now - timedelta(hours=keep.samples_hours))
     return removed
 
 
@@ -174,16 +183,22 @@ async def ensure_partitions(connection: Connection, *, now: datetime, keep: Rete
     """Make the partitions of the days to come. A day whose rows are in the default partition already stays there."""
     made = 0
     today = now.astimezone(UTC).date()
-    for table in ("events", "audit"):
+    for table in ("events", "audit", "sample_minutes"):
         for ahead in range(keep.partitions_ahead_days):
-            try:
-                async with connection.transaction():
-                    await connection.execute("SET LOCAL lock_timeout = '2s'")
-                    day = today + timedelta(days=ahead)
-                    made += await connection.fetchval("SELECT ensure_partitions($1, $2, 1)", table, day)
-            except (asyncpg.CheckViolationError, asyncpg.DuplicateTableError, asyncpg.LockNotAvailableError):
-                continue
+            day = today + timedelta(days=ahead)
+            made += await _make(connection, "SELECT ensure_partitions($1, $2, 1)", table, day)
+    for ahead in range(_HOURS_AHEAD):
+        made += await _make(connection, "SELECT ensure_hours($1, $2, 1)", "samples", now + timedelta(hours=ahead))
     return made
+
+
+async def _make(connection: Connection, statement: str, table: str, begin: object) -> int:
+    try:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL lock_timeout = '2s'")
+            return int(await connection.fetchval(statement, table, begin))
+    except (asyncpg.CheckViolationError, asyncpg.DuplicateTableError, asyncpg.LockNotAvailableError):
+        return 0
 
 
 async def _delete(connection: Connection, table: str, condition: str, before: datetime) -> int:
@@ -206,11 +221,18 @@ async def _forget_output(connection: Connection, before: datetime) -> int:
 
 
 async def _drop_partitions(connection: Connection, table: str, before: datetime) -> int:
-    day = before.astimezone(UTC).date()
+    return await _drop(connection, "drop_partitions($1, $2)", table, before, before.astimezone(UTC).date())
+
+
+async def _drop_hours(connection: Connection, table: str, before: datetime) -> int:
+    return await _drop(connection, "drop_hours($1, $2)", table, before, before)
+
+
+async def _drop(connection: Connection, function: str, table: str, before: datetime, end: object) -> int:
     try:
         async with connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = '2s'")
-            dropped = await connection.fetchval("SELECT drop_partitions($1, $2)", table, day)
+            dropped = await connection.fetchval(f"SELECT {function}", table, end)
             dropped += await _empty_rest(connection, f"{table}_p_rest", before)
     except asyncpg.LockNotAvailableError:  # a long reader; the next time
         return 0

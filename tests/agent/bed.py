@@ -18,7 +18,7 @@ from agent import pki
 from agent.client import AgentClient
 from agent.hub import AgentHub
 from agent.join import join
-from agent.wire import AgentHello, Fact, RunDone
+from agent.wire import AgentHello, Fact, RunDone, Sample
 from domain.errors import DatabaseUnavailable, Unauthenticated
 from domain.ids import AgentId
 
@@ -88,6 +88,9 @@ class Heard:
         await self._tell()
 
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
+        pass
+
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         pass
 
 

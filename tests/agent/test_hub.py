@@ -21,7 +21,7 @@ from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.rpc import Peer
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
-from agent.wire import AgentHello, Fact, RunDone, RunRead
+from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
@@ -99,6 +99,10 @@ class Manager:
         self.progress.append(said)
         self._changed.set()
 
+    async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
+        self._take()
+        self.samples += samples
+
 
 @dataclass
 class Host:
@@ -110,6 +114,8 @@ class Host:
     facts: list[Fact] = field(default_factory=list)
     listed: list[Fact] = field(default_factory=list)  #: what is there, told or not
     runs: list[RunDone] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    sample_seconds: float = 0.02
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -142,6 +148,12 @@ class Host:
         told = list(runs)
         self.runs = [run for run in self.runs if run not in told]
         self._settle()
+
+    def pending_samples(self) -> Sequence[Sample]:
+        return self.samples
+
+    def samples_acknowledged(self, samples: Sequence[Sample]) -> None:
+        self.samples = [sample for sample in self.samples if sample not in samples]
 
     def _settle(self) -> None:
         if not self.facts and not self.runs:
