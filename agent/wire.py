@@ -94,6 +94,21 @@ class KernelSpec(Message):
     shm_mib: int | None = None  #: None: half of the memory
     disk_quota_mib: int | None = None  #: of /home/work; None: the agent's default
     pids: int | None = None  #: None: the agent's default
+    #: a kernel of a cluster: the mode of its session, single-node or multi-node
+    cluster: str | None = None
+    network: dict[str, Any] | None = None  #: the cluster's; fields as in `ClusterNetwork`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterNetwork(Message):
+    """A cluster session's network, as one of its kernels is to see it. It changes when kernels come and go."""
+
+    subnet: str
+    gateway: str  #: of this host: each host of the session has its own
+    address: str  #: of this kernel
+    vni: int  #: the number of the VXLAN between the session's hosts
+    hosts: list[list[str]]  #: [name, address] of all kernels by rank, the main one first
+    peers: list[str] = field(default_factory=list)  #: addresses of the session's other hosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

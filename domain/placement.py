@@ -26,6 +26,9 @@ class PendingSession:
     created_at: datetime
     kernels: tuple[PendingKernel, ...]
     cluster_mode: ClusterMode = ClusterMode.SINGLE_NODE
+    clustered: bool = False  #: its kernels get a network of their own
+    joins: bool = False  #: the session runs, and this kernel of it is a new one
+    hosts: frozenset[AgentId] = frozenset()  #: those that hold kernels of it already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,7 @@ class Host:
     architecture: str
     free: Mapping[str, int]
     capacity: Mapping[str, int]  #: what it has when it is empty
+    address: str | None = None  #: under which other hosts reach it; without one it shares no cluster with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,8 @@ class Placement:
 
     session_id: SessionId
     kernels: tuple[KernelPlacement, ...]
+    clustered: bool = False
+    joins: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

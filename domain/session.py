@@ -204,14 +204,15 @@ def derive(status: Status, failed: bool, kernels: Iterable[KernelView]) -> Event
     Pure; reports, and `check_and_transit_status`, move a status by this and by nothing else.
     """
     views = list(kernels)
-    states = {view.observed for view in views}
     if status is Status.TERMINATING:
         nothing_left = all(v.want is Want.NONE or v.observed is KernelState.GONE for v in views)
         return (Event.BREAK if failed else Event.GONE) if nothing_left else None
+    views = [view for view in views if view.want is not Want.GONE]  # the others were taken out of the cluster
+    states = {view.observed for view in views}
     if status in (Status.SCHEDULED, Status.PREPARING, Status.PULLING, Status.RESTARTING):
         if states & ENDED:
             return Event.FINISH if _main_finished(views) and status in TARGETS[Event.FINISH] else _start_or_fail(views)
-        if states == {KernelState.RUNNING}:
+        if {view.observed for view in views if view.want is Want.RUN} == {KernelState.RUNNING}:
             return Event.START
         if KernelState.PULLING in states:
             return Event.PULL if status in TARGETS[Event.PULL] else None
@@ -219,7 +220,7 @@ def derive(status: Status, failed: bool, kernels: Iterable[KernelView]) -> Event
             return Event.PREPARE
         return None
     if status in ANSWERING:
-        main = next(view.observed for view in views if view.is_main)
+        main = next((view.observed for view in views if view.is_main), KernelState.GONE)
         if main in ENDED:
             return Event.FINISH if _main_finished(views) else Event.FAIL
         if states & ENDED:

@@ -5,11 +5,11 @@ First fit: sessions by priority, then age; hosts by id. A session gets hosts for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from domain.ids import KernelId
+from domain.ids import AgentId, KernelId
 from domain.placement import Blocked, Host, KernelPlacement, PendingSession, Placement, Plan, Snapshot
 from domain.session import ClusterMode
 
@@ -35,25 +35,47 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         if kernels is None:
             blocked[session.id] = _why(session, fleet)
         else:
-            placements.append(Placement(session_id=session.id, kernels=kernels))
+            placements.append(
+                Placement(session_id=session.id, kernels=kernels, clustered=session.clustered, joins=session.joins)
+            )
     return Plan(placements=tuple(placements), blocked=blocked)
 
 
 def _fit(session: PendingSession, fleet: _Fleet) -> tuple[KernelPlacement, ...] | None:
-    taken: list[tuple[int, KernelPlacement]] = []
     if session.cluster_mode is ClusterMode.SINGLE_NODE:
-        host = fleet.first_with(_sum(kernel.slots for kernel in session.kernels))
+        return _fit_one_host(session, fleet, fleet.numbers(session.hosts) if session.joins else None)
+    if not session.clustered:
+        return _fit_hosts(session, fleet, None)
+    # Hosts that cannot reach each other share no network: either all of them can, or one host holds everything.
+    reachable = fleet.reachable()
+    here = fleet.numbers(session.hosts)
+    if not session.joins or here <= reachable:
+        found = _fit_hosts(session, fleet, reachable | here)
+        if found is not None:
+            return found
+    return _fit_one_host(session, fleet, here if session.joins else None) if len(session.hosts) <= 1 else None
+
+
+def _fit_one_host(
+    session: PendingSession, fleet: _Fleet, among: Container[int] | None
+) -> tuple[KernelPlacement, ...] | None:
+    host = fleet.first_with(_sum(kernel.slots for kernel in session.kernels), among)
+    if host is None:
+        return None
+    return tuple(fleet.take(host, kernel.id, kernel.slots) for kernel in session.kernels)
+
+
+def _fit_hosts(
+    session: PendingSession, fleet: _Fleet, among: Container[int] | None
+) -> tuple[KernelPlacement, ...] | None:
+    taken: list[tuple[int, KernelPlacement]] = []
+    for kernel in session.kernels:
+        host = fleet.first_with(kernel.slots, among)
         if host is None:
+            for number, placement in taken:
+                fleet.give_back(number, placement)
             return None
-        taken = [(host, fleet.take(host, kernel.id, kernel.slots)) for kernel in session.kernels]
-    else:
-        for kernel in session.kernels:
-            host = fleet.first_with(kernel.slots)
-            if host is None:
-                for number, placement in taken:
-                    fleet.give_back(number, placement)
-                return None
-            taken.append((host, fleet.take(host, kernel.id, kernel.slots)))
+        taken.append((host, fleet.take(host, kernel.id, kernel.slots)))
     return tuple(placement for _, placement in taken)
 
 
@@ -75,21 +97,31 @@ class _Fleet:
             self._tree[node] = tuple(map(max, self._tree[2 * node], self._tree[2 * node + 1]))
         #: shapes that nothing fits any more; within one plan, room only shrinks (but for a gang that is given back)
         self._hopeless: set[frozenset[tuple[str, int]]] = set()
+        self._reachable: set[int] | None = None
 
     def __len__(self) -> int:
         return len(self._hosts)
 
-    def first_with(self, slots: Amounts) -> int | None:
-        """The number of the first host with this much free."""
+    def numbers(self, hosts: Collection[AgentId]) -> set[int]:
+        return {number for number, host in enumerate(self._hosts) if host.id in hosts} if hosts else set()
+
+    def reachable(self) -> set[int]:
+        """Hosts that others reach under an address."""
+        if self._reachable is None:
+            self._reachable = {number for number, host in enumerate(self._hosts) if host.address is not None}
+        return self._reachable
+
+    def first_with(self, slots: Amounts, among: Container[int] | None = None) -> int | None:
+        """The number of the first host with this much free, of all or of these."""
         shape = frozenset(slots.items())
         if shape in self._hopeless:
             return None
-        found = self._descend(slots)
-        if found is None:
+        found = self._descend(slots, among)
+        if found is None and among is None:
             self._hopeless.add(shape)
         return found
 
-    def _descend(self, slots: Amounts) -> int | None:
+    def _descend(self, slots: Amounts, among: Container[int] | None) -> int | None:
         if not self._hosts:
             return None
         asked = [(self._index.get(name, -1), amount) for name, amount in slots.items() if amount > 0]
@@ -103,7 +135,7 @@ class _Fleet:
                 continue
             if node >= self._width:
                 number = node - self._width
-                if number < len(self._hosts):
+                if number < len(self._hosts) and (among is None or number in among):
                     return number
                 continue
             stack.append(2 * node + 1)

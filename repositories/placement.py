@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
+from uuid import UUID
 
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import Host, PendingKernel, PendingSession, Placement, Snapshot
@@ -22,22 +23,24 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
     """Everything that waits, and every host that takes sessions: enrolled, schedulable, and heard of within its lease."""
     kernels = await connection.fetch(
         """
-        SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots
+        SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots,
+            k.spec ->> 'cluster' IS NOT NULL AS clustered, false AS joins, NULL::text[] AS hosts
         FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
         WHERE s.status = 'PENDING' ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
         """
     )
+    kernels += await connection.fetch(_JOINING)
     if not kernels:
         return Snapshot(pending=(), hosts=())
     resources = await connection.fetch(
         """
-        SELECT a.id, a.architecture, r.name, r.reported - r.used AS free, r.reported
+        SELECT a.id, a.architecture, a.info ->> 'address' AS address, r.name, r.reported - r.used AS free, r.reported
         FROM agents a JOIN resources r ON r.agent_id = a.id
         WHERE a.schedulable AND NOT a.lost AND a.uid IS NOT NULL AND a.lease_until > $1 ORDER BY a.id, r.name
         """,
         now,
     )
-    pending = [(rows[0], rows) for rows in (list(rows) for _, rows in groupby(kernels, key=itemgetter("id")))]
+    pending = [(rows[0], rows) for rows in (list(rows) for _, rows in groupby(kernels, key=_gang))]
     hosts = [(rows[0], rows) for rows in (list(rows) for _, rows in groupby(resources, key=itemgetter("id")))]
     return Snapshot(
         pending=tuple(
@@ -47,6 +50,9 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
                 priority=one["priority"],
                 created_at=one["created_at"],
                 cluster_mode=ClusterMode(one["cluster_mode"]),
+                clustered=one["clustered"],
+                joins=one["joins"],
+                hosts=frozenset(AgentId(host) for host in one["hosts"] or ()),
                 kernels=tuple(PendingKernel(id=KernelId(row["kernel_id"]), slots=row["slots"]) for row in rows),
             )
             for one, rows in pending
@@ -57,10 +63,28 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
                 architecture=one["architecture"],
                 free={row["name"]: row["free"] for row in rows},
                 capacity={row["name"]: row["reported"] for row in rows},
+                address=one["address"],
             )
             for one, rows in hosts
         ),
     )
+
+
+def _gang(kernel: Mapping[str, Any]) -> tuple[UUID, UUID | None]:
+    """What is placed together: all kernels of a session that waits, but each one that joins by itself."""
+    return kernel["id"], kernel["kernel_id"] if kernel["joins"] else None
+
+
+#: Kernels by which running sessions grow, and the hosts that hold the others.
+_JOINING: Final = """
+    SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots, true AS clustered,
+        true AS joins, (
+            SELECT array_agg(DISTINCT o.agent_id) FROM kernels o
+            WHERE o.session_id = s.id AND o.attempt = s.attempt AND o.left_at IS NULL AND o.want = 'RUN') AS hosts
+    FROM kernels k JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
+    WHERE k.joining AND k.want = 'NONE' AND k.left_at IS NULL AND s.status IN ('RUNNING', 'RUNNING_DEGRADED')
+    ORDER BY s.priority DESC, s.created_at, s.id, k.idx, k.id
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,6 +270,7 @@ kernels = sa.Table(
     _at("started_at"),
     _now("created_at"),
     _at("left_at"),  # when its session shrank by it
+    _flag("joining"),  # its session runs and grows by it; not placed yet
     sa.CheckConstraint(_one_of("want", Want), name="want"),
     sa.CheckConstraint(_one_of("observed", KernelState), name="observed"),
     sa.CheckConstraint("(want = 'NONE') = (agent_id IS NULL)", name="agent"),
@@ -281,6 +282,7 @@ kernels = sa.Table(
         "agent_id",
         postgresql_where=sa.text("want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'"),
     ),
+    sa.Index("kernels_joining_idx", "session_id", postgresql_where=sa.text("joining")),
 )
 cluster_networks = sa.Table(
     "cluster_networks",

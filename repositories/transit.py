@@ -148,9 +148,10 @@ def moving(event: Event) -> str:
     elif event is Event.RESTART:
         kernels = """
         , told AS (
-            UPDATE kernels k SET attempt = m.attempt, want = 'RUN', generation = k.generation + 1, next_try_at = $1, tries = 0,
+            UPDATE kernels k SET attempt = m.attempt, generation = k.generation + 1, next_try_at = $1, tries = 0,
                 claimed_until = NULL, observed = NULL, exit = NULL, container_id = NULL, started_at = NULL
             FROM moved m WHERE m.status = 'RESTARTING' AND k.session_id = m.id AND k.attempt = m.attempt - 1
+                AND k.left_at IS NULL
         )"""
     quota = ""
     if set(targets.values()) & FINAL:

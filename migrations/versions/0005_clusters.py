@@ -14,6 +14,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("kernels", sa.Column("left_at", sa.DateTime(timezone=True)))
+    op.add_column("kernels", sa.Column("joining", sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.create_index("kernels_joining_idx", "kernels", ["session_id"], postgresql_where=sa.text("joining"))
     op.create_table(
         "cluster_networks",
         sa.Column("session_id", sa.Uuid(), nullable=False),
@@ -31,4 +33,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("cluster_networks")
+    op.drop_index("kernels_joining_idx", "kernels")
+    op.drop_column("kernels", "joining")
     op.drop_column("kernels", "left_at")
