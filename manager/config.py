@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,6 +47,7 @@ class ManagerConfig:
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"
+    cluster_pool: str = "10.216.0.0/13"  #: of which every cluster session gets a /24 for its kernels
 
     @classmethod
     def load(cls, data_dir: Path, **given: Any) -> Self:
@@ -67,11 +69,21 @@ class ManagerConfig:
             made = replace(made, database_url=os.environ.get("DATABASE_URL", ""))
         if bool(made.tls_cert) != bool(made.tls_key):
             raise ConfigError("tls_cert and tls_key belong together; give both or none")
+        made.cluster_network()
         if not made.tls_cert and not made.listens_on_loopback:
             raise ConfigError(
                 f"plain HTTP is spoken on loopback only, and {made.host} is not: give --tls-cert and --tls-key"
             )
         return made
+
+    def cluster_network(self) -> IPv4Network:
+        try:
+            pool = IPv4Network(self.cluster_pool)
+        except ValueError as error:
+            raise ConfigError(f"cluster_pool is not a range of IPv4 addresses: {error}") from None
+        if pool.prefixlen > 24 or not pool.is_private:
+            raise ConfigError(f"cluster_pool must be private and hold at least one /24, and {pool} is not that")
+        return pool
 
     def save(self) -> None:
         """Write the file, readable by its owner only: the database's password may be in it."""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from ipaddress import IPv4Network
 from uuid import UUID
 
 from manager.clock import DatabaseClock
@@ -18,6 +19,7 @@ from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
 from manager.tails import Tails
 from manager.tasks import TaskLoop
+from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.upkeep import Retention
 
@@ -26,6 +28,7 @@ from repositories.upkeep import Retention
 class ControlSettings:
     lease_seconds: float = 30.0  #: as agents are told in `Welcome`
     keep: Retention = field(default_factory=Retention)
+    cluster_pool: IPv4Network = DEFAULT_POOL  #: of which every cluster session gets a /24
 
 
 class Control:
@@ -47,7 +50,7 @@ class Control:
         clock = clock or self._shared_clock
         lease_seconds = settings.lease_seconds
         self.ingest = Ingest(database, herald, agents, clock=clock, lease_seconds=lease_seconds)
-        self.scheduler = Scheduler(database, herald, clock=clock)
+        self.scheduler = Scheduler(database, herald, clock=clock, pool=settings.cluster_pool)
         self.dispatcher = Dispatcher(
             database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter
         )

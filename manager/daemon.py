@@ -28,7 +28,7 @@ from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
 from manager.clock import DatabaseClock
 from manager.config import ManagerConfig
-from manager.control import Control
+from manager.control import Control, ControlSettings
 from manager.herald import Herald
 from manager.ingest import Ingest
 from manager.metrics import Metrics
@@ -291,7 +291,8 @@ async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     herald.subscribe("managers", lambda _: tell.set())
     telling = asyncio.create_task(_tell_managers(hub, tell), name="tell managers")
     stack.push_async_callback(_ended, telling)
-    control = Control(database, herald, hub, manager_id=hub.manager_id)
+    settings = ControlSettings(cluster_pool=config.cluster_network())
+    control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings)
     callbacks.ingest = control.ingest
     running = asyncio.create_task(control.run(), name="control")
     stack.push_async_callback(_ended, running)

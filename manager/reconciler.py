@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from ipaddress import IPv4Network
 from itertools import groupby
 from typing import Final
 
@@ -15,8 +16,10 @@ from manager.herald import Herald
 from manager.loop import Loop
 from manager.scheduler import plan
 from repositories.agents import find_lost
+from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.due import Due, DueSession, next_due, take_due
+from repositories.gangs import join_cluster, place_cluster
 from repositories.placement import Placed, place, snapshot
 from repositories.transit import Asked, Cause, transit_many
 
@@ -30,11 +33,14 @@ class Scheduler(Loop):
     #: Sessions placed by one statement; their locks are held until it has committed.
     batch: Final = 500
 
-    def __init__(self, database: Database, herald: Herald, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], pool: IPv4Network = DEFAULT_POOL
+    ) -> None:
         super().__init__()
         self._database = database
         self._herald = herald
         self._clock = clock
+        self._pool = pool
 
     async def step(self) -> float | None:
         started = time.monotonic()
@@ -42,9 +48,13 @@ class Scheduler(Loop):
             seen = await snapshot(connection, now=self._clock())
         planned = plan(seen, self._clock())
         again = False
-        for at in range(0, len(planned.placements), self.batch):
-            placed = await self._place(planned.placements[at : at + self.batch])
+        single = [placement for placement in planned.placements if not placement.clustered]
+        for at in range(0, len(single), self.batch):
+            placed = await self._place(single[at : at + self.batch])
             again |= "no_room" in placed.conflicts.values()
+        for placement in planned.placements:
+            if placement.clustered:
+                again |= await self._place_cluster(placement) == "no_room"
         # Others work too: after a long plan over a long queue, rest as long as it took.
         took = time.monotonic() - started
         return 0.0 if again and took < 0.05 else took if again else None
@@ -57,6 +67,18 @@ class Scheduler(Loop):
             self._herald.announce("sessions", *placed.sessions)
             self._herald.announce("events")
         return placed
+
+
+    async def _place_cluster(self, placement: Placement) -> str | None:
+        """A transaction of its own: what happens to one cluster is no other session's business."""
+        async with self._database.transaction() as connection:
+            placing = join_cluster if placement.joins else place_cluster
+            conflict = await placing(connection, placement, pool=self._pool, now=self._clock())
+        if conflict is None:
+            self._herald.announce("dispatch")
+            self._herald.announce("sessions", placement.session_id)
+            self._herald.announce("events")
+        return conflict
 
 
 class Deadlines(Loop):

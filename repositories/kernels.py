@@ -15,6 +15,7 @@ from agent.wire import Fact, KernelSpec
 from domain.ids import AgentId, KernelId, SessionId
 from domain.names import as_uuid
 from domain.session import DEADLINES, Event, KernelState, KernelView, Status, Want, derive
+from repositories.clusters import free
 from repositories.database import Connection
 from repositories.transit import Asked, Cause, Moved, transit_many
 
@@ -186,7 +187,9 @@ async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, 
     causes = {row["session_id"]: Cause(by=f"agent:{row['agent_id']}") for row in rows}
     recorded.moved = await _derive(connection, [sessions[one] for one in sorted(recorded.changed)], causes, now)
     gone = [row["id"] for row in rows if row["observed"] == KernelState.GONE]
-    recorded.released = bool(gone) and await release(connection, gone, now=now)
+    if gone:
+        recorded.released = await release(connection, gone, now=now)
+        await free(connection, recorded.changed)
     return recorded
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 import orjson
 
+from repositories.clusters import free
 from repositories.database import Connection
 from repositories.runs_done import end_lost_runs
 
@@ -170,6 +171,7 @@ async def purge(connection: Connection, *, now: datetime, keep: Retention) -> di
     removed = {}
     for table, (condition, term) in _BY_AGE.items():
         removed[table] = await _delete(connection, table, condition, now - timedelta(days=getattr(keep, term)))
+    removed["networks"] = await free(connection)
     removed["output"] = await _forget_output(connection, now - timedelta(days=keep.output_days))
     removed["lost_runs"] = await end_lost_runs(connection, ended_before=now - timedelta(hours=1), now=now)
     days_of = {"events": keep.events_days, "audit": keep.audit_days, "sample_minutes": keep.sample_minutes_days}
