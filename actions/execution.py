@@ -176,7 +176,7 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
 
     async def _start(self, call: Remote, session: Session, where: KernelAddress) -> RunOutput:
         async with call.service.reading(call) as single:  # one statement, its own transaction
-            lives = await single.db.executions.begin(
+            attempt = await single.db.executions.begin(
                 session,
                 call.run_id,
                 kernel_id=where.kernel_id,
@@ -191,9 +191,14 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
                 },
             )
         call.service.announce("events")
-        if not lives:
+        if attempt is None:
             async with call.service.reading(call) as reading:
                 raise wrong_status(await reading.db.sessions_of(session).get(session.id))
+        if attempt != session.attempt:  # it was delivered to a container that is no more: never again
+            execution, read = await read_run(
+                call, session, call.run_id, from_seq=0, max_bytes=_CHUNK_BYTES, wait_seconds=0
+            )
+            return await self._collect(call, _where(execution), call.run_id, read)
         first = await call.agents.execute(
             where,
             call.run_id,

@@ -177,7 +177,10 @@ class Host:
             if begun and error.code != "runner_lost":
                 await runs.refused(run_id)
             raise
-        kernel.ran(tail)
+        read = kernel.rings.whole(tail)
+        kernel.ran(tail, read.done if read is not None else None)
+        if read is not None:
+            return read.pack()
         return await self.read({**arguments, "from_seq": 1, "wait_seconds": 0})
 
     async def read(self, arguments: Arguments) -> Arguments:

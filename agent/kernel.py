@@ -397,25 +397,24 @@ class Kernel:
         return exit_record("create_failed", str(error))
 
     # -- runs ------------------------------------------------------------------------------------------------------
-    def ran(self, tail: Tail) -> None:
+    def ran(self, tail: Tail, done: dict[str, Any] | None = None) -> None:
         """A run was started here: take note of its end, now or when it comes."""
         self.rings.saw(tail)
-        self.follow(tail.run, tail if tail.done else None)
+        self.follow(tail.run, tail if tail.done else None, done)
 
-    def follow(self, run_id: str, tail: Tail | None = None) -> None:
+    def follow(self, run_id: str, tail: Tail | None = None, done: dict[str, Any] | None = None) -> None:
         if run_id not in self._following:
-            task = asyncio.create_task(self._follow(run_id, tail), name=f"run {run_id}")
+            task = asyncio.create_task(self._follow(run_id, tail, done), name=f"run {run_id}")
             self._following[run_id] = task
             task.add_done_callback(lambda _: self._following.pop(run_id, None))
 
-    async def _follow(self, run_id: str, tail: Tail | None) -> None:
+    async def _follow(self, run_id: str, tail: Tail | None, done: dict[str, Any] | None) -> None:
         """A runner that is lost meanwhile is seen by others, and the run closed there."""
         with contextlib.suppress(RunnerError):
             ended = tail or await follow(self._linked(), run_id)
             if not run_id.startswith("bootstrap"):
-                await self._house.runs.finished(
-                    run_id, self.id, self.state.attempt, self.rings.done(run_id) or {}, ended.seq
-                )
+                done = done or self.rings.done(run_id) or {}
+                await self._house.runs.finished(run_id, self.id, self.state.attempt, done, ended.seq)
             if run_id == self.id:
                 self._finished.set()
 

@@ -306,6 +306,17 @@ def _take(data: bytes, expected: int, from_seq: int, max_bytes: int) -> _Part:
     return part
 
 
+def whole(records: bytes, last_seq: int) -> RingChunk | None:
+    """What a runner sent along of a finished run; None when these are not all of its records, as a ring holds them."""
+    try:
+        part = _take(records, 1, 1, len(records))
+    except RunnerError:
+        return None
+    if part.last != last_seq or part.done is None or len(part.data) != len(records):
+        return None
+    return RingChunk(records, 1, last_seq + 1, None, "done", part.done)
+
+
 def close_unfinished(link_dir: Path | str, *, now: float, uid: int = -1, gid: int = -1) -> list[str]:
     """Write the end `done {reason: worker_lost}` to runs whose runner is gone. Only call it when no runner is alive there.
 

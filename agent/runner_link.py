@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 from agent.client import FilePage, FileStat
 from agent.rings import RunnerError, close_unfinished
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
+from runner.ring import RECENT_BYTES
 
 __all__ = ["Archive", "ReadySignal", "RunnerConfig", "RunnerError", "RunnerLink", "Tail", "prepare_link"]
 
@@ -62,6 +63,7 @@ class Tail:
     seq: int  #: of the last record; 0 when there is none
     done: bool
     status: str  #: queued, running, waiting_input, done
+    records: bytes = b""  #: a short run's, whole, when its end came with the first answer
 
 
 class ReadySignal:
@@ -142,7 +144,7 @@ class RunnerLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._frames = FrameBuffer(max_body=0)
+        self._frames = FrameBuffer(max_body=RECENT_BYTES)
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next_id = 0
         self._unasked = 0
@@ -218,7 +220,8 @@ class RunnerLink(asyncio.Protocol):
             raise RunnerError("invalid_request", "The code is larger than 15 MiB; upload it as a file and run that.")
         if wait_seconds <= 0:
             return _tail(await self._ask(header, body))
-        return _tail(await self._ask_long(header, body, wait_seconds))
+        answer = await self._ask_long(header, body, wait_seconds)
+        return _tail(answer, answer.pop("records"))
 
     async def wait_tail(self, run: str, after_seq: int, timeout_seconds: float) -> Tail:
         """Until records beyond `after_seq` exist or the run is done, at most `timeout_seconds`. The run `"log"` never ends."""
@@ -343,6 +346,24 @@ class RunnerLink(asyncio.Protocol):
             raise
         return Archive(sock, buffer.rest(), stack)
 
+    # -- ports -------------------------------------------------------------------------------------------------------------
+    async def connect_port(self, port: int) -> socket.socket:
+        """A connection to a port of the container, made inside it. Error: nothing_listens."""
+        async with self._stream({"op": "connect", "port": port}) as sock:
+            async with _transfer(REQUEST_SECONDS):
+                data, fd = await _receive_descriptor(sock)
+                try:
+                    await self._answer_on(sock, data)
+                except BaseException:
+                    if fd >= 0:
+                        os.close(fd)
+                    raise
+        return _checked_connection(fd)
+
+    async def listening(self, port: int) -> bool:
+        """Whether a process of the container listens on the port, without connecting to it."""
+        return bool((await self._ask({"op": "listening", "port": port})).get("listening"))
+
     # -- the end -----------------------------------------------------------------------------------------------------------
     async def shutdown(self, grace_seconds: float) -> None:
         """SIGTERM to everything, SIGKILL after the grace; finished output is complete on disk when this returns."""
@@ -376,7 +397,8 @@ class RunnerLink(asyncio.Protocol):
             wait_seconds + REQUEST_SECONDS, self._give_up, number, wait_seconds + REQUEST_SECONDS
         )
         try:
-            return _result(await future)
+            frame = await future
+            return {**_result(frame), "records": frame["body"]}
         except asyncio.CancelledError:
             self._disarm(number)
             raise
@@ -421,11 +443,11 @@ class RunnerLink(asyncio.Protocol):
         self._frames.feed(data)
         try:
             while (frame := self._frames.next()) is not None:
-                self._on_frame(frame[0])
+                self._on_frame(*frame)
         except BadFrame:
             self._break_off()
 
-    def _on_frame(self, header: dict[str, Any]) -> None:
+    def _on_frame(self, header: dict[str, Any], body: bytes) -> None:
         number = header.get("id")
         future = self._pending.get(number) if isinstance(number, int) else None
         if future is None:
@@ -433,6 +455,7 @@ class RunnerLink(asyncio.Protocol):
             if self._unasked > _MAX_UNASKED + self._next_id // 2:
                 self._break_off()
         elif not future.done():
+            header["body"] = body
             future.set_result(header)
 
     def _break_off(self) -> None:
@@ -646,6 +669,24 @@ async def _receive_descriptor(sock: socket.socket) -> tuple[bytes, int]:
     return data, found[0] if found else -1
 
 
+def _checked_connection(fd: int) -> socket.socket:
+    """What a runner passed as a connection: anything but one over TCP is not taken."""
+    if fd < 0 or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        if fd >= 0:
+            os.close(fd)
+        raise RunnerError("runner_lost", "The session's runner does not keep to the protocol.")
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+            raise OSError
+        sock.getpeername()
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise RunnerError("runner_lost", "The session's runner does not keep to the protocol.") from None
+    return sock
+
+
 def _wake(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
@@ -669,12 +710,13 @@ def _checked(value: Any, kind: type) -> Any:
     return value
 
 
-def _tail(result: dict[str, Any]) -> Tail:
+def _tail(result: dict[str, Any], records: bytes = b"") -> Tail:
     return Tail(
         run=_checked(result.get("run"), str),
         seq=_checked(result.get("seq"), int),
         done=_checked(result.get("done"), bool),
         status=_checked(result.get("status"), str)[:32],
+        records=records,
     )
 
 

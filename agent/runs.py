@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from agent.rings import RingReader, RunnerError
+from agent.rings import RingReader, RunnerError, whole
 from agent.runner_link import RunnerLink, Tail
 from agent.store import Store
 from agent.wire import RunDone, RunRead, decode_records
 
 log = logging.getLogger("moorage.agent.runs")
-_GATHER_SECONDS: Final = 0.02
+#: Between two batches of ends: the first of a burst is told at once.
+_GATHER_SECONDS: Final = 0.05
 #: No run has so many records: waiting for what comes after this one is waiting for the run's end.
 _NEVER: Final = 1 << 60
 _LONG_SECONDS: Final = 3600.0
@@ -64,7 +65,6 @@ class Runs:
 
     async def _write(self) -> None:
         """Ends of a moment together. What a crash loses here is found again in the rings."""
-        await asyncio.sleep(_GATHER_SECONDS)
         while self._ended:
             ended = self._ended[:]
             try:
@@ -76,10 +76,11 @@ class Runs:
             del self._ended[: len(ended)]
             self._untold |= {run.run_id: run for run in new}
             self._changed.set()
+            await asyncio.sleep(_GATHER_SECONDS)
         self._writing = None
 
     def pending(self) -> Sequence[RunDone]:
-        return [*self._untold.values(), *self._ended]
+        return list(self._untold.values())
 
     def acknowledged(self, runs: Iterable[RunDone]) -> None:
         told = [run.run_id for run in runs if self._untold.pop(run.run_id, None)]
@@ -149,6 +150,15 @@ class Rings:
             gap=chunk.gap,
             status="done" if chunk.done is not None else self._statuses.get(run_id, "running"),
             done=chunk.done,
+        )
+
+    def whole(self, tail: Tail) -> RunRead | None:
+        """A short run's output out of the answer itself, which spares the way over the disk."""
+        chunk = whole(tail.records, tail.seq) if tail.done and tail.records else None
+        if chunk is None:
+            return None
+        return RunRead(
+            run_id=tail.run, records=chunk.records, next_seq=chunk.next_seq, gap=None, status="done", done=chunk.done
         )
 
     def saw(self, tail: Tail) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +18,11 @@ from uuid import uuid4
 from agent.wire import Fact, KernelSpec, RunDone
 
 T = TypeVar("T")
+
+#: Starts of runs of so long are synced together.
+_SYNC_SECONDS: Final = 0.01
+#: After so many transactions the write-ahead log is written back to the file, by the thread that nobody waits for.
+_WRITE_BACK: Final = 500
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -76,11 +83,22 @@ class StoredKernel:
 
 
 class Store:
-    """All methods are coroutines; intents and starts of runs are on disk when they return. SQLite runs in one thread of its own."""
+    """All methods are coroutines. Intents are on disk when they return.
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, uid: str, boot_no: int) -> None:
+    Starts of runs are written when they return, which outlives this process, and synced some milliseconds later: the
+    container that a run is for does not outlive this machine either. SQLite runs in one thread of its own; only starts
+    of runs spare themselves the way there.
+    """
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, thread: ThreadPoolExecutor, uid: str, boot_no: int
+    ) -> None:
         self._connection = connection
         self._thread = thread
+        self._lock = threading.Lock()  #: whoever uses the connection: one transaction at a time
+        self._log = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
+        self._unwritten = 0
+        self._syncing: asyncio.Task[None] | None = None
         self.uid = uid  #: of the data dir
         self.boot_no = boot_no
 
@@ -95,6 +113,7 @@ class Store:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.executescript(_SCHEMA)
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
             with _transaction(connection):
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?), ('boot_no', '0')", (uuid4().hex,))
                 connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'boot_no'")
@@ -102,11 +121,14 @@ class Store:
             return connection, meta["uid"], int(meta["boot_no"])
 
         connection, uid, boot_no = await asyncio.get_running_loop().run_in_executor(thread, connect)
-        return cls(connection, thread, uid, boot_no)
+        return cls(path, connection, thread, uid, boot_no)
 
     async def close(self) -> None:
+        if self._syncing is not None:
+            await asyncio.wait({self._syncing})
         await self._call(self._connection.close)
         self._thread.shutdown()
+        os.close(self._log)
 
     async def kernels(self) -> list[StoredKernel]:
         def select() -> list[StoredKernel]:
@@ -156,9 +178,35 @@ class Store:
 
         def insert() -> bool:
             statement = "INSERT OR IGNORE INTO runs (run_id, kernel_id, attempt) VALUES (?, ?, ?)"
-            return self._connection.execute(statement, (run_id, kernel_id, attempt)).rowcount == 1
+            with self._lazily():
+                return self._connection.execute(statement, (run_id, kernel_id, attempt)).rowcount == 1
 
-        return await self._call(insert)
+        if self._lock.acquire(blocking=False):
+            try:
+                inserted = insert()
+                self._unwritten += 1
+            finally:
+                self._lock.release()
+        else:
+            inserted = await self._call(insert)
+        if self._syncing is None:
+            self._syncing = asyncio.create_task(self._sync(), name="sync runs")
+        return inserted
+
+    async def _sync(self) -> None:
+        await asyncio.sleep(_SYNC_SECONDS)
+        self._syncing = None
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._sync_log)
+
+    def _sync_log(self) -> None:
+        os.fdatasync(self._log)
+        with self._lock:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        if self._unwritten >= _WRITE_BACK:
+            self._unwritten = 0
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     async def refuse_run(self, run_id: str) -> None:
         """Its code was refused, so it never ran."""
@@ -210,7 +258,14 @@ class Store:
             self._connection.execute("PRAGMA synchronous = FULL")
 
     async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        def alone() -> T:
+            with self._lock:
+                result = function()
+                self._unwritten += 1
+                self._write_back()
+                return result
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, alone)
 
 
 def _row(run: RunDone) -> tuple[str, str, int, str]:

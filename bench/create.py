@@ -26,7 +26,7 @@ def run(installation: Installation) -> Iterator[Row]:
     body = {"image": "python", "resource_slots": {"cpu": 1, "mem": 256}}
     model = client.ask("POST", "/v1/sessions?wait=60", body)
     try:
-        like = _configuration(engine, model["id"])
+        like = configuration(engine, model["id"])
         _reference(engine, like, 0)
         ours, reference = [], []
         for turn in range(1, ROUNDS + 1):
@@ -51,7 +51,7 @@ def run(installation: Installation) -> Iterator[Row]:
     )
 
 
-def _configuration(engine: docker.DockerClient, session_id: str) -> dict[str, object]:
+def configuration(engine: docker.DockerClient, session_id: str) -> dict[str, object]:
     """What the product asked the engine for, read back from one of its containers."""
     found = engine.containers.list(filters={"label": f"moorage.session={session_id}"})[0].attrs
     host_config = {

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 TOPICS: Final = frozenset(
     {"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "stamped", "tasks"}
 )
+#: Nobody's session waits for these: in a burst they are told less often.
+_UNHURRIED: Final = frozenset({"events", "runs", "stamped"})
 #: What a subscriber is told: the sessions concerned, or None for "anything may have changed", also when messages may
 #: have been missed.
 Callback: TypeAlias = Callable[[frozenset[SessionId] | None], None]
@@ -44,6 +46,7 @@ class Herald:
         self._watching: dict[SessionId, list[Callable[[], None]]] = defaultdict(list)
         self._pending: dict[str, set[SessionId] | None] = {}
         self._unsent = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._listener: Listener | None = None
         self._task: asyncio.Task[None] | None = None
         #: set while other processes are heard
@@ -68,12 +71,14 @@ class Herald:
         """After the commit. Without ids: anything of the topic may have changed.
 
         Subscribers in this process are called before this returns; other processes are told at once, or with whatever
-        else is announced within 5 ms of the message before.
+        else is announced within 5 ms (25 ms, when nothing of it is urgent) of the message before.
         """
         assert topic in TOPICS, topic
         known = self._pending.get(topic, set())
         self._pending[topic] = known | set(session_ids) if session_ids and known is not None else None
         self._unsent.set()
+        if topic not in _UNHURRIED:
+            self._hurry.set()
         self._tell(topic, frozenset(session_ids) or None)
 
     def subscribe(self, topic: str, callback: Callback) -> Callable[[], None]:
@@ -100,7 +105,7 @@ class Herald:
                 callback(session_ids)
             except Exception:
                 log.exception("a subscriber of %s failed", topic)
-        if topic == "sessions":
+        if topic in ("sessions", "runs"):
             for session_id in list(self._watching) if session_ids is None else session_ids:
                 for changed in tuple(self._watching.get(session_id, ())):
                     changed()
@@ -163,9 +168,18 @@ class Herald:
                     self._unsent.set()
                     raise
                 if pending:
-                    await asyncio.sleep(self._quiet_seconds)
+                    await self._rest()
         finally:
             ended.cancel()
+
+    async def _rest(self) -> None:
+        """Others send what they have to say, too; longer when nothing of it is urgent."""
+        await asyncio.sleep(self._quiet_seconds)
+        if self._pending.keys() <= _UNHURRIED:
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._quiet_seconds * 4):
+                    await self._hurry.wait()
 
     def _message(self, pending: dict[str, set[SessionId] | None]) -> str:
         def text(*, every_id: bool) -> str:

@@ -131,7 +131,6 @@ class Ingest:
     def _announce_runs(self, sessions: frozenset[SessionId]) -> None:
         if sessions:
             self._herald.announce("runs", *sessions)
-            self._herald.announce("sessions", *sessions)
             self._herald.announce("events")
 
     async def _write_heartbeats(self, agents: Sequence[AgentId]) -> None:

@@ -40,7 +40,10 @@ from domain.errors import (
     MoorageError,
     NotFound,
     PermissionDenied,
+    SessionEnded,
+    SessionNotReady,
     Unauthenticated,
+    WrongStatus,
 )
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
@@ -74,6 +77,19 @@ class Outbox(Protocol):
     def announce(self, topic: str, *session_ids: SessionId) -> None: ...
 
 
+class SessionMemory(Protocol):
+    """Sessions as they were loaded at most a second ago, forgotten when they change. For AGENT actions only: whatever
+    these write is guarded by the session's attempt and status, and so is what the agent does."""
+
+    #: how often something was forgotten
+    changes: int
+
+    def recall(self, name: tuple[Any, ...]) -> Session | None: ...
+    def keep(self, name: tuple[Any, ...], session: Session, changes: int) -> None:
+        """Unless something was forgotten since `changes` was read, before the load."""
+        ...
+
+
 class Processor:
     """Runs actions. Everything it needs is given to it; it keeps no state but coalesced denials."""
 
@@ -87,6 +103,7 @@ class Processor:
         observe: Observer,
         now: Callable[[], datetime],
         new_id: Callable[[], UUID] = uuid7,
+        memory: SessionMemory | None = None,
     ) -> None:
         self._database = database
         self._directory = directory
@@ -95,6 +112,7 @@ class Processor:
         self._observe = observe
         self._now = now
         self._new_id = new_id
+        self._memory = memory
         self._denials: dict[tuple[UUID, str, str | None, str], float] = {}
 
     async def run(
@@ -207,8 +225,6 @@ class Processor:
 
     async def _run_agent(self, action: Action[Any, R], call: Call) -> R:
         run_id = self._new_id() if call.key is None else uuid5(_RUN_NAMESPACE, f"{call.by.user_id} {call.key}")
-        async with self._reading(action, call) as reading:
-            session = await self._checked(action, reading)
         remote = Remote(
             by=call.by,
             owner=call.owner,
@@ -219,10 +235,34 @@ class Processor:
             service=self._service,
             run_id=RunId(run_id),
         )
-        answer = await _invoke(action, remote, session)
+        session = self._recalled(action, call)
+        if session is not None:
+            try:
+                answer = await _invoke(action, remote, session)
+            except (SessionEnded, SessionNotReady, WrongStatus):
+                session = None  # nothing was done; it may have been restarted since it was loaded
+        if session is None:
+            session = await self._loaded(action, call)
+            answer = await _invoke(action, remote, session)
         if action.rules.audit is Audit.ALWAYS or (action.rules.audit is Audit.OTHERS and _others(call, session)):
             await self._audit(action, call, "ok", session)
         return answer
+
+    def _recalled(self, action: Action[Any, Any], call: Call) -> Session | None:
+        """A session of the asker's own that may do this, as far as is remembered."""
+        if self._memory is None or not isinstance(action, SessionAction):
+            return None
+        session = self._memory.recall((call.owner.user_id, action.session_name))
+        allowed = session is not None and session.status in action.rules.when and session.user_id == call.by.user_id
+        return session if allowed and action.rules.allow(call.by, session) else None
+
+    async def _loaded(self, action: Action[Any, Any], call: Call) -> Session | None:
+        changes = self._memory.changes if self._memory is not None else 0
+        async with self._reading(action, call) as reading:
+            session = await self._checked(action, reading)
+        if self._memory is not None and isinstance(action, SessionAction) and session is not None:
+            self._memory.keep((call.owner.user_id, action.session_name), session, changes)
+        return session
 
     async def _run_batch(self, action: BatchAction[Any, Any], call: Call) -> Any:
         """One transaction and one outcome for each target, in order."""

@@ -84,6 +84,41 @@ class Identities:
         self._known[name] = (time.monotonic() + self.LIFETIME_SECONDS, principal, secret_hash)
 
 
+class KnownSessions:
+    """Implements `manager.processor.SessionMemory`."""
+
+    LIFETIME_SECONDS = 1.0
+    MAX_ENTRIES = 10_000
+
+    def __init__(self, herald: Herald) -> None:
+        self.changes = 0
+        self._known: dict[tuple[Any, ...], tuple[float, Session]] = {}
+        self._names: dict[SessionId, set[tuple[Any, ...]]] = {}
+        herald.subscribe("sessions", self._forget)
+
+    def recall(self, name: tuple[Any, ...]) -> Session | None:
+        until, session = self._known.get(name, (0.0, None))
+        return session if until > time.monotonic() else None
+
+    def keep(self, name: tuple[Any, ...], session: Session, changes: int) -> None:
+        if changes != self.changes:
+            return
+        if len(self._known) >= self.MAX_ENTRIES:
+            self._forget(None)
+        self._known[name] = (time.monotonic() + self.LIFETIME_SECONDS, session)
+        self._names.setdefault(session.id, set()).add(name)
+
+    def _forget(self, session_ids: frozenset[SessionId] | None) -> None:
+        self.changes += 1
+        if session_ids is None:
+            self._known.clear()
+            self._names.clear()
+            return
+        for session_id in session_ids:
+            for name in self._names.pop(session_id, ()):
+                self._known.pop(name, None)
+
+
 class SessionService:
     """What AGENT actions run against: agents, short transactions, and waiting for sessions to change."""
 
@@ -242,7 +277,16 @@ class World:
     ) -> World:
         identities = Identities(database, herald)
         service = SessionService(database, herald, agents, clock=clock)
-        processor = Processor(database, identities, herald, service, observe=observe, now=service.now, new_id=uuid7)
+        processor = Processor(
+            database,
+            identities,
+            herald,
+            service,
+            observe=observe,
+            now=service.now,
+            new_id=uuid7,
+            memory=KnownSessions(herald),
+        )
         service.processor = processor
         service.processors = SessionProcessors(processor)
         return cls(

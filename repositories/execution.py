@@ -57,12 +57,12 @@ class ExecutionRepository:
         mode: str,
         request_hash: bytes,
         audited: Mapping[str, Any],
-    ) -> bool:
+    ) -> int | None:
         """Write the index row, the audit row and the event, in one statement that does not wait for the disk.
 
-        True when the session, at the time of the write, still answers at this attempt, or the run is known already.
-        Raises IdempotencyMismatch when the run id was another request's. A crash of the database host may lose this
-        row; the agent's own record, synced before the code is delivered, brings it back.
+        The attempt that the run belongs to: the session's own, or an earlier one when it is known already. None when the
+        session, at the time of the write, does not answer at this attempt. Raises IdempotencyMismatch when the run id was
+        another request's. A crash of the database host may lose this row; the agent's own record brings it back.
         """
         row = await self._connection.fetchrow(
             """
@@ -84,7 +84,8 @@ class ExecutionRepository:
                 FROM live, made
             )
             SELECT EXISTS (SELECT FROM live) AS live, EXISTS (SELECT FROM made) AS made,
-                (SELECT request_hash FROM executions WHERE run_id = $1) AS known
+                known.request_hash, known.attempt
+            FROM off LEFT JOIN executions known ON known.run_id = $1
             """,
             run_id,
             session.id,
@@ -101,9 +102,9 @@ class ExecutionRepository:
             kernel_id,
         )
         assert row is not None
-        if row["known"] is not None and row["known"] != request_hash:
+        if row["request_hash"] not in (None, request_hash):
             raise IdempotencyMismatch(run_id=str(run_id))
-        return bool(row["made"] or row["known"] or row["live"])
+        return row["attempt"] or (session.attempt if row["live"] else None)
 
     async def get(self, session_id: SessionId, run_id: RunId) -> Execution:
         """Raises RunNotFound."""

@@ -35,6 +35,7 @@ SEGMENT_BYTES = 4 << 20
 RUN_BYTES = 64 << 20
 LOG_BYTES = 16 << 20
 SESSION_BYTES = 512 << 20
+RECENT_BYTES = 8 << 10  #: of a short run's records, which go with the answer
 MAX_RUNS = 5_000
 LOG_RUN = "log"
 SPARE_PREFIX = ".spare-"  #: no run id begins so
@@ -80,6 +81,7 @@ class Ring:
         self._segments: list[tuple[int, int]] = []  #: closed ones and their sizes, oldest first
         self._first = 0
         self._open_size = 0
+        self.recent: bytearray | None = bytearray() if not last_seq else None  #: all records, while they are few
 
     @classmethod
     def create(cls, folder: str, *, limit: int = RUN_BYTES) -> Ring:
@@ -91,6 +93,7 @@ class Ring:
     def load(cls, folder: str, *, limit: int = RUN_BYTES) -> Ring:
         """What an earlier runner left. Appending goes on in a new segment."""
         ring = cls(folder, limit=limit)
+        ring.recent = None
         names = sorted(name for name in os.listdir(folder) if SEGMENT_NAME.fullmatch(name))
         for name in names:
             size = os.stat(os.path.join(folder, name), follow_symlinks=False).st_size
@@ -114,12 +117,23 @@ class Ring:
                 os.ftruncate(self._fd, self._open_size)
                 raise OSError("short write")
         except OSError:
+            self.recent = None
             self._end_segment()  # the next record starts a segment of its own, so that the gap shows
         else:
             self._room -= total
             self._open_size += total
             self.size += total
+            if self.recent is not None:
+                self._remember(head, payload)
         return self.seq
+
+    def _remember(self, head: bytes, payload: bytes | memoryview) -> None:
+        assert self.recent is not None
+        if len(self.recent) + len(head) + len(payload) > RECENT_BYTES:
+            self.recent = None
+        else:
+            self.recent += head
+            self.recent += payload
 
     def open_head(self) -> None:
         self.seq = 1
@@ -134,6 +148,10 @@ class Ring:
         self.append(DONE, done_payload(fields), now)
         self.finished = True
         self._end_segment()
+
+    def forget(self) -> None:
+        """The answer has gone out, or nobody waits for it."""
+        self.recent = None
 
     def drop_tail(self) -> None:
         """Keep the head and the end of a finished run."""

@@ -24,6 +24,7 @@ from runner import processes, ring
 from runner.files import Files, Refused
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.loop import READ, WRITE, Loop, Timer
+from runner.tunnel import Dial, listening
 
 GRACE_SECONDS = 2.0  #: from interrupt to kill, after a timeout
 DRAIN_SECONDS = 0.04  #: for output of processes that outlive their parent and hold its pipes
@@ -32,6 +33,7 @@ SMALL_READ, PAUSE_SECONDS = 4096, 0.002  #: small writes are collected this long
 TEE_BYTES = 1 << 20  #: of each run that the log holds too
 MAX_CONNECTIONS = 256
 MAX_STREAMS = 32
+MAX_DIALS = 128
 MAX_QUEUED = 1000
 MAX_TYPED_AHEAD = 4 << 20
 MAX_BACKLOG = 64 << 20
@@ -200,10 +202,10 @@ class Connection:
         sock.setblocking(False)
         supervisor.loop.watch(self._fd, READ, self._on_ready)
 
-    def send(self, header: dict[str, Any]) -> None:
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         if self._fd < 0:
             return
-        data = pack(header)
+        data = pack(header, body)
         if not self._backlog:
             try:
                 sent = self.socket.send(data)
@@ -278,6 +280,7 @@ class Supervisor:
         self._worker = Worker()
         self._failures = 0  #: of the worker, before it was ready
         self._streams = 0
+        self._dials = 0
         self._file_threads = 0
         self._file_lock = threading.Lock()
         self._file_jobs: deque[Callable[[], None]] = deque()
@@ -302,6 +305,7 @@ class Supervisor:
             "arm": self._arm,
             "disarm": self._disarm,
             "status": self._status,
+            "listening": self._listening,
             "list": self._list,
             "manage": self._manage,
             "shutdown": self._shutdown,
@@ -375,6 +379,9 @@ class Supervisor:
             raise BadFrame("a request has a number")
         if op in ("open", "put", "archive"):
             self._start_stream(connection, request, header)
+            return
+        if op == "connect":
+            self._start_dial(connection, request, header)
             return
         operation = self._operations.get(str(op))
         try:
@@ -645,6 +652,24 @@ class Supervisor:
                 job = self._file_jobs.popleft()
             job()
 
+    # -- ports of the container -------------------------------------------------------------------------------------------
+    def _start_dial(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
+        if self._dials >= MAX_DIALS:
+            busy = Refused("resource_exhausted", "Too many connections to the session are being made; try again.")
+            connection.send(_refused(request, busy))
+            return
+        self._dials += 1
+        Dial(self.loop, connection.detach(), request, header.get("port"), self._end_dial).start()
+
+    def _end_dial(self) -> None:
+        self._dials -= 1
+
+    def _listening(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        port = header.get("port")
+        if not isinstance(port, int):
+            raise Refused("invalid_request", "A port is a number from 1 to 65535.")
+        return {"listening": listening(port)}
+
     # -- connections that carry one file or archive ----------------------------------------------------------------------
     def _start_stream(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
         rest = connection.frames.rest()
@@ -698,7 +723,8 @@ class Supervisor:
             connection, request, after_seq = arm
             if tail["seq"] > after_seq or tail["done"]:
                 connection.waiting.pop(request, None)
-                connection.send({"id": request, "ok": True, "result": tail})
+                records = bytes(run.ring.recent or b"") if tail["done"] and not after_seq else b""
+                connection.send({"id": request, "ok": True, "result": tail}, records)
             else:
                 run.arms.append(arm)
 
@@ -771,6 +797,7 @@ class Supervisor:
         del self.runs[run.id]
         self._close_stdin(run)
         self._ring_bell(run)
+        run.ring.forget()
         self.loop.idle(self._rings.prepare)
         self._since_trim += 1 + (run.ring.size >> 20)
         if self._since_trim >= 256:

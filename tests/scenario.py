@@ -21,7 +21,7 @@ from domain.errors import MoorageError
 from domain.ids import AccessKey, SessionId
 from domain.principal import Principal, Role
 from domain.session import FINAL, Status
-from manager.processor import Observer, Processor
+from manager.processor import Observer, Processor, SessionMemory
 from manager.world import Identities, SessionService, validated
 from repositories.database import Connection, Database
 from tests.agent.fake import FakeAgent
@@ -221,6 +221,7 @@ async def stage(
     fake: FakeAgent | None = None,
     outbox: Outbox | None = None,
     observe: Observer = lambda *_: None,
+    memory: SessionMemory | None = None,
 ) -> Processor:
     """The world, with what is given in it, and a processor to act on it."""
     outbox = outbox or Outbox()
@@ -238,6 +239,7 @@ async def stage(
         observe=observe,
         now=lambda: NOW + timedelta(seconds=1),
         new_id=lambda: next(ids),
+        memory=memory,
     )
     return service.processor
 

@@ -289,6 +289,17 @@ async def test_the_same_key_attaches_to_the_same_run(database: Database) -> None
         assert await connection.fetchval("SELECT count(*) FROM events WHERE type = 'execution.started'") == 1
 
 
+async def test_what_an_earlier_attempt_began_is_not_begun_again(database: Database) -> None:
+    fake = FakeAgent()
+    processor = await stage(database, a_session(), fake=fake)
+    await processor.run(execute(wait=0), by=ALICE, key="once")
+    async with database.reader() as connection:
+        await connection.execute("UPDATE sessions SET attempt = 2")
+    again = await processor.run(execute(wait=0), by=ALICE, key="once")
+    assert (again.status, again.stdout) == ("done", "print(1)")
+    assert [name for name, *_ in fake.calls] == ["execute", "read"]
+
+
 async def test_another_persons_key_is_another_run(database: Database) -> None:
     processor = await stage(database, a_session())
     mine = await processor.run(execute(), by=ALICE, key="once")

@@ -64,7 +64,7 @@ async def is_refused(awaitable: Awaitable[object], *codes: str) -> None:
     "data",
     [
         struct.pack("!II", 0xFFFFFFFF, 0),
-        struct.pack("!II", 2, 1) + b"{}x",
+        struct.pack("!II", 2, 9000) + b"{}x",
         struct.pack("!II", 3, 0) + b"xxx",
         struct.pack("!II", 4, 0) + b"[[[[",
         struct.pack("!II", 100_000, 0) + b"[" * 100_000,

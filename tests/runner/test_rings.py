@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.rings import RingReader, RunnerError, close_unfinished, decode
+from agent.rings import RingReader, RunnerError, close_unfinished, decode, whole
 from runner import ring
 from runner.ring import DONE, RECORD, RESULT, STDERR, STDOUT, Ring, Rings
 
@@ -308,3 +308,36 @@ async def test_a_million_prints_are_all_there(kernel: Kernel) -> None:
     out = await kernel.run("for i in range(1_000_000): print(i)")
     assert out.stdout == "".join(f"{i}\n" for i in range(1_000_000))
     assert not out.gaps
+
+
+def _records(*parts: tuple[int, int, bytes]) -> bytes:
+    return b"".join(ring.RECORD.pack(len(payload), seq, kind, 1.0) + payload for seq, kind, payload in parts)
+
+
+END = ring.done_payload({"exit_code": 0, "reason": "finished"})
+
+
+def test_a_short_run_is_read_out_of_its_answer() -> None:
+    records = _records((1, ring.STDOUT, b"1\n"), (2, ring.DONE, END))
+    chunk = whole(records, 2)
+    assert chunk is not None
+    assert (chunk.records, chunk.next_seq, chunk.status) == (records, 3, "done")
+    assert chunk.done == {"exit_code": 0, "reason": "finished"}
+
+
+@pytest.mark.parametrize(
+    ("records", "last"),
+    [
+        (b"", 0),
+        (b"x", 1),
+        (_records((1, ring.STDOUT, b"1\n")), 1),
+        (_records((1, ring.STDOUT, b"1\n"), (2, ring.DONE, END)), 3),
+        (_records((2, ring.DONE, END)), 2),
+        (_records((1, 99, b"")), 1),
+        (_records((1, ring.DONE, END)) + b"more", 1),
+        (_records((1, ring.DONE, END), (2, ring.DONE, END)), 2),
+        (_records((1, ring.STDOUT, b"x" * 70_000), (2, ring.DONE, END)), 2),
+    ],
+)
+def test_an_answer_that_is_no_whole_run_is_not_believed(records: bytes, last: int) -> None:
+    assert whole(records, last) is None
