@@ -32,6 +32,7 @@ from actions.administration import (
     WhoAmIAction,
 )
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
+from actions.clusters import CreateClusterAction
 from actions.events import ReadEventsAction
 from actions.execution import (
     CompleteAction,
@@ -69,6 +70,7 @@ from actions.lifecycle import (
     RenameSessionAction,
     RestartSessionAction,
 )
+from actions.statistics import GetMetricsAction, GetTopAction
 
 __all__ = [
     "ACTIONS",
@@ -79,6 +81,7 @@ __all__ = [
     "CheckAndTransitStatusAction",
     "CompleteAction",
     "CreateAgentTokenAction",
+    "CreateClusterAction",
     "CreateFromParamsAction",
     "CreateKeypairAction",
     "CreateProjectAction",
@@ -98,10 +101,12 @@ __all__ = [
     "ForgetImageAction",
     "GetAgentAction",
     "GetContainerLogsAction",
+    "GetMetricsAction",
     "GetSessionInfoAction",
     "GetStatisticsAction",
     "GetStatusHistoryAction",
     "GetTaskAction",
+    "GetTopAction",
     "GetUserAction",
     "InterruptAction",
     "KillExecutionAction",

@@ -25,6 +25,8 @@ from actions.base import (
     any_user,
     owner_or_admin,
 )
+from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
+from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec
 from domain.errors import (
@@ -33,9 +35,7 @@ from domain.errors import (
     InvalidResources,
     MoorageError,
     NameTaken,
-    NoAgents,
     PermissionDenied,
-    ResourcesImpossible,
     ResourceUnavailable,
     SessionEnded,
     StartFailed,
@@ -104,8 +104,6 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
                 f"The image '{image.name}' is made for {image.architecture}, not for {self.architecture}.",
                 field="architecture",
             )
-        if self.cluster_size != 1:
-            raise InvalidConfiguration("This session has one kernel: cluster_size must be 1.", field="cluster_size")
         if (self.session_type is SessionTypes.BATCH) != (self.startup_command is not None):
             raise InvalidConfiguration(
                 "A batch session, and only a batch session, has a startup_command.", field="startup_command"
@@ -113,9 +111,12 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         project = self.project or next(iter(call.owner.projects), None)
         if project is None:
             raise InvalidConfiguration("You are not a member of any project; ask an administrator.", field="project")
-        shm_mib = _checked_shm(self.shm_size, _checked_slots(self.resource_slots))
-        await _check_possible(call, image, self.resource_slots)
-        environ, notices = _checked_environ(self.environ or {})
+        groups = await self._groups(call, image)
+        check_groups(groups)
+        shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
+        known = await reported_slots(call.db.connection)
+        check_possible(known, image, [group.slots for group in groups for _ in range(group.count)], self.cluster_mode)
+        environ, notices = checked_environ(self.environ or {})
         session = Session(
             id=SessionId(call.new_id()),
             name=name,
@@ -125,10 +126,10 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             project=project,
             session_type=self.session_type,
             cluster_mode=self.cluster_mode,
-            cluster_size=self.cluster_size,
-            image=image.name,
+            cluster_size=sum(group.count for group in groups),
+            image=groups[0].image.name,
             architecture=image.architecture,
-            requested_slots=self.resource_slots,
+            requested_slots=groups[0].slots,
             tag=self.tag,
             environ=environ,
             bootstrap_script=self.bootstrap_script,
@@ -145,14 +146,25 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         )
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
-        made = await call.db.sessions.create(
-            session, [_kernel(session, session.main_kernel_id)], _quota(session), project_id=project_id
-        )
+        kernels = kernels_of_groups(session, groups, self._kernel, call.new_id)
+        made = await call.db.sessions.create(session, kernels, _quota(session, kernels), project_id=project_id)
         if not made:
             return await self._reuse(call, name, image)
         call.announce("queue")
         call.announce("sessions", session.id)
         return CreatedSession(session_data=SessionData.of(await call.db.sessions.get(session.id)))
+
+    async def _groups(self, call: Work, image: Image) -> Sequence[KernelGroup]:
+        """The main kernel's group first."""
+        sizes = (("main", 1), ("worker", self.cluster_size - 1))
+        return [
+            KernelGroup(role=role, count=count, image=image, slots=self.resource_slots)
+            for role, count in sizes
+            if count
+        ]
+
+    def _kernel(self, session: Session, kernel_id: KernelId) -> NewKernel:
+        return _kernel(session, kernel_id)
 
     async def _reuse(self, call: Work, name: str, image: Image) -> CreatedSession:
         if not self.reuse_if_exists:
@@ -187,16 +199,16 @@ def _checked_slots(slots: ResourceSlot) -> ResourceSlot:
     return slots
 
 
-def _checked_shm(shm_size: int | str | None, slots: ResourceSlot) -> int | None:
+def _checked_shm(shm_size: int | str | None, *slots: ResourceSlot) -> int | None:
     if shm_size is None:
         return None
-    shm_mib = parse_memory_mib(shm_size)
-    if not 1 <= shm_mib <= slots["mem"]:
-        raise InvalidResources(f"shm_size must be between 1 MiB and the session's memory of {slots['mem']} MiB.")
+    shm_mib, most = parse_memory_mib(shm_size), min(part["mem"] for part in slots)
+    if not 1 <= shm_mib <= most:
+        raise InvalidResources(f"shm_size must be between 1 MiB and the session's memory of {most} MiB.")
     return shm_mib
 
 
-def _checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
+def checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[dict[str, str], ...]]:
     """What may be set, and a notice about what was left out."""
     for name, value in environ.items():
         if not _ENVIRON_NAME.fullmatch(name) or "\0" in value:
@@ -210,24 +222,6 @@ def _checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[
     return kept, (
         {"kind": "environ", "message": f"Not set, because they reach into loaders and drivers: {', '.join(stripped)}"},
     )
-
-
-async def _check_possible(call: Work, image: Image, slots: ResourceSlot) -> None:
-    """Refuse what no known host could ever hold; without any host yet, the session waits for one."""
-    known = await reported_slots(call.db.connection)
-    fitting = [free for architecture, free in known if architecture == image.architecture]
-    if known and not fitting:
-        raise NoAgents(f"No host here has the architecture {image.architecture} that the image '{image.name}' needs.")
-    if fitting and not any(slots.fits_in(free) for free in fitting):
-        most = {name: max(free.get(name, 0) for free in fitting) for name in slots}
-        over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
-        largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()
-        raise ResourcesImpossible(
-            f"No host could ever hold {slots.to_json()}: the most that one has is "
-            + ", ".join(f"{name}={largest.get(name, 0)}" for name in over)
-            + "; ask for less.",
-            most={name: largest.get(name, 0) for name in over},
-        )
 
 
 def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
@@ -246,9 +240,9 @@ def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 
 
-def _quota(session: Session) -> dict[str, int]:
+def _quota(session: Session, kernels: Sequence[NewKernel]) -> dict[str, int]:
     exempt = session.session_type is SessionTypes.SYSTEM
-    return {} if exempt else {**session.requested_slots, "sessions": 1}
+    return {} if exempt else {**total(kernels), "sessions": 1}
 
 
 @action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
@@ -271,6 +265,8 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
     priority: Annotated[int, Field(ge=0, le=100)] | None = None
     timeout: Seconds | None = None
     tag: Annotated[str, Field(max_length=256)] | None = None
+    #: of a running cluster: workers come or go, those that have ended are replaced
+    cluster_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     version: Annotated[int, Field(ge=0, lt=2**63)] | None = (
         None  #: change it only while it still has this version (If-Match)
     )
@@ -281,11 +277,15 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
             "priority": self.priority,
             "timeout_seconds": self.timeout,
             "tag": self.tag,
+            "cluster_size": self.cluster_size,
         }
         changes = {column: value for column, value in given.items() if value is not None}
         if not changes:
-            raise InvalidRequest("Nothing to change was given; name one of name, priority, timeout, tag.")
+            raise InvalidRequest("Nothing to change was given; name one of name, priority, timeout, tag, cluster_size.")
         modified = await call.db.sessions_of(session).modify(session, changes, version=self.version)
+        if self.cluster_size is not None:
+            await resize(call, session, self.cluster_size)
+            modified = await call.db.sessions_of(session).get(session.id)
         call.announce("sessions", session.id)
         call.announce("queue")
         return SessionResult.of(modified)
@@ -300,7 +300,8 @@ class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
         sessions = call.db.sessions_of(session)
-        await sessions.restart(session, [_kernel(session, KernelId(call.new_id()))], _quota(session))
+        kernels = once_more(await sessions.kernel_specs(session), call.new_id)
+        await sessions.restart(session, kernels, _quota(session, kernels))
         call.announce("queue")
         call.announce("dispatch")
         call.announce("sessions", session.id)

@@ -9,9 +9,25 @@ from typing import Any
 from uuid import UUID
 
 from actions.base import Result
-from domain.ids import AccessKey, AgentId, SessionId
+from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.resources import ResourceSlot
-from domain.session import ClusterMode, Session, SessionTypes, Status
+from domain.session import ClusterMode, KernelState, Session, SessionKernel, SessionTypes, Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelData:
+    """One container of a session."""
+
+    id: KernelId
+    name: str  #: main1, worker1, ...: as `kernel=` takes it, and as the others of the session find it
+    role: str
+    index: int
+    agent: AgentId | None
+    status: KernelState | None  #: as its host sees it; none before it has one
+
+    @classmethod
+    def of(cls, k: SessionKernel) -> KernelData:
+        return cls(id=k.id, name=k.name, role=k.role, index=k.index, agent=k.agent_id, status=k.observed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +46,7 @@ class SessionData:
     domain: str
     project: str
     access_key: AccessKey
-    requested_slots: ResourceSlot  #: of each of its kernels
+    requested_slots: ResourceSlot  #: of its main kernel
     occupied_slots: ResourceSlot  #: of all its kernels together, as long as they hold them
     tag: str | None
     environ: Mapping[str, str]
@@ -58,6 +74,7 @@ class SessionData:
     bytes_in: int
     bytes_out: int
     notices: tuple[Mapping[str, Any], ...]
+    kernels: tuple[KernelData, ...] = ()  #: the main one first
 
     @classmethod
     def of(cls, s: Session) -> SessionData:
@@ -102,6 +119,7 @@ class SessionData:
             bytes_in=s.bytes_in,
             bytes_out=s.bytes_out,
             notices=s.notices,
+            kernels=tuple(KernelData.of(kernel) for kernel in s.kernels),
         )
 
 

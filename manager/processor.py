@@ -441,7 +441,7 @@ def _answer_adapter(action: type[Action[Any, Any]]) -> TypeAdapter[Any]:
 @cache
 def answer_type(action: type[Action[Any, Any]]) -> Any:
     """The type of an action's answer, as its `run` declares it."""
-    return get_type_hints(action.run, vars(sys.modules[action.__module__]))["return"]  # type: ignore[attr-defined]
+    return get_type_hints(action.run, vars(sys.modules[action.run.__module__]))["return"]  # type: ignore[attr-defined]
 
 
 def _storable(action: Action[Any, Any], answer: Any) -> Any:

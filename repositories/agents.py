@@ -292,13 +292,15 @@ async def get_agent(connection: Connection, agent_id: AgentId) -> dict[str, Any]
     return dict(row)
 
 
-async def reported_slots(connection: Connection) -> list[tuple[str, dict[str, int]]]:
+async def reported_slots(connection: Connection, *, only: AgentId | None = None) -> list[tuple[str, dict[str, int]]]:
     """(architecture, {slot: amount}) of every agent that has ever said hello, used or not: what could be held at most."""
     rows = await connection.fetch(
         """
         SELECT a.architecture, jsonb_object_agg(r.name, r.reported) AS slots
-        FROM agents a JOIN resources r ON r.agent_id = a.id GROUP BY a.id
-        """
+        FROM agents a JOIN resources r ON r.agent_id = a.id WHERE $1::text IS NULL OR a.id = $1
+        GROUP BY a.id ORDER BY a.id
+        """,
+        only,
     )
     return [(row["architecture"], row["slots"]) for row in rows]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network, ip_network
 from typing import Any, Final
 from uuid import UUID
 
 from agent.wire import ClusterNetwork
-from domain.ids import AgentId, SessionId
-from domain.session import FINAL
+from domain.ids import AgentId, KernelId, SessionId
+from domain.session import FINAL, KernelState
 from repositories.database import Connection
 
 #: 2,048 networks of 253 addresses; `cluster_pool` in manager.toml names another range.
-DEFAULT_POOL: Final = ip_network("10.216.0.0/13")
+DEFAULT_POOL: Final = IPv4Network("10.216.0.0/13")
 PREFIX: Final = 24
 #: Kernels of one session. The rest of a subnet is for its hosts, and for those that leave while others come.
 MOST_KERNELS: Final = 200
@@ -154,3 +155,65 @@ async def free(connection: Connection, sessions: Collection[SessionId] | None = 
         None if sessions is None else list(sessions),
     )
     return int(status.rsplit(" ", 1)[-1])
+
+
+# -- who belongs to it -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A kernel of a cluster's present attempt."""
+
+    id: KernelId
+    role: str
+    index: int
+    observed: KernelState | None
+    slots: Mapping[str, int]
+    spec: Mapping[str, Any]
+
+
+async def members(connection: Connection, session_id: SessionId) -> list[Member]:
+    """By rank, those included that have not been placed yet."""
+    rows = await connection.fetch(
+        """
+        SELECT k.id, k.role, k.idx, k.observed, k.slots, k.spec FROM kernels k
+        JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
+        WHERE s.id = $1 AND k.left_at IS NULL ORDER BY k.id <> s.main_kernel_id, k.role, k.idx
+        """,
+        session_id,
+    )
+    return [
+        Member(
+            id=KernelId(row["id"]),
+            role=row["role"],
+            index=row["idx"],
+            observed=KernelState(row["observed"]) if row["observed"] else None,
+            slots=row["slots"],
+            spec=row["spec"],
+        )
+        for row in rows
+    ]
+
+
+async def model_of_workers(connection: Connection, session_id: SessionId) -> Mapping[str, Any]:
+    """{role, index, slots, spec} of the worker that came last, also when it has left; else of the main kernel."""
+    row = await connection.fetchrow(
+        """
+        SELECT role, idx AS index, slots, spec FROM kernels WHERE session_id = $1
+        ORDER BY role = 'worker' DESC, attempt DESC, created_at DESC LIMIT 1
+        """,
+        session_id,
+    )
+    assert row is not None
+    return dict(row)
+
+
+async def leave(connection: Connection, kernels: Sequence[KernelId], *, now: datetime) -> None:
+    """Take kernels out of their cluster: what has a host goes there, what waits for one waits no longer."""
+    await connection.execute(
+        """
+        UPDATE kernels SET left_at = $2, joining = false, want = CASE want WHEN 'RUN' THEN 'GONE' ELSE want END,
+            generation = generation + 1, next_try_at = $2, tries = 0, claimed_by = NULL, claimed_until = NULL
+        WHERE id = ANY($1::uuid[]) AND left_at IS NULL
+        """,
+        list(kernels),
+        now,
+    )

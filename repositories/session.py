@@ -328,12 +328,28 @@ class SessionRepository:
             await self._charge_quota(session.id, quota_names)
         return moved
 
+    async def grow(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> None:
+        """Add kernels to a running cluster, to be placed one by one; from now on it is charged for all it has."""
+        await self._connection.execute(
+            """
+            INSERT INTO kernels (id, session_id, attempt, role, idx, spec, slots, created_at, joining)
+            SELECT (k->>'id')::uuid, s.id, s.attempt, k->>'role', (k->>'index')::bigint, k->'spec', k->'slots', $3, true
+            FROM sessions s, jsonb_array_elements($2::jsonb) k WHERE s.id = $1
+            """,
+            session.id,
+            [_kernel_json(kernel) for kernel in kernels],
+            self._now,
+        )
+        await self._connection.execute("DELETE FROM quota_uses WHERE session_id = $1", session.id)
+        await self._charge_quota(session.id, quota_names)
+
     async def kernel_specs(self, session: Session) -> list[dict[str, Any]]:
         """{id, role, index, slots, spec} of the present attempt's kernels, the main one first."""
         rows = await self._connection.fetch(
             """
             SELECT id, role, idx AS index, slots, spec FROM kernels k WHERE session_id = $1
-            AND attempt = (SELECT max(attempt) FROM kernels WHERE session_id = $1) ORDER BY id <> $2, idx
+            AND left_at IS NULL
+            AND attempt = (SELECT max(attempt) FROM kernels WHERE session_id = $1) ORDER BY id <> $2, role, idx
             """,
             session.id,
             session.main_kernel_id,
@@ -345,7 +361,7 @@ class SessionRepository:
         rows = await self._connection.fetch(
             """
             SELECT id, role, idx AS index, agent_id AS agent, observed AS status, exit, container_id, started_at, slots
-            FROM kernels WHERE session_id = $1 AND attempt = $2 ORDER BY id <> $3, idx
+            FROM kernels WHERE session_id = $1 AND attempt = $2 AND left_at IS NULL ORDER BY id <> $3, role, idx
             """,
             session.id,
             session.attempt,

@@ -130,6 +130,7 @@ def errors() -> str:
 
 #: The SDK's name of a schema, what it is, and the fields that every server sends; others may be missing.
 MODELS = {
+    "KernelData": ("Kernel", "One container of a session.", {"id", "name"}),
     "SessionData": ("SessionInfo", "A session as it was when the server answered.", {"id", "name", "status"}),
     "ExecutionData": ("RunInfo", "An execution, without its output.", {"run_id", "status"}),
     "FileStat": ("FileStat", "A file of a session. `mode` is octal digits.", {"name", "type"}),
@@ -149,6 +150,16 @@ MODELS = {
     "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
     "ProjectData": ("Project", "Users who share.", {"name"}),
     "ImageData": ("Image", "An image that sessions may be made from.", {"name"}),
+    "Point": ("Point", "What one container used on average from `at` on, for one step.", {"at"}),
+    "KernelMetrics": (
+        "KernelMetrics",
+        "What one container holds (`held`), used last (`now`), and has used.",
+        {"kernel_id", "name"},
+    ),
+    "Metrics": ("Metrics", "What a session's containers have used, in steps of `step_seconds`.", {"since", "until"}),
+    "TopSession": ("TopSession", "A session that holds something, and what it uses of it.", {"session_id", "name"}),
+    "TopHost": ("TopHost", "A host: what it offers, and what sessions hold of it.", {"agent"}),
+    "Top": ("Top", "Who holds and who uses what.", set()),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

@@ -108,6 +108,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     # sessions
     _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,
          answer=session_data, status=lambda result: 201 if result.created else 200),
+    _row("POST", "/v1/sessions/cluster", a.CreateClusterAction, handler=information.create, settles=True, etag=True,
+         answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("GET", "/v1/sessions", a.SearchSessionsAction, answer=page),
     _row("GET", "/v1/sessions/match", a.MatchSessionsAction, answer=page),
     _row("POST", "/v1/sessions/transit", a.CheckAndTransitStatusAction, answer=answers.transit_outcomes),
@@ -117,7 +119,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/rename", a.RenameSessionAction, answer=session_data, etag=True),
     _row("POST", f"{_S}/restart", a.RestartSessionAction, answer=session_data, settles=True, etag=True),
     _row("GET", f"{_S}/status-history", a.GetStatusHistoryAction, answer=attrgetter("status_history")),
-    _row("GET", f"{_S}/metrics", a.GetStatisticsAction, answer=lambda r: answers.in_iso(r.statistics)),
+    _row("GET", f"{_S}/metrics", a.GetMetricsAction),
+    _row("GET", f"{_S}/statistics", a.GetStatisticsAction, answer=lambda r: answers.in_iso(r.statistics)),
     _row("GET", f"{_S}/logs", a.GetContainerLogsAction, handler=information.logs, media=("text/plain",), head=False),
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
@@ -147,6 +150,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("GET", "/v1/tasks/{task}", a.GetTaskAction, answer=attrgetter("task")),
     _row("DELETE", "/v1/tasks/{task}", a.CancelTaskAction, answer=attrgetter("task")),
     _row("GET", "/v1/tasks/{task}/events", a.GetTaskAction, handler=streams.task_events, media=(SSE,), head=False),
+    _row("GET", "/v1/top", a.GetTopAction),
     # who may ask
     _row("GET", "/v1/whoami", a.WhoAmIAction, answer=answers.who_am_i),
     _row("GET", "/v1/users", a.ListUsersAction, answer=page),

@@ -18,17 +18,36 @@ __all__ = [
     "FileStat",
     "HistoryEntry",
     "Image",
+    "Kernel",
+    "KernelMetrics",
     "Keypair",
+    "Metrics",
     "Notice",
+    "Point",
     "Progress",
     "Project",
     "RunInfo",
     "SessionInfo",
     "TaskInfo",
+    "Top",
+    "TopHost",
+    "TopSession",
     "TransitOutcome",
     "User",
     "WhoAmI",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel(Model):
+    """One container of a session."""
+
+    id: str
+    name: str
+    role: str = ""
+    index: int = 0
+    agent: str | None = None
+    status: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +94,7 @@ class SessionInfo(Model):
     bytes_in: int = 0
     bytes_out: int = 0
     notices: list[Notice] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {
         "created_at": when,
@@ -84,6 +104,7 @@ class SessionInfo(Model):
         "expires_at": when,
         "last_activity_at": when,
         "notices": many(Notice.from_json),
+        "kernels": many(Kernel.from_json),
     }
 
 
@@ -231,6 +252,103 @@ class Image(Model):
     created_at: datetime | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point(Model):
+    """What one container used on average from `at` on, for one step."""
+
+    at: datetime
+    seconds: float = 0.0
+    cpu: float = 0.0
+    mem: float = 0.0
+    mem_max: float = 0.0
+    disk: float | None = None
+    io_read: float = 0.0
+    io_write: float = 0.0
+    net_rx: float = 0.0
+    net_tx: float = 0.0
+    pids: int = 0
+    gpu: float | None = None
+    gpu_mem: float | None = None
+    oom_kills: int = 0
+    forks_refused: int = 0
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelMetrics(Model):
+    """What one container holds (`held`), used last (`now`), and has used."""
+
+    kernel_id: str
+    name: str
+    agent: str | None = None
+    status: str | None = None
+    held: dict[str, float] = field(default_factory=dict)
+    now: Point | None = None
+    points: list[Point] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"now": Point.from_json, "points": many(Point.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics(Model):
+    """What a session's containers have used, in steps of `step_seconds`."""
+
+    session_id: str = ""
+    name: str = ""
+    since: datetime
+    until: datetime
+    step_seconds: float = 0.0
+    kernels: list[KernelMetrics] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"since": when, "until": when, "kernels": many(KernelMetrics.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopSession(Model):
+    """A session that holds something, and what it uses of it."""
+
+    session_id: str
+    name: str
+    owner: str = ""
+    project: str = ""
+    status: str = ""
+    agents: list[str] = field(default_factory=list)
+    held: dict[str, float] = field(default_factory=dict)
+    cpu: float | None = None
+    mem: float | None = None
+    gpu: float | None = None
+    gpu_mem: float | None = None
+    pids: int | None = None
+    net_tx: float | None = None
+    started_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"started_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopHost(Model):
+    """A host: what it offers, and what sessions hold of it."""
+
+    agent: str
+    lost: bool = False
+    capacity: dict[str, float] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Top(Model):
+    """Who holds and who uses what."""
+
+    sessions: list[TopSession] = field(default_factory=list)
+    hosts: list[TopHost] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "sessions": many(TopSession.from_json),
+        "hosts": many(TopHost.from_json),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
