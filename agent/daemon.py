@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
@@ -35,6 +36,9 @@ async def run_agent(config: AgentConfig) -> None:
     with _alone(config.data_dir):
         async with serving(config):
             log.info("agent %s serves", config.agent_id)
+            gc.collect()
+            gc.freeze()  # what is there by now stays: the collector need not look at it again, nor look so often
+            gc.set_threshold(20_000, 20, 20)
             await stopping.wait()
     log.info("agent %s ends; its sessions go on", config.agent_id)
 
