@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-import orjson
 from pydantic import Field
 
 from actions.base import (
@@ -116,11 +115,11 @@ class RunCollector:
         if record.kind in self._text:
             self._text[record.kind].append(record.payload)
         elif record.kind == "result":
-            self._fields["results"].append(record_data(record))
+            self._fields["results"].append(record.data)
         elif record.kind == "error":
-            self._fields["error"] = record_data(record)
+            self._fields["error"] = record.data
         elif record.kind == "input_request":
-            self._fields["input_request"] = record_data(record)
+            self._fields["input_request"] = record.data
 
     def output(self) -> RunOutput:
         fields = dict(self._fields)
@@ -128,15 +127,6 @@ class RunCollector:
             fields.pop("input_request", None)
         texts = {kind: b"".join(parts).decode("utf-8", "replace") for kind, parts in self._text.items()}
         return RunOutput(**{"run_id": self._run_id, "status": "running", **texts, **fields})
-
-
-def record_data(record: Record) -> dict[str, Any]:
-    """The JSON of a record; what the container wrote may be anything, so what is no object becomes an empty one."""
-    try:
-        data = orjson.loads(record.payload)
-    except orjson.JSONDecodeError:
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def parse_run_id(text: str | UUID) -> RunId:
@@ -273,7 +263,7 @@ def record_json(record: Record, *, binary: bool = False) -> dict[str, Any]:
         if binary:
             return {**head, "base64": base64.b64encode(record.payload).decode()}
         return {**head, "text": record.payload.decode("utf-8", "replace")}
-    return {**head, "data": record_data(record)}
+    return {**head, "data": record.data}
 
 
 @action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=86400.0, audit=Audit.OTHERS))

@@ -39,45 +39,16 @@ class RunnerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a ring, decoded."""
-
-    seq: int  #: from 1
-    kind: str  #: stdout, stderr, result, error, input_request, status, done
-    time: float  #: unix seconds
-    payload: bytes  #: output bytes, or JSON
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The JSON of a record that is not output."""
-        return _object(self.payload)
-
-
-@dataclass(frozen=True, slots=True)
 class RingChunk:
     """A contiguous piece of one run's output."""
 
-    records: bytes  #: raw records, `!IQBd` header (payload length, seq, kind, time) and payload; see `decode`
+    records: bytes  #: raw records, `!IQBd` header (payload length, seq, kind, time) and payload; see `agent.wire`
     first_seq: int  #: of `records`; equals next_seq when there are none
     next_seq: int  #: read on from here
     gap: tuple[int, int] | None  #: [first, last] sequence numbers that are no longer kept, before `records`
     status: str | None  #: running or waiting_input as the records of this chunk say it, done at the end, None: unsaid
     #: {exit_code, signal, reason, namespace_lost, started_at, finished_at, bytes} once `records` hold the end
     done: dict[str, Any] | None
-
-
-def decode(records: bytes) -> Iterator[Record]:
-    """The records of a chunk. Malformed bytes: RunnerError."""
-    at, size = 0, len(records)
-    while at < size:
-        if at + ring.RECORD.size > size:
-            raise _damaged()
-        length, seq, kind, when = ring.RECORD.unpack_from(records, at)
-        at += ring.RECORD.size
-        if kind not in ring.KINDS or at + length > size:
-            raise _damaged()
-        yield Record(seq, ring.KINDS[kind], when, records[at : at + length])
-        at += length
 
 
 class _Dropped(Exception):

@@ -8,6 +8,7 @@ says otherwise.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -241,6 +242,15 @@ class Record:
     kind: str  #: one of RECORD_KINDS
     time: float
     payload: bytes  #: output bytes, or JSON; from a container, so anything at all
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The JSON of a record that is not output; what is no object becomes an empty one."""
+        try:
+            data = json.loads(self.payload)
+        except (ValueError, RecursionError):
+            return {}
+        return data if isinstance(data, dict) else {}
 
 
 def decode_records(data: bytes) -> Iterator[Record]:

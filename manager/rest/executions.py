@@ -18,7 +18,7 @@ from actions import (
     KillExecutionAction,
     ReadExecutionAction,
 )
-from actions.execution import RunFollower, record_data
+from actions.execution import RunFollower
 from agent.wire import Record, decode_records
 from domain.errors import InvalidRequest, MoorageError, Unauthenticated
 from manager.rest import answers
@@ -157,7 +157,7 @@ def record_json(record: Record, *, binary: bool) -> dict[str, Any]:
     """`text` for output, or `base64` to the byte; `data` for everything else."""
     head: dict[str, Any] = {"seq": record.seq, "kind": record.kind, "time": iso(record.time)}
     if record.kind not in ("stdout", "stderr"):
-        data = record_data(record)
+        data = record.data
         return {**head, "data": answers.in_iso(data) if record.kind == "done" else data}
     if binary:
         return {**head, "base64": b64encode(record.payload).decode()}

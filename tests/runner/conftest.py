@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from agent.rings import Record, RingReader, decode
+from agent.rings import RingReader
 from agent.runner_link import RunnerConfig, RunnerLink, prepare_link
+from agent.wire import Record, decode_records
 
 RUNNER = Path(__file__).parents[2] / "runner/__main__.py"
 
@@ -82,7 +83,7 @@ class Kernel:
         async with asyncio.timeout(60):
             while True:
                 chunk = self.reader.read(run, at)
-                records += decode(chunk.records)
+                records += decode_records(chunk.records)
                 if chunk.gap:
                     gaps.append(chunk.gap)
                 at = chunk.next_seq
@@ -97,7 +98,7 @@ class Kernel:
         async with asyncio.timeout(30):
             while True:
                 chunk = self.reader.read(run, at)
-                for record in decode(chunk.records):
+                for record in decode_records(chunk.records):
                     if record.kind == kind:
                         return record
                 at = chunk.next_seq

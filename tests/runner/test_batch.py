@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from agent.rings import RunnerError, decode
+from agent.rings import RunnerError
+from agent.wire import decode_records
 
 from .conftest import Kernel
 
@@ -138,7 +139,7 @@ async def test_bootstrap_waits_for_its_end(kernel: Kernel) -> None:
     async with asyncio.timeout(10):
         while b"hello\n" not in log:  # the log follows a moment after the run itself
             seen = (await kernel.link.wait_tail("log", seen, 5.0)).seq
-            log = b"".join(record.payload for record in decode(kernel.reader.read("log").records))
+            log = b"".join(record.payload for record in decode_records(kernel.reader.read("log").records))
     assert b"[runner] runner 1 started" in log
 
 

@@ -15,8 +15,9 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from agent.rings import RunnerError, close_unfinished, decode
+from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink
+from agent.wire import decode_records
 
 from .conftest import Kernel
 from .containers import ENVIRON, container
@@ -232,7 +233,7 @@ async def test_a_new_start_on_the_same_link_keeps_the_rings(
         assert (await kernel.finish("b")).done["reason"] == "worker_lost"
         assert (await kernel.link.execute("a", mode="query", code="print('not again')")).done
         assert (await kernel.run("print('second')")).stdout == "second\n"
-        log = b"".join(record.payload for record in decode(kernel.reader.read("log").records))
+        log = b"".join(record.payload for record in decode_records(kernel.reader.read("log").records))
         assert b"first\n" in log
         assert b"attempt 2" in log
 
