@@ -30,16 +30,20 @@ class Installation:
         return int(self.endpoint.rpartition(":")[2])
 
     def processes(self, daemon: str) -> list[int]:
-        """Process ids of the `manager` or the `agent` of this installation."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if daemon in words and "up" not in words and any(word.startswith(str(self.data_dir)) for word in words):
-                found.append(int(process.name))
-        return found
+        return processes(daemon, self.data_dir)
+
+
+def processes(daemon: str, data_dir: Path) -> list[int]:
+    """Process ids of the `manager` or the `agent` of the installation with this data dir."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if daemon in words and "up" not in words and any(word.startswith(str(data_dir)) for word in words):
+            found.append(int(process.name))
+    return found
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import moorage
 import pytest
 
-MOORAGE = str(Path(sys.executable).parent / "moorage")
+from bench.installation import MOORAGE, processes
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,7 @@ class Installation:
         return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
     def processes(self, daemon: str) -> list[int]:
-        """Process ids of the `manager` or the `agent`."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if daemon in words and "up" not in words and any(word.startswith(str(self.data_dir)) for word in words):
-                found.append(int(process.name))
-        return found
+        return processes(daemon, self.data_dir)
 
 
 @pytest.fixture(scope="session")
