@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from dataclasses import dataclass, fields
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ class AgentConfig:
     reserve: str = ""  #: of what is offered, kept for others: cpu=1,mem=2g
     engine: str = ""  #: Docker's address; empty: DOCKER_HOST, or the socket that everybody uses
     network: str = "moorage"  #: the bridge of sessions; empty: they get no network
+    address: str = ""  #: under which other hosts reach this one; empty: that of the way to the managers
+    vxlan_port: int = 4789  #: UDP, between the hosts of a cluster session; the same on all of them
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
     sample_seconds: float = 5.0  #: between two looks at what each session uses
@@ -57,6 +60,8 @@ class AgentConfig:
             made = cls(data_dir=data_dir, managers=managers, mounts=mounts, **stored)
             check_agent_id(made.agent_id)
             made.resources()
+            if made.address:
+                IPv4Address(made.address)
             if not 0.2 <= made.sample_seconds <= 60:
                 raise ValueError("sample_seconds is between 0.2 and 60")
         except (KeyError, TypeError, ValueError, InvalidResources) as error:

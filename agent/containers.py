@@ -62,6 +62,19 @@ class ContainerSpec:
     mounts: Sequence[tuple[Path, str, bool]]  #: source, target, read-only
     gpu_uuids: Sequence[str] = ()
     network: str | None = None  #: None: no network at all
+    address: str | None = None  #: on that network; None: the engine chooses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    """The bridge of one cluster session on this host: its containers talk to each other, and to nobody else's."""
+
+    name: str
+    bridge: str
+    subnet: str
+    gateway: str
+    mtu: int
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +176,62 @@ class Containers:
     async def remove_network(self) -> None:
         await self._call(lambda: self._client.remove_network(self.network))
 
+    async def make_network(self, spec: NetworkSpec) -> None:
+        """The network of a cluster session; one of this name that is not like that is made anew."""
+
+        def make() -> None:
+            for there in self._client.networks(names=[spec.name]):
+                if there["Name"] != spec.name:
+                    continue
+                pools = (there["IPAM"] or {}).get("Config") or [{}]
+                if (pools[0].get("Subnet"), pools[0].get("Gateway")) == (spec.subnet, spec.gateway):
+                    return
+                self._client.remove_network(there["Id"])
+            self._client.create_network(
+                spec.name,
+                driver="bridge",
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=spec.subnet, gateway=spec.gateway)]),
+                options={
+                    "com.docker.network.bridge.name": spec.bridge,
+                    "com.docker.network.bridge.enable_icc": "true",
+                    "com.docker.network.driver.mtu": str(spec.mtu),
+                },
+                labels={**spec.labels, LABEL: self._uid},
+                check_duplicate=True,
+            )
+
+        await self._call(make)
+
+    async def unmake_network(self, name: str) -> None:
+        """It is no error when it is gone."""
+        try:
+            await self._call(lambda: self._client.remove_network(name))
+        except EngineError as error:
+            if error.missing != "network":
+                raise
+
+    async def made_networks(self) -> dict[str, Mapping[str, str]]:
+        """Names and labels of the networks of cluster sessions that are ours."""
+        filters = {"label": [f"{LABEL}={self._uid}", f"{LABEL_PREFIX}session"]}
+        found = await self._call(lambda: self._client.networks(filters=filters))
+        return {one["Name"]: one.get("Labels") or {} for one in found}
+
+    async def foreign_subnets(self) -> list[str]:
+        """What this host uses otherwise: routes, and networks of the engine that are no cluster session's of ours."""
+
+        def look() -> set[IPv4Network]:
+            ours: set[IPv4Network] = set()
+            others = set(_routes())
+            for network in self._client.networks():
+                labels = network.get("Labels") or {}
+                mine = labels.get(LABEL) == self._uid and f"{LABEL_PREFIX}session" in labels
+                for pool in (network["IPAM"] or {}).get("Config") or []:
+                    if ":" not in pool.get("Subnet", ":"):
+                        (ours if mine else others).add(IPv4Network(pool["Subnet"], strict=False))
+            return others - ours
+
+        return sorted(map(str, await self._call(look)))
+
     # -- containers ------------------------------------------------------------------------------------------------
     async def create(self, spec: ContainerSpec) -> str:
         """Create the container, or find the one of this name that an earlier call made. Its id."""
@@ -210,12 +279,19 @@ class Containers:
             labels={**spec.labels, LABEL: self._uid},
             name=spec.name,
             host_config=host_config,
+            networking_config=self._endpoint(spec),
             healthcheck={"test": ["NONE"]},
             stdin_open=False,
             tty=False,
         )
         container_id: str = created["Id"]
         return container_id
+
+    def _endpoint(self, spec: ContainerSpec) -> Any:
+        if spec.network is None or spec.address is None:
+            return None
+        endpoint = self._client.create_endpoint_config(ipv4_address=spec.address)
+        return self._client.create_networking_config({spec.network: endpoint})
 
     async def start(self, container_id: str) -> None:
         """Start it. Does nothing when it runs; the network is made again when it has vanished."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent import pki
+from agent.cluster import Networks
 from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError
 from agent.host import Host
@@ -22,6 +23,7 @@ from agent.kernels import Kernels
 from agent.link import Links
 from agent.runtime import ensure_runtime
 from agent.store import Store
+from agent.vxlan import own_address
 
 log = logging.getLogger("moorage.agent")
 _ENGINE_RETRY_SECONDS: Final = 2.0
@@ -58,8 +60,15 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             network=config.network or None,
             mounts=config.mounts,
         )
+        address = config.address or own_address(config.known_managers())
         kernels = Kernels(
-            store, engine, config.data_dir, runtime, defaults=defaults, sample_seconds=config.sample_seconds
+            store,
+            engine,
+            config.data_dir,
+            runtime,
+            defaults=defaults,
+            sample_seconds=config.sample_seconds,
+            networks=Networks(engine, address=address, port=config.vxlan_port),
         )
         host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
         links = Links(config.known_managers(), tls, host, host.handlers)

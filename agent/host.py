@@ -98,7 +98,11 @@ class Host:
             hostname=socket.gethostname(),
             architecture=platform.machine(),
             resources=self._resources,
-            info={**self._info, "quarantined": list(self._kernels.quarantined)},
+            info={
+                **self._info,
+                **await self._kernels.networks.facts(),
+                "quarantined": list(self._kernels.quarantined),
+            },
             facts=[fact.pack() for fact in self._kernels.inventory()],
             images=images,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
-from agent import runtime
+from agent import cluster, runtime
 from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError, ImageConfig
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
@@ -53,11 +53,13 @@ class House(Protocol):
     data_dir: Path
     runtime: Path
     starts: asyncio.Semaphore
+    networks: cluster.Networks
 
     def now(self) -> float: ...
     def next_seq(self) -> int: ...
     def news(self) -> None: ...
     async def ensure_image(self, kernel_id: str, image: str) -> ImageConfig: ...
+    async def release_network(self, kernel_id: str, session_id: str) -> None: ...
 
 
 class StartFailed(Exception):
@@ -86,6 +88,8 @@ class Kernel:
         self._engine_call: asyncio.Future[Any] | None = None
         self._following: dict[str, asyncio.Task[None]] = {}
         self._finished = asyncio.Event()  #: the startup command has ended
+        self._network_known: dict[str, Any] | None = None  #: what the container was told of its cluster
+        self._telling: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"{self.state.kernel_id}/{self.state.attempt}"
@@ -106,6 +110,11 @@ class Kernel:
 
     def fact(self) -> Fact:
         return self.state.fact(self._house.store.boot_no, self.seq)
+
+    def holds_network(self, session_id: str) -> bool:
+        """Whether a container of this kernel is, or will be, on the network of this cluster session."""
+        spec = self.state.spec
+        return spec is not None and spec.session_id == session_id and self.state.observed != KernelState.GONE
 
     async def observe(self, observed: KernelState, **changes: Any) -> None:
         """Something new is true: remember it, then tell it, so that nothing is told that a crash can make untrue."""
@@ -148,7 +157,7 @@ class Kernel:
 
     async def let_go(self) -> None:
         """The agent ends; containers go on."""
-        tasks = [task for task in (self._task, *self._following.values()) if task is not None]
+        tasks = [task for task in (self._task, self._telling, *self._following.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -218,6 +227,8 @@ class Kernel:
 
     async def _create_and_start(self, config: RunnerConfig) -> None:
         engine = self._house.engine
+        await self._house.networks.ensure(self.spec)
+        self._network_known = self.spec.network
         self.died.clear()
         signal = await asyncio.to_thread(self._prepare, config)
         waiting = asyncio.ensure_future(signal.wait(READY_SECONDS))
@@ -244,6 +255,8 @@ class Kernel:
     def _prepare(self, config: RunnerConfig) -> Any:
         self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_scratch(self.folders.scratch, USER)
+        if (network := cluster.view(self.spec)) is not None:
+            cluster.write_hosts(self.folders.hosts, network)
         if self.state.attempt > 1:  # the startup command runs again, under the same run id
             set_aside(self.folders.link, self.id, f"{self.id}-{self.state.attempt - 1}")
         return prepare_link(self.folders.link, config, uid=USER, gid=USER)
@@ -255,6 +268,7 @@ class Kernel:
         self.cgroup, self.pid = Cgroup.of_pid(state.pid) if state.pid else None, state.pid
         for run_id in self.link.runs:
             self.follow(run_id)
+        self.tell_network()  # it may have changed while nobody could be told
 
     async def _reconnect(self, state: ContainerState) -> None:
         """A runner on a busy host may be slow to answer; work of hours is not given up for that."""
@@ -306,6 +320,26 @@ class Kernel:
             await self._start_command(self.spec.startup_command)
         await self._account_for_runs()
         log.info("%s: found again, %d runs go on", self, len(self._following))
+
+    # -- the cluster -----------------------------------------------------------------------------------------------
+    def tell_network(self) -> None:
+        """Kernels of its cluster came or went: its hosts file, its environment and the way to other hosts follow."""
+        if self.spec.network is not None and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(self._tell_network(), name=f"network of {self}")
+
+    async def _tell_network(self) -> None:
+        tries = 0
+        while (link := self.link) is not None and (wanted := self.spec.network) != self._network_known:
+            try:
+                await self._house.networks.ensure(self.spec)
+                if (network := cluster.view(self.spec)) is not None:
+                    await asyncio.to_thread(cluster.write_hosts, self.folders.hosts, network)
+                await link.set_environ({**cluster.environ(self.spec), **self.spec.environ})
+                self._network_known, tries = wanted, 0
+            except (EngineError, RunnerError, OSError) as error:
+                log.warning("%s: its cluster has changed, which cannot be carried out yet: %s", self, error)
+                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                tries += 1
 
     async def _fail(self, exit: dict[str, Any]) -> None:
         log.warning("%s: %s", self, exit["message"])
@@ -447,6 +481,8 @@ class Kernel:
         while True:
             try:
                 await self._remove_containers()
+                if self.state.spec is not None and self.state.spec.cluster is not None:
+                    await self._house.release_network(self.id, self.state.spec.session_id)
                 break
             except EngineError as error:
                 log.warning("%s: %s", self, error)
@@ -497,7 +533,7 @@ class Kernel:
         spec, defaults = self.spec, self._house.defaults
         quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
         return RunnerConfig(
-            environ={"HOME": "/home/work", **image_environ, **spec.environ},
+            environ={"HOME": "/home/work", **image_environ, **cluster.environ(spec), **spec.environ},
             file_roots=tuple(target for _, target in defaults.mounts),
             quota_bytes=quota_mib * 1024 * 1024 if quota_mib else None,
             context={
@@ -515,6 +551,7 @@ class Kernel:
 
     def _container_spec(self) -> ContainerSpec:
         house, spec = self._house, self.spec
+        network = cluster.view(spec)
         memory = spec.slots.get("mem", _DEFAULT_MIB)
         mounts = [
             (house.runtime, runtime.RUNTIME_IN_CONTAINER, True),
@@ -522,11 +559,13 @@ class Kernel:
             (self.folders.scratch, "/home/work", False),
             *((source, target, True) for source, target in house.defaults.mounts),
         ]
+        if network is not None:
+            mounts.append((self.folders.hosts, "/etc/hosts", True))
         return ContainerSpec(
             name=self.name,
             image=spec.image,
             entrypoint=runtime.command(house.runtime),
-            hostname=_hostname(spec.session_name),
+            hostname=_hostname(spec.session_name) if network is None else cluster.kernel_name(spec),
             labels={
                 "moorage.kernel": self.id,
                 "moorage.attempt": str(self.state.attempt),
@@ -539,7 +578,8 @@ class Kernel:
             pids=spec.pids or house.defaults.pids,
             mounts=mounts,
             gpu_uuids=[name.removeprefix("gpu/") for name in spec.devices if name.startswith("gpu/")],
-            network=house.defaults.network,
+            network=house.defaults.network if network is None else cluster.network_name(spec.session_id),
+            address=None if network is None else network.address,
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+from agent.cluster import Networks
 from agent.containers import Containers, ContainerState, EngineError, ImageConfig
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
@@ -50,12 +51,14 @@ class Kernels:
         clock: Callable[[], float] = time.time,
         most_starts: int | None = None,
         sample_seconds: float = PERIOD_SECONDS,
+        networks: Networks | None = None,
     ) -> None:
         self.store = store
         self.engine = engine
         self.data_dir = data_dir
         self.runtime = runtime
         self.defaults = defaults or Defaults()
+        self.networks = networks or Networks(engine)
         self.changed = asyncio.Event()
         self.runs = Runs(store, self.changed)
         #: beyond this many starts at a time, the engine only gets slower; the rest queues in order
@@ -88,6 +91,19 @@ class Kernels:
         if (there := await self.engine.image(image)) is None:
             raise EngineError("it was fetched and is not there", missing="image")
         return there
+
+    async def release_network(self, kernel_id: str, session_id: str) -> None:
+        """With the last kernel of a cluster, its network goes. One that the engine will not let go stays till the next start."""
+
+        def still_needed() -> bool:
+            return any(kernel.id != kernel_id and kernel.holds_network(session_id) for kernel in self._kernels.values())
+
+        try:
+            await self.networks.release(session_id, still_needed)
+        except EngineError as error:
+            if error.unknown:
+                raise
+            log.warning("the network of session %s stays: %s", session_id, error)
 
     async def pull(self, image: str, about: dict[str, Any]) -> None:
         """Fetch an image, once however many ask for it. `about` goes with the progress."""
@@ -168,6 +184,8 @@ class Kernels:
                     changes |= {"want": Want.GONE}
                 case Step.TOMBSTONE:
                     changes |= {"want": Want.GONE, "observed": KernelState.GONE, "changed_at": self.now()}
+                case _ if spec is not None and request.want is Want.RUN:
+                    changes |= {"spec": spec}  # who belongs to its cluster may have changed
                 case _:
                     pass
             await self.store.save(replace(state, **changes))
@@ -177,6 +195,8 @@ class Kernels:
             self.news()
             if step in (Step.START, Step.REPLACE, Step.REMOVE):
                 kernel.pursue(replaces=step is Step.REPLACE)
+            elif kernel.state.spec is not None and kernel.state.want == Want.RUN:
+                kernel.tell_network()
             return kernel.fact()
 
     # -- facts -----------------------------------------------------------------------------------------------------------
@@ -223,6 +243,13 @@ class Kernels:
                     found = await self.engine.inspect(container.id)
             self._resume(kernel, found)
         self.quarantined = [container.name for containers in there.values() for container in containers]
+        await self.networks.sweep(
+            {
+                kernel.state.spec.session_id
+                for kernel in self._kernels.values()
+                if kernel.state.spec is not None and kernel.state.observed != KernelState.GONE
+            }
+        )
         if self.quarantined:
             log.error("containers that carry our name but are not known, left alone: %s", ", ".join(self.quarantined))
 

@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -363,6 +363,10 @@ class RunnerLink(asyncio.Protocol):
     async def listening(self, port: int) -> bool:
         """Whether a process of the container listens on the port, without connecting to it."""
         return bool((await self._ask({"op": "listening", "port": port})).get("listening"))
+
+    async def set_environ(self, values: Mapping[str, str]) -> None:
+        """Variables that have changed, for what is started from now on."""
+        await self._ask({"op": "environ", "values": dict(values)})
 
     # -- the end -----------------------------------------------------------------------------------------------------------
     async def shutdown(self, grace_seconds: float) -> None:

@@ -306,6 +306,7 @@ class Supervisor:
             "disarm": self._disarm,
             "status": self._status,
             "listening": self._listening,
+            "environ": self._environ,
             "list": self._list,
             "manage": self._manage,
             "shutdown": self._shutdown,
@@ -419,6 +420,16 @@ class Supervisor:
         facts = {"worker": self._worker.describe(), "runs": self._describe_runs(), "ring_bytes": self._rings.size}
         self._in_thread(connection, request, lambda: {**facts, **count()})
         return LATER
+
+    def _environ(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        """Variables that have changed: for whatever is started from now on, and for the worker that is there."""
+        given = header.get("values")
+        if not isinstance(given, dict):
+            raise Refused("invalid_request", "'values' is an object.")
+        values = {str(k): str(v) for k, v in given.items() if k and "=" not in str(k) and "\0" not in f"{k}{v}"}
+        self.config.environ.update(values)
+        self._to_worker({"op": "environ", "values": values})
+        return None
 
     def _execute(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         name, mode, opts = header.get("run"), header.get("mode"), header.get("opts") or {}

@@ -96,6 +96,9 @@ class Link:
                         header = json.loads(bytes(self._buffer[8 : 8 + header_length]))
                         body = bytes(self._buffer[8 + header_length : end])
                         del self._buffer[:end]
+                        if header.get("op") == "environ":  # also while the code waits for input
+                            os.environ.update(header["values"])
+                            continue
                         return header, body
             if self._interrupts.running:
                 # outside of the guard: this wait is what an interrupt ends

@@ -1,0 +1,151 @@
+"""Networks of cluster sessions on this host: made with the first kernel, taken away after the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agent import vxlan
+from agent.containers import Containers, EngineError, NetworkSpec
+from agent.wire import ClusterNetwork, KernelSpec
+
+log = logging.getLogger("moorage.agent.cluster")
+MASTER_PORT: Final = 29500
+_BRIDGE, _VXLAN = "mo", "mx"
+
+
+def network_name(session_id: str) -> str:
+    return f"moorage-{session_id}"
+
+
+def view(spec: KernelSpec) -> ClusterNetwork | None:
+    """The kernel's network, when it is one of a cluster."""
+    return ClusterNetwork.unpack(spec.network) if spec.network else None
+
+
+def environ(spec: KernelSpec) -> dict[str, str]:
+    """What a kernel of a cluster finds in its environment; the names are those that torchrun and mpirun users know."""
+    network = view(spec)
+    if network is None:
+        return {}
+    names = [name for name, _ in network.hosts]
+    me = kernel_name(spec)
+    rank, size = str(names.index(me) if me in names else 0), str(len(names))
+    return {
+        "MOORAGE_CLUSTER_HOSTS": ",".join(names),
+        "MOORAGE_CLUSTER_SIZE": size,
+        "MOORAGE_CLUSTER_HOST": me,
+        "MOORAGE_CLUSTER_ROLE": spec.role,
+        "MOORAGE_CLUSTER_INDEX": str(spec.index),
+        "MASTER_ADDR": names[0],
+        "MASTER_PORT": str(MASTER_PORT),
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": "0",
+        # what `torchrun` takes for options that are not given
+        "PET_NNODES": size,
+        "PET_NODE_RANK": rank,
+        "PET_MASTER_ADDR": names[0],
+        "PET_MASTER_PORT": str(MASTER_PORT),
+    }
+
+
+def kernel_name(spec: KernelSpec) -> str:
+    return f"{spec.role}{spec.index}"
+
+
+def write_hosts(path: Path, network: ClusterNetwork) -> None:
+    """The kernel's /etc/hosts. It is mounted, so it is written in place: never shorter, so that no reader sees two
+    versions mixed."""
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address}\t{name}" for name, address in network.hosts]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(fd, 0o644)
+        os.pwrite(fd, text.ljust(os.fstat(fd).st_size, b"\n"), 0)
+    finally:
+        os.close(fd)
+
+
+class Networks:
+    """One at a time is changed; everything can be done again."""
+
+    def __init__(self, engine: Containers, *, address: str | None = None, port: int = 4789) -> None:
+        self._engine = engine
+        self._address = address
+        self._port = port
+        self._lock = asyncio.Lock()
+
+    async def ensure(self, spec: KernelSpec) -> None:
+        """The bridge, and towards other hosts the VXLAN, of this kernel's session, as the kernel's intent says."""
+        network = view(spec)
+        if network is None:
+            return
+        async with self._lock:
+            spans = spec.cluster == "multi-node"
+            mtu = await self._mtu() if spans else 1500
+            await self._engine.make_network(
+                NetworkSpec(
+                    name=network_name(spec.session_id),
+                    bridge=f"{_BRIDGE}{network.vni:x}",
+                    subnet=network.subnet,
+                    gateway=network.gateway,
+                    mtu=mtu,
+                    labels={"moorage.session": spec.session_id, "moorage.vni": str(network.vni)},
+                )
+            )
+            if network.peers:
+                await self._join(network)
+
+    async def _mtu(self) -> int:
+        return (await vxlan.mtu_towards(self._address) if self._address else 1500) - vxlan.OVERHEAD_BYTES
+
+    async def _join(self, network: ClusterNetwork) -> None:
+        if self._address is None:
+            raise EngineError("This host has no address under which others reach it; set 'address' in agent.toml.")
+        await vxlan.ensure(
+            f"{_VXLAN}{network.vni:x}",
+            vni=network.vni,
+            bridge=f"{_BRIDGE}{network.vni:x}",
+            local=self._address,
+            peers=network.peers,
+            port=self._port,
+        )
+
+    async def release(self, session_id: str, still_needed: Callable[[], bool]) -> None:
+        """Take the session's network away; not when a kernel of it has come meanwhile."""
+        async with self._lock:
+            if not still_needed():
+                labels = (await self._engine.made_networks()).get(network_name(session_id))
+                if labels is not None:
+                    await self._remove(network_name(session_id), labels)
+
+    async def sweep(self, sessions: Collection[str]) -> None:
+        """After a start: take away what belongs to sessions of which nothing is here any more."""
+        async with self._lock:
+            networks = await self._engine.made_networks()
+            for name, labels in networks.items():
+                if labels.get("moorage.session") not in sessions:
+                    log.warning("the network %s was left over; removing it", name)
+                    with contextlib.suppress(EngineError):  # a container that we do not know is on it
+                        await self._remove(name, labels)
+
+    async def _remove(self, name: str, labels: Mapping[str, str]) -> None:
+        # the device first: without its bridge nobody would find it again
+        if (vni := labels.get("moorage.vni", "")).isdigit():
+            await vxlan.remove(f"{_VXLAN}{int(vni):x}")
+        await self._engine.unmake_network(name)
+
+    async def facts(self) -> dict[str, Any]:
+        """What managers should know of this host before they choose subnets and peers."""
+        said: dict[str, Any] = {"address": self._address}
+        with contextlib.suppress(EngineError):
+            said["networks"] = await self._engine.foreign_subnets()
+        return said
