@@ -54,6 +54,18 @@ class InvalidName(InvalidRequest):
     code = "invalid_name"
 
 
+class InvalidRange(InvalidRequest):
+    """This is no span of time that can be told of; write 900, 15m, 6h or 7d."""
+
+    code = "invalid_range"
+
+
+class TooManyPoints(InvalidRequest):
+    """So short a step over so long a range makes too many points; take a longer step."""
+
+    code = "too_many_points"
+
+
 class InvalidConfiguration(MoorageError):
     """The session's parameters contradict each other or the image; change the named field."""
 
@@ -158,6 +170,18 @@ class KernelNotFound(NotFound):
     code = "kernel_not_found"
 
 
+class DependencyNotFound(NotFound):
+    """There is no such session of yours to depend on; 'moorage ps -a' lists yours."""
+
+    code = "dependency_not_found"
+
+
+class ResultsNotFound(NotFound):
+    """No results are kept of this session: it has not ended, left none, or they are older than they are kept."""
+
+    code = "results_not_found"
+
+
 class KeypairNotFound(NotFound):
     """There is no such keypair."""
 
@@ -181,6 +205,18 @@ class AlreadyExists(Conflict):
     """There is one of this name already."""
 
     code = "already_exists"
+
+
+class DependencyFailed(Conflict):
+    """A session that this one depends on has failed; restart that one, or leave the dependency out."""
+
+    code = "dependency_failed"
+
+
+class DependencyCycle(Conflict):
+    """The sessions would wait for each other for ever; take another dependency away first."""
+
+    code = "dependency_cycle"
 
 
 class StillInUse(Conflict):
@@ -371,6 +407,73 @@ class ServiceUnreachable(ServiceError):
     """The service cannot be reached through the proxy at the moment; ask again shortly."""
 
     code, retryable = "service_unreachable", True
+
+
+# -- snapshots, images and registries -------------------------------------------------------------------------------
+class InvalidImageName(InvalidRequest):
+    """A snapshot's name has 1 to 128 letters, digits, '_', '-' or '.'; an image for a registry is HOST/REPOSITORY:TAG in lower case."""
+
+    code = "invalid_image_name"
+
+
+class RegistryNotFound(NotFound):
+    """No registry of this name is known here; 'moorage registry ls' lists those that are."""
+
+    code = "registry_not_found"
+
+
+class ImageNameTaken(Conflict):
+    """There is an image of this name already; choose another name, or remove it with 'moorage image rm'."""
+
+    code = "image_name_taken"
+
+
+class ImageNotReady(Conflict):
+    """This image is still being made; 'moorage task ls' shows how far it is."""
+
+    code, retryable = "image_not_ready", True
+
+
+class CommitInProgress(Conflict):
+    """The session stands still for a moment because it is being committed; ask again shortly."""
+
+    code, retryable = "commit_in_progress", True
+
+
+class CommitFailed(MoorageError):
+    """The session could not be committed, and nothing was kept of the attempt; the session goes on."""
+
+    code, http_status = "commit_failed", 502
+
+
+class HostStorageFull(ResourceExhausted):
+    """The session's host has no disk space left for this, and nothing was kept of it; remove images or files there first."""
+
+    code = "host_storage_full"
+
+
+class RegistryUnreachable(MoorageError):
+    """The registry does not answer; check its address, and that the hosts may reach it."""
+
+    code, http_status = "registry_unreachable", 502
+
+
+class RegistryDenied(MoorageError):
+    """The registry refuses these credentials; set others with 'moorage registry login HOST'."""
+
+    code, http_status = "registry_denied", 403
+
+
+class PushFailed(MoorageError):
+    """The registry did not take the image, and nothing was kept of the attempt; the session goes on."""
+
+    code, http_status = "push_failed", 502
+
+
+class SecretUnreadable(MoorageError):
+    """The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."""
+
+    code, http_status = "secret_unreadable", 500
 
 
 class Internal(MoorageError):

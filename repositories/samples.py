@@ -16,7 +16,6 @@ from domain.ids import AgentId
 from domain.names import as_uuid
 from repositories.database import Connection
 
-
 _LATEST: Final = timedelta(minutes=10)  #: agents' clocks may differ so much from ours
 _OLDEST: Final = timedelta(hours=2)
 _BIG: Final = float(2**60)
@@ -70,9 +69,7 @@ _STORE: Final = """
 """
 
 
-async def store_samples(
-    connection: Connection, reports: Sequence[tuple[AgentId, Sample]], *, now: datetime
-) -> int:
+async def store_samples(connection: Connection, reports: Sequence[tuple[AgentId, Sample]], *, now: datetime) -> int:
     """Keep what agents tell of their own kernels, inside the caller's transaction; how many were news.
 
     The disk is not waited for: samples of the last moments before a crash of the database are lost, and nothing else.

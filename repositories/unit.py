@@ -12,6 +12,7 @@ from repositories.database import Connection
 from repositories.execution import ExecutionRepository
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
+from repositories.metrics import MetricsRepository
 from repositories.session import AdminSessionRepository, SessionRepository
 from repositories.task import TaskRepository
 from repositories.transit import Cause
@@ -57,6 +58,10 @@ class Repositories:
     @cached_property
     def images(self) -> ImageRepository:
         return ImageRepository(self.connection, now=self.now, cause=self.cause)
+
+    @cached_property
+    def metrics(self) -> MetricsRepository:
+        return MetricsRepository(self.connection)
 
     @cached_property
     def tasks(self) -> TaskRepository:

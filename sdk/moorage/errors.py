@@ -21,20 +21,30 @@ __all__ = [
     "AlreadyExists",
     "BY_CODE",
     "CommandFailed",
+    "CommitFailed",
+    "CommitInProgress",
     "Conflict",
     "DatabaseUnavailable",
+    "DependencyCycle",
+    "DependencyFailed",
+    "DependencyNotFound",
     "ExecutionTimeout",
     "FileError",
     "FileExists",
     "FileNotFound",
     "FilePermissionDenied",
+    "HostStorageFull",
     "IdempotencyMismatch",
+    "ImageNameTaken",
     "ImageNotFound",
+    "ImageNotReady",
     "Internal",
     "InvalidConfiguration",
+    "InvalidImageName",
     "InvalidJson",
     "InvalidName",
     "InvalidPath",
+    "InvalidRange",
     "InvalidRequest",
     "InvalidResources",
     "KernelNotFound",
@@ -52,16 +62,22 @@ __all__ = [
     "PortConflict",
     "PreconditionFailed",
     "ProjectNotFound",
+    "PushFailed",
     "QuotaExceeded",
     "RangeNotSatisfiable",
+    "RegistryDenied",
+    "RegistryNotFound",
+    "RegistryUnreachable",
     "RequestInProgress",
     "RequestTooLarge",
     "ResourceExhausted",
     "ResourceUnavailable",
     "ResourcesImpossible",
+    "ResultsNotFound",
     "RouteNotFound",
     "RunNotFound",
     "RunnerLost",
+    "SecretUnreadable",
     "ServiceError",
     "ServiceFailed",
     "ServiceUnreachable",
@@ -73,6 +89,7 @@ __all__ = [
     "StorageFull",
     "StreamBroken",
     "TaskNotFound",
+    "TooManyPoints",
     "TooManyRequests",
     "TransferFailed",
     "Unauthenticated",
@@ -107,6 +124,30 @@ class InvalidName(InvalidRequest):
     code = "invalid_name"
     http_status = 400
     default_message = "A session's name has 4 to 64 letters, digits, '_', '-' or '.', and begins and ends with a letter, digit or '_'."
+
+
+class InvalidRange(InvalidRequest):
+    """This is no span of time that can be told of; write 900, 15m, 6h or 7d."""
+
+    code = "invalid_range"
+    http_status = 400
+    default_message = "This is no span of time that can be told of; write 900, 15m, 6h or 7d."
+
+
+class TooManyPoints(InvalidRequest):
+    """So short a step over so long a range makes too many points; take a longer step."""
+
+    code = "too_many_points"
+    http_status = 400
+    default_message = "So short a step over so long a range makes too many points; take a longer step."
+
+
+class InvalidImageName(InvalidRequest):
+    """A snapshot's name has 1 to 128 letters, digits, '_', '-' or '.'; an image for a registry is HOST/REPOSITORY:TAG in lower case."""
+
+    code = "invalid_image_name"
+    http_status = 400
+    default_message = "A snapshot's name has 1 to 128 letters, digits, '_', '-' or '.'; an image for a registry is HOST/REPOSITORY:TAG in lower case."
 
 
 class UnsupportedMediaType(MoorageError):
@@ -270,12 +311,38 @@ class KernelNotFound(NotFound):
     default_message = "The session has no kernel of this name; 'moorage info NAME' lists its kernels."
 
 
+class DependencyNotFound(NotFound):
+    """There is no such session of yours to depend on; 'moorage ps -a' lists yours."""
+
+    code = "dependency_not_found"
+    http_status = 404
+    default_message = "There is no such session of yours to depend on; 'moorage ps -a' lists yours."
+
+
+class ResultsNotFound(NotFound):
+    """No results are kept of this session: it has not ended, left none, or they are older than they are kept."""
+
+    code = "results_not_found"
+    http_status = 404
+    default_message = (
+        "No results are kept of this session: it has not ended, left none, or they are older than they are kept."
+    )
+
+
 class KeypairNotFound(NotFound):
     """There is no such keypair."""
 
     code = "keypair_not_found"
     http_status = 404
     default_message = "There is no such keypair."
+
+
+class RegistryNotFound(NotFound):
+    """No registry of this name is known here; 'moorage registry ls' lists those that are."""
+
+    code = "registry_not_found"
+    http_status = 404
+    default_message = "No registry of this name is known here; 'moorage registry ls' lists those that are."
 
 
 class Conflict(MoorageError):
@@ -300,6 +367,22 @@ class AlreadyExists(Conflict):
     code = "already_exists"
     http_status = 409
     default_message = "There is one of this name already."
+
+
+class DependencyFailed(Conflict):
+    """A session that this one depends on has failed; restart that one, or leave the dependency out."""
+
+    code = "dependency_failed"
+    http_status = 409
+    default_message = "A session that this one depends on has failed; restart that one, or leave the dependency out."
+
+
+class DependencyCycle(Conflict):
+    """The sessions would wait for each other for ever; take another dependency away first."""
+
+    code = "dependency_cycle"
+    http_status = 409
+    default_message = "The sessions would wait for each other for ever; take another dependency away first."
 
 
 class StillInUse(Conflict):
@@ -358,6 +441,34 @@ class PortConflict(Conflict):
     code = "port_conflict"
     http_status = 409
     default_message = "Another service of this session uses this port already; choose another port."
+
+
+class ImageNameTaken(Conflict):
+    """There is an image of this name already; choose another name, or remove it with 'moorage image rm'."""
+
+    code = "image_name_taken"
+    http_status = 409
+    default_message = (
+        "There is an image of this name already; choose another name, or remove it with 'moorage image rm'."
+    )
+
+
+class ImageNotReady(Conflict):
+    """This image is still being made; 'moorage task ls' shows how far it is."""
+
+    code = "image_not_ready"
+    http_status = 409
+    retryable = True
+    default_message = "This image is still being made; 'moorage task ls' shows how far it is."
+
+
+class CommitInProgress(Conflict):
+    """The session stands still for a moment because it is being committed; ask again shortly."""
+
+    code = "commit_in_progress"
+    http_status = 409
+    retryable = True
+    default_message = "The session stands still for a moment because it is being committed; ask again shortly."
 
 
 class PreconditionFailed(MoorageError):
@@ -453,6 +564,14 @@ class ResourceExhausted(MoorageError):
     code = "resource_exhausted"
     http_status = 507
     default_message = "The session ran out of memory, processes or disk space."
+
+
+class HostStorageFull(ResourceExhausted):
+    """The session's host has no disk space left for this, and nothing was kept of it; remove images or files there first."""
+
+    code = "host_storage_full"
+    http_status = 507
+    default_message = "The session's host has no disk space left for this, and nothing was kept of it; remove images or files there first."
 
 
 class RunnerLost(MoorageError):
@@ -555,6 +674,46 @@ class ServiceUnreachable(ServiceError):
     default_message = "The service cannot be reached through the proxy at the moment; ask again shortly."
 
 
+class CommitFailed(MoorageError):
+    """The session could not be committed, and nothing was kept of the attempt; the session goes on."""
+
+    code = "commit_failed"
+    http_status = 502
+    default_message = "The session could not be committed, and nothing was kept of the attempt; the session goes on."
+
+
+class RegistryUnreachable(MoorageError):
+    """The registry does not answer; check its address, and that the hosts may reach it."""
+
+    code = "registry_unreachable"
+    http_status = 502
+    default_message = "The registry does not answer; check its address, and that the hosts may reach it."
+
+
+class RegistryDenied(MoorageError):
+    """The registry refuses these credentials; set others with 'moorage registry login HOST'."""
+
+    code = "registry_denied"
+    http_status = 403
+    default_message = "The registry refuses these credentials; set others with 'moorage registry login HOST'."
+
+
+class PushFailed(MoorageError):
+    """The registry did not take the image, and nothing was kept of the attempt; the session goes on."""
+
+    code = "push_failed"
+    http_status = 502
+    default_message = "The registry did not take the image, and nothing was kept of the attempt; the session goes on."
+
+
+class SecretUnreadable(MoorageError):
+    """The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."""
+
+    code = "secret_unreadable"
+    http_status = 500
+    default_message = "The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."
+
+
 class Internal(MoorageError):
     """Something went wrong in Moorage itself; report the request id to your administrator."""
 
@@ -568,6 +727,9 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidRequest.code: InvalidRequest,
     InvalidJson.code: InvalidJson,
     InvalidName.code: InvalidName,
+    InvalidRange.code: InvalidRange,
+    TooManyPoints.code: TooManyPoints,
+    InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
     RequestTooLarge.code: RequestTooLarge,
     InvalidConfiguration.code: InvalidConfiguration,
@@ -588,10 +750,15 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     UserNotFound.code: UserNotFound,
     ProjectNotFound.code: ProjectNotFound,
     KernelNotFound.code: KernelNotFound,
+    DependencyNotFound.code: DependencyNotFound,
+    ResultsNotFound.code: ResultsNotFound,
     KeypairNotFound.code: KeypairNotFound,
+    RegistryNotFound.code: RegistryNotFound,
     Conflict.code: Conflict,
     NameTaken.code: NameTaken,
     AlreadyExists.code: AlreadyExists,
+    DependencyFailed.code: DependencyFailed,
+    DependencyCycle.code: DependencyCycle,
     StillInUse.code: StillInUse,
     WrongStatus.code: WrongStatus,
     SessionNotReady.code: SessionNotReady,
@@ -599,6 +766,9 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     RequestInProgress.code: RequestInProgress,
     NotWaitingForInput.code: NotWaitingForInput,
     PortConflict.code: PortConflict,
+    ImageNameTaken.code: ImageNameTaken,
+    ImageNotReady.code: ImageNotReady,
+    CommitInProgress.code: CommitInProgress,
     PreconditionFailed.code: PreconditionFailed,
     IdempotencyMismatch.code: IdempotencyMismatch,
     ResourceUnavailable.code: ResourceUnavailable,
@@ -610,6 +780,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     StorageFull.code: StorageFull,
     ExecutionTimeout.code: ExecutionTimeout,
     ResourceExhausted.code: ResourceExhausted,
+    HostStorageFull.code: HostStorageFull,
     RunnerLost.code: RunnerLost,
     FileError.code: FileError,
     FileNotFound.code: FileNotFound,
@@ -622,5 +793,10 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     ServiceError.code: ServiceError,
     ServiceFailed.code: ServiceFailed,
     ServiceUnreachable.code: ServiceUnreachable,
+    CommitFailed.code: CommitFailed,
+    RegistryUnreachable.code: RegistryUnreachable,
+    RegistryDenied.code: RegistryDenied,
+    PushFailed.code: PushFailed,
+    SecretUnreadable.code: SecretUnreadable,
     Internal.code: Internal,
 }

@@ -175,8 +175,8 @@ async def test_history_and_transit(alice: Caller) -> None:
 
 
 async def test_statistics_and_completion(alice: Caller) -> None:
-    assert (await alice.get("/v1/sessions/train/metrics")).json["cpu_seconds"] == 1.5
-    assert (await alice.get("/v1/sessions/waits/metrics")).code == "session_not_ready"
+    assert (await alice.get("/v1/sessions/train/statistics")).json["cpu_seconds"] == 1.5
+    assert (await alice.get("/v1/sessions/waits/statistics")).code == "session_not_ready"
     found = (await alice.post("/v1/sessions/train/complete", {"code": "pri", "row": 0, "col": 3})).json
     assert found == {"suggestions": ["print"], "start": 0, "end": 3}
     assert (await alice.post("/v1/sessions/train/interrupt", {})).json == {"interrupted": False}

@@ -12,6 +12,7 @@ from moorage._models import Event, WhoAmI
 from moorage.aio._transport import Transport
 from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.aio.events import server_sent
+from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
 from moorage.aio.tasks import Tasks
 from moorage.config import load_config
@@ -20,7 +21,7 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 DEFAULT_RETRY_SECONDS = 30.0
 
 
-class Client:
+class Client(ClientReports):
     """Talks to a Moorage server.
 
     Where it is and who is asking: arguments; else MOORAGE_ENDPOINT, MOORAGE_ACCESS_KEY, MOORAGE_SECRET_KEY; else the

@@ -18,6 +18,7 @@ from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.aio.files import Files
+from moorage.aio.reports import SessionReports
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
 
@@ -29,7 +30,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session:
+class Session(SessionReports):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.

@@ -33,6 +33,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "restart": ("sessions", "Give a session new containers; its files stay."),
         "rm": ("sessions", "End sessions and free what they hold."),
     },
+    "Reports": {
+        "stats": ("reports", "Show what a session uses, live or as a chart."),
+        "top": ("reports", "Show who holds and who uses which CPU, memory and GPU."),
+    },
     "Files": {
         "cp": ("files", "Copy files to and from a session."),
         "ls": ("files", "List a session's files."),

@@ -14,6 +14,7 @@ from moorage.config import load_config
 from moorage.sync._transport import Transport
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.sync.events import server_sent
+from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
 from moorage.sync.tasks import Tasks
 
@@ -21,7 +22,7 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 DEFAULT_RETRY_SECONDS = 30.0
 
 
-class Client:
+class Client(ClientReports):
     """Talks to a Moorage server.
 
     Where it is and who is asking: arguments; else MOORAGE_ENDPOINT, MOORAGE_ACCESS_KEY, MOORAGE_SECRET_KEY; else the

@@ -21,6 +21,7 @@ from moorage.sync import _io
 from moorage.sync._transport import Transport, decoded
 from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.sync.files import Files
+from moorage.sync.reports import SessionReports
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 READY = frozenset({"RUNNING", "RUNNING_DEGRADED"})
@@ -30,7 +31,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session:
+class Session(SessionReports):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
