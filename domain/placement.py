@@ -46,6 +46,7 @@ class Host:
 class Snapshot:
     pending: tuple[PendingSession, ...]
     hosts: tuple[Host, ...]
+    next_start_at: datetime | None = None  #: of those in the queue whose time has not come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

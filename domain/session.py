@@ -51,7 +51,9 @@ class Event(StrEnum):
     RESTART = "restart"  #: somebody asked for a new attempt
     DESTROY = "destroy"  #: somebody asked for the end
     FINISH = "finish"  #: the main work is done
-    EXPIRE = "expire"  #: max_wait or the lifetime is over
+    EXPIRE = "expire"  #: max_wait, batch_timeout or the lifetime is over
+    SKIP = "skip"  #: what it depends on failed, so it will never run
+    RETRY = "retry"  #: its work failed, nothing of it is left, and another attempt follows
     FAIL = "fail"  #: something broke, or a deadline passed
     GONE = "gone"  #: the hosts say that nothing is left
     BREAK = "break"  #: the same, after a failure
@@ -72,6 +74,7 @@ TRANSITIONS: Final = (
     T(S.PENDING,            E.SCHEDULE,  S.SCHEDULED),
     T(S.PENDING,            E.DESTROY,   S.CANCELLED),
     T(S.PENDING,            E.EXPIRE,    S.CANCELLED),
+    T(S.PENDING,            E.SKIP,      S.CANCELLED),
     T(S.PENDING,            E.FORCE,     S.CANCELLED),
     T(S.SCHEDULED,          E.PREPARE,   S.PREPARING),
     T(S.SCHEDULED,          E.PULL,      S.PULLING),
@@ -109,6 +112,7 @@ TRANSITIONS: Final = (
     T(S.RESTARTING,         E.FORCE,     S.TERMINATED),
     T(S.TERMINATING,        E.GONE,      S.TERMINATED),
     T(S.TERMINATING,        E.BREAK,     S.ERROR),
+    T(S.TERMINATING,        E.RETRY,     S.PENDING),
     T(S.TERMINATING,        E.FORCE,     S.TERMINATED),
     T(S.TERMINATED,         E.RESTART,   S.PENDING),
     T(S.CANCELLED,          E.RESTART,   S.PENDING),
@@ -198,15 +202,19 @@ class KernelView:
     finished: bool = False  #: EXITED because its main work was done
 
 
-def derive(status: Status, failed: bool, kernels: Iterable[KernelView]) -> Event | None:
+def derive(status: Status, failed: bool, kernels: Iterable[KernelView], *, retrying: bool = False) -> Event | None:
     """What the hosts' facts mean for the session: the next event, or None when nothing follows.
+
+    `failed`: it ends because of a failure. `retrying`: another attempt follows once nothing of this one is left.
 
     Pure; reports, and `check_and_transit_status`, move a status by this and by nothing else.
     """
     views = list(kernels)
     if status is Status.TERMINATING:
         nothing_left = all(v.want is Want.NONE or v.observed is KernelState.GONE for v in views)
-        return (Event.BREAK if failed else Event.GONE) if nothing_left else None
+        if not nothing_left:
+            return None
+        return Event.RETRY if retrying else Event.BREAK if failed else Event.GONE
     views = [view for view in views if view.want is not Want.GONE]  # the others were taken out of the cluster
     states = {view.observed for view in views}
     if status in (Status.SCHEDULED, Status.PREPARING, Status.PULLING, Status.RESTARTING):
@@ -286,6 +294,14 @@ class Session:
     priority: int = 10
     timeout_seconds: float | None = None
     max_wait_seconds: float | None = None
+    starts_at: datetime | None = None  #: not placed before
+    batch_timeout_seconds: float | None = None  #: of a batch session's work, from RUNNING on
+    max_retries: int = 0
+    retry_delay_seconds: float = 0.0  #: before the first retry; twice as long before each further one
+    retries: int = 0  #: that have been begun
+    retrying: bool = False  #: it ends, and another attempt follows
+    outputs: tuple[str, ...] = ()  #: what is kept of a batch session's files: globs below /home/work
+    waits_for: tuple[str, ...] = ()  #: names of sessions whose end it waits for
     result: str = "UNDEFINED"
     exit_code: int | None = None
     failed: bool = False

@@ -10,7 +10,9 @@ from datetime import datetime
 from ipaddress import IPv4Network
 from uuid import UUID
 
+from manager import image_tasks
 from manager.clock import DatabaseClock
+from manager.dependencies import Dependencies
 from manager.dispatcher import ConnectedAgents, Dispatcher
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
@@ -18,7 +20,8 @@ from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
 from manager.tails import Tails
-from manager.tasks import TaskLoop
+from manager.tasks import TaskLoop, Tools
+from manager.vault import Vault
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.upkeep import Retention
@@ -44,6 +47,7 @@ class Control:
         clock: Callable[[], datetime] | None = None,
         jitter: Callable[[], float] = random.random,
         settings: ControlSettings | None = None,
+        vault: Vault | None = None,
     ) -> None:
         settings = settings or ControlSettings()
         self._shared_clock = DatabaseClock(database)
@@ -54,14 +58,17 @@ class Control:
         self.dispatcher = Dispatcher(
             database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter
         )
+        self.dependencies = Dependencies(database, herald, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
         self.sequencer = Sequencer(database, herald)
         self.purger = Purger(database, keep=settings.keep, clock=clock)
         self.tails = Tails(database, agents, clock=clock)
-        self.tasks = TaskLoop(database, herald, agents, manager_id=manager_id, clock=clock)
+        tools = Tools(database=database, herald=herald, agents=agents, clock=clock, vault=vault)
+        self.tasks = TaskLoop(tools, image_tasks.jobs(tools), manager_id=manager_id)
         self._wakes = (
             ("queue", self.scheduler),
+            ("queue", self.dependencies),
             ("agents", self.scheduler),
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
@@ -75,6 +82,7 @@ class Control:
             self._shared_clock,
             self.scheduler,
             self.dispatcher,
+            self.dependencies,
             self.deadlines,
             self.lost_agents,
             self.sequencer,

@@ -47,7 +47,7 @@ class Scheduler(Loop):
         async with self._database.reader() as connection:
             seen = await snapshot(connection, now=self._clock())
         planned = plan(seen, self._clock())
-        again = False
+        again, next_start = False, self._seconds_until(seen.next_start_at)
         single = [placement for placement in planned.placements if not placement.clustered]
         for at in range(0, len(single), self.batch):
             placed = await self._place(single[at : at + self.batch])
@@ -57,7 +57,10 @@ class Scheduler(Loop):
                 again |= await self._place_cluster(placement) == "no_room"
         # Others work too: after a long plan over a long queue, rest as long as it took.
         took = time.monotonic() - started
-        return 0.0 if again and took < 0.05 else took if again else None
+        return 0.0 if again and took < 0.05 else took if again else next_start
+
+    def _seconds_until(self, at: datetime | None) -> float | None:
+        return None if at is None else max(0.0, (at - self._clock()).total_seconds())
 
     async def _place(self, placements: Sequence[Placement]) -> Placed:
         async with self._database.reader() as connection:
@@ -123,6 +126,8 @@ def reason_of(due: DueSession, blocked: Mapping[SessionId, Blocked]) -> str:
     seconds = f"{due.seconds:g} s" if due.seconds is not None else "the time that was given"
     if due.due is Due.LIFETIME:
         return f"its lifetime of {seconds} is over"
+    if due.due is Due.WORK:
+        return f"batch_timeout: its work was not done within {seconds}"
     why = blocked.get(due.session_id)
     missing = why.detail if why else "room became free only now"
     return f"resource_unavailable: no place was found within {seconds}: {missing}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from domain.ids import SessionId
 from domain.session import ANSWERING, DEADLINES, Event, Status
@@ -16,6 +17,7 @@ from repositories.database import Connection
 class Due(StrEnum):
     WAIT = "wait"  #: max_wait, in the queue
     LIFETIME = "lifetime"  #: timeout, from RUNNING on
+    WORK = "work"  #: batch_timeout, from RUNNING on
     STATUS = "status"  #: the status was meant to pass
 
 
@@ -24,7 +26,7 @@ class DueSession:
     session_id: SessionId
     status: Status
     due: Due
-    seconds: float | None  #: the wait or lifetime that was asked for
+    seconds: float | None  #: the wait, lifetime or batch_timeout that was asked for
 
     @property
     def event(self) -> Event:
@@ -32,6 +34,7 @@ class DueSession:
 
 
 _EXPIRING: Final = ", ".join(f"'{status}'" for status in sorted({Status.PENDING, *ANSWERING}))
+_WORKING: Final = ", ".join(f"'{status}'" for status in sorted(ANSWERING))
 _PASSING: Final = ", ".join(f"'{status}'" for status in sorted(DEADLINES))
 
 
@@ -39,15 +42,16 @@ async def take_due(connection: Connection, *, now: datetime, limit: int = 200) -
     """Sessions with something due, locked in order until the caller's transaction ends, as they are at this moment."""
     rows = await connection.fetch(
         f"""
-        SELECT id, status, timeout_seconds, max_wait_seconds FROM sessions
+        SELECT id, status, timeout_seconds, max_wait_seconds, batch_timeout_seconds, expires_at <= $1 AS lived FROM sessions
         WHERE {tables.NOT_FINAL} AND ((expires_at <= $1 AND status IN ({_EXPIRING}))
+            OR (work_until_at <= $1 AND status IN ({_WORKING}))
             OR (deadline_at <= $1 AND status IN ({_PASSING})))
         ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
         """,
         now,
         limit,
     )
-    return [_due(row["id"], Status(row["status"]), row["timeout_seconds"], row["max_wait_seconds"]) for row in rows]
+    return [_due(row) for row in rows]
 
 
 async def next_due(connection: Connection) -> datetime | None:
@@ -55,15 +59,19 @@ async def next_due(connection: Connection) -> datetime | None:
     times = await connection.fetchrow(
         f"""
         SELECT (SELECT min(expires_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_EXPIRING})),
+            (SELECT min(work_until_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_WORKING})),
             (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_PASSING}))
         """
     )
     return min((at for at in times or () if at is not None), default=None)
 
 
-def _due(session_id: SessionId, status: Status, timeout: float | None, max_wait: float | None) -> DueSession:
+def _due(row: Mapping[str, Any]) -> DueSession:
+    session_id, status = SessionId(row["id"]), Status(row["status"])
     if status is Status.PENDING:
-        return DueSession(session_id=session_id, status=status, due=Due.WAIT, seconds=max_wait)
-    if status in ANSWERING:
-        return DueSession(session_id=session_id, status=status, due=Due.LIFETIME, seconds=timeout)
-    return DueSession(session_id=session_id, status=status, due=Due.STATUS, seconds=None)
+        return DueSession(session_id=session_id, status=status, due=Due.WAIT, seconds=row["max_wait_seconds"])
+    if status not in ANSWERING:
+        return DueSession(session_id=session_id, status=status, due=Due.STATUS, seconds=None)
+    if row["lived"]:
+        return DueSession(session_id=session_id, status=status, due=Due.LIFETIME, seconds=row["timeout_seconds"])
+    return DueSession(session_id=session_id, status=status, due=Due.WORK, seconds=row["batch_timeout_seconds"])

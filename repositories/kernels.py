@@ -17,6 +17,7 @@ from domain.names import as_uuid
 from domain.session import DEADLINES, Event, KernelState, KernelView, Status, Want, derive
 from repositories.clusters import free
 from repositories.database import Connection
+from repositories.retries import begin_work, retry
 from repositories.transit import Asked, Cause, Moved, transit_many
 
 
@@ -152,7 +153,9 @@ _NEWS: Final = """
     JOIN kernels k ON k.id = f.id AND k.agent_id = f.agent_id AND k.attempt = f.attempt AND f.generation <= k.generation
         AND (k.boot_no, k.report_seq) < (f.boot_no, f.seq)
 """
-_SESSION: Final = "s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name"
+_SESSION: Final = """
+    s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name, s.retrying
+"""
 
 
 async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, Fact]], *, now: datetime) -> Recorded:
@@ -350,18 +353,19 @@ async def _derive(
     by_session = {session_id: list(rows) for session_id, rows in groupby(kernels, key=itemgetter("session_id"))}
     status = {session["id"]: Status(session["status"]) for session in sessions if session["id"] in by_session}
     failed = {session["id"]: bool(session["failed"]) for session in sessions}
+    retrying = {session["id"]: bool(session["retrying"]) for session in sessions}
     moved: list[Moved] = []
     waiting = list(status)
     while waiting:
         following: dict[tuple[Event, Cause], list[Asked]] = defaultdict(list)
         for one in waiting:
-            event = derive(status[one], failed[one], _views(by_session[one], status[one]))
+            event = derive(status[one], failed[one], _views(by_session[one], status[one]), retrying=retrying[one])
             if event is not None:
                 following[event, causes[one]].append(_asked(SessionId(one), event, by_session[one]))
         waiting = []
         for (event, cause), asked in following.items():
-            for step in await transit_many(connection, event, asked, cause=cause, now=now):
-                status[step.session_id] = step.target
+            for step in await _move(connection, event, asked, cause, now):
+                status[step.session_id], retrying[step.session_id] = step.target, step.retrying
                 failed[step.session_id] |= event is Event.FAIL
                 moved.append(step)
                 waiting.append(step.session_id)
@@ -372,6 +376,17 @@ async def _derive(
             pulling,
             now + timedelta(seconds=DEADLINES[Status.PULLING].seconds),
         )
+    return moved
+
+
+async def _move(
+    connection: Connection, event: Event, asked: Sequence[Asked], cause: Cause, now: datetime
+) -> Sequence[Moved]:
+    if event is Event.RETRY:
+        return await retry(connection, [one.session_id for one in asked], cause=cause, now=now)
+    moved = await transit_many(connection, event, asked, cause=cause, now=now)
+    if event is Event.START and moved:
+        await begin_work(connection, [one.session_id for one in moved], now=now)
     return moved
 
 

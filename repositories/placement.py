@@ -26,12 +26,17 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
         SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots,
             k.spec ->> 'cluster' IS NOT NULL AS clustered, false AS joins, NULL::text[] AS hosts
         FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
-        WHERE s.status = 'PENDING' ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
-        """
+        WHERE s.status = 'PENDING' AND s.unmet = 0 AND (s.starts_at IS NULL OR s.starts_at <= $1)
+        ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
+        """,
+        now,
+    )
+    next_start_at = await connection.fetchval(
+        "SELECT min(starts_at) FROM sessions WHERE status = 'PENDING' AND unmet = 0 AND starts_at > $1", now
     )
     kernels += await connection.fetch(_JOINING)
     if not kernels:
-        return Snapshot(pending=(), hosts=())
+        return Snapshot(pending=(), hosts=(), next_start_at=next_start_at)
     resources = await connection.fetch(
         """
         SELECT a.id, a.architecture, a.info ->> 'address' AS address, r.name, r.reported - r.used AS free, r.reported
@@ -67,6 +72,7 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
             )
             for one, rows in hosts
         ),
+        next_start_at=next_start_at,
     )
 
 
@@ -107,7 +113,8 @@ _PLACE: Final = f"""
         FROM unnest($10::uuid[], $11::text[], $12::bigint[]) AS n(kernel_id, name, amount) JOIN wanted w USING (kernel_id)
     ), queue AS MATERIALIZED (
         SELECT s.id, s.attempt, s.architecture, s.user_id, s.domain, s.name AS session_name FROM sessions s
-        WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' ORDER BY s.id FOR UPDATE
+        WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0
+            AND (s.starts_at IS NULL OR s.starts_at <= $1) ORDER BY s.id FOR UPDATE
     ), hosts AS MATERIALIZED (
         SELECT a.id, a.architecture FROM agents a
         WHERE a.id IN (SELECT w.agent_id FROM wanted w JOIN queue q ON q.id = w.session_id)

@@ -35,7 +35,8 @@ _COLUMNS: Final = """
     s.id, s.name, s.user_id, s.access_key, s.domain, p.name AS project, s.session_type, s.cluster_mode, s.cluster_size,
     s.image, s.architecture, s.status, s.status_reason, s.attempt, s.version, s.activity, s.requested_slots, s.tag,
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
-    s.max_wait_seconds, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
+    s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
+    s.outputs, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
     s.main_kernel_id, k.agent_id, k.observed, c.members, a.slots AS occupied
 """
@@ -54,6 +55,11 @@ _FROM: Final = """
             SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
             FROM allocations al JOIN kernels ak ON ak.id = al.kernel_id WHERE ak.session_id = s.id GROUP BY 1) held
     ) a ON s.status NOT IN ('PENDING', 'CANCELLED')
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.name ORDER BY o.created_at, o.id) AS names
+        FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
+        WHERE s.unmet > 0 AND d.session_id = s.id AND d.met_at IS NULL
+    ) w ON true
 """
 _BY_ID: Final = f"""
     SELECT {_COLUMNS} FROM {_FROM}
@@ -92,6 +98,14 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         priority=row["priority"],
         timeout_seconds=row["timeout_seconds"],
         max_wait_seconds=row["max_wait_seconds"],
+        starts_at=row["starts_at"],
+        batch_timeout_seconds=row["batch_timeout_seconds"],
+        max_retries=row["max_retries"],
+        retry_delay_seconds=row["retry_delay_seconds"],
+        retries=row["retries"],
+        retrying=row["retrying"],
+        outputs=tuple(row["outputs"]),
+        waits_for=tuple(row["waits_for"] or ()),
         result=row["result"],
         exit_code=row["exit_code"],
         failed=row["failed"],

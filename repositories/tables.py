@@ -11,6 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 
+from domain.dependency import Condition
 from domain.principal import Role
 from domain.session import FINAL, Event, KernelState, SessionTypes, Status, Want
 
@@ -118,6 +119,36 @@ images = sa.Table(
     sa.Column("architecture", sa.Text, nullable=False),
     _json("labels"),
     _now("created_at"),
+    sa.Column("kind", sa.Text, nullable=False, server_default="registered"),
+    sa.Column("status", sa.Text, nullable=False, server_default="ready"),
+    sa.Column("title", sa.Text),  # what its owner calls it
+    sa.Column("owner_id", sa.ForeignKey("users.id", ondelete="SET NULL")),
+    sa.Column("visibility", sa.Text, nullable=False, server_default="public"),
+    sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="SET NULL")),  # that it is visible to
+    sa.Column("agent_id", sa.ForeignKey("agents.id", ondelete="CASCADE")),  # the only host that has it
+    sa.Column("session_id", sa.Uuid),  # that it was made of
+    sa.Column("task_id", sa.Uuid),  # by which it was made
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("digest", sa.Text),  # in its registry
+    sa.CheckConstraint("kind IN ('registered', 'snapshot', 'built')", name="kind"),
+    sa.CheckConstraint("status IN ('making', 'ready')", name="status"),
+    sa.CheckConstraint("visibility IN ('public', 'project', 'user')", name="visibility"),
+    sa.Index("images_title_key", "owner_id", "title", unique=True, postgresql_where=sa.text("title IS NOT NULL")),
+    sa.Index(None, "agent_id"),
+)
+#: Credentials for registries; the password is sealed with a key that is not in the database.
+registries = sa.Table(
+    "registries",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("owner_id", sa.ForeignKey("users.id", ondelete="CASCADE")),  # NULL: for everybody's images
+    sa.Column("username", sa.Text, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    _now("created_at"),
+    _now("changed_at"),
+    sa.Index("registries_common_key", "host", unique=True, postgresql_where=sa.text("owner_id IS NULL")),
+    sa.Index("registries_own_key", "host", "owner_id", unique=True, postgresql_where=sa.text("owner_id IS NOT NULL")),
 )
 image_aliases = sa.Table(
     "image_aliases",
@@ -214,6 +245,14 @@ sessions = sa.Table(
     _int("priority", 10),
     sa.Column("timeout_seconds", sa.Double),
     sa.Column("max_wait_seconds", sa.Double),
+    _at("starts_at"),  # not placed before
+    sa.Column("batch_timeout_seconds", sa.Double),
+    _int("max_retries"),
+    sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
+    _int("retries"),  # that have been begun
+    _flag("retrying"),  # it ends, and another attempt follows
+    _json("outputs", "[]"),
+    _int("unmet"),  # dependencies that do not hold yet; written by the triggers of session_dependencies alone
     sa.Column("result", sa.Text, nullable=False, server_default="UNDEFINED"),
     sa.Column("exit_code", sa.Integer),
     _flag("failed"),
@@ -224,6 +263,7 @@ sessions = sa.Table(
     _at("started_at"),
     _at("ended_at"),
     _at("expires_at"),  # PENDING: max_wait is over; RUNNING: the lifetime is
+    _at("work_until_at"),  # RUNNING: the batch_timeout is over
     _at("deadline_at"),  # of a status that is meant to pass (domain.session.DEADLINES)
     _at("last_activity_at"),
     _int("execution_count"),
@@ -238,9 +278,25 @@ sessions = sa.Table(
     sa.Index("sessions_queue_idx", "priority", "created_at", postgresql_where=sa.text("status = 'PENDING'")),
     sa.Index("sessions_expires_idx", "expires_at", postgresql_where=sa.text(NOT_FINAL)),
     sa.Index("sessions_deadline_idx", "deadline_at", postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index("sessions_work_until_idx", "work_until_at", postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index("sessions_starts_idx", "starts_at", postgresql_where=sa.text("status = 'PENDING'")),
+    sa.Index("sessions_unmet_idx", "id", postgresql_where=sa.text("status = 'PENDING' AND unmet > 0")),
     sa.Index("sessions_list_idx", "user_id", "created_at", "id"),
     sa.Index("sessions_all_idx", "created_at", "id"),
     sa.Index("sessions_ended_idx", "ended_at", postgresql_where=sa.text("ended_at IS NOT NULL")),
+)
+#: A session is not placed before each that it depends on has ended; `met_at` says since when that holds.
+session_dependencies = sa.Table(
+    "session_dependencies",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("depends_on_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("condition", sa.Text, nullable=False),
+    _at("met_at"),
+    _now("created_at"),
+    sa.CheckConstraint(_one_of("condition", Condition), name="condition"),
+    sa.CheckConstraint("session_id <> depends_on_id", name="self"),
+    sa.Index(None, "depends_on_id"),
 )
 kernels = sa.Table(
     "kernels",
@@ -445,6 +501,7 @@ tasks = sa.Table(
     _flag("cancel"),
     sa.Column("claimed_by", sa.Uuid),
     _at("lease_until"),
+    _int("tries"),  # how often a manager has begun it
     _now("created_at"),
     _at("finished_at"),
     sa.CheckConstraint("status IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="status"),

@@ -34,6 +34,7 @@ class Moved:
     source: Status
     target: Status
     version: int
+    retrying: bool = False  #: it ends, and another attempt follows
 
 
 #: Statuses whose entry means that the containers have to go.
@@ -104,6 +105,7 @@ def moved_of(row: Mapping[str, Any]) -> Moved:
         source=Status(row["prev_status"]),
         target=Status(row["status"]),
         version=row["version"],
+        retrying=row["retrying"],
     )
 
 
@@ -121,7 +123,7 @@ def _deadlines() -> dict[str, float]:
 def _sql(event: Event) -> str:
     return f"""
     WITH asked AS (SELECT * FROM unnest($5::uuid[], $6::text[], $7::integer[]) AS a(id, reason, exit_code)), {moving(event)}
-    SELECT id, prev_status, status, version FROM moved
+    SELECT id, prev_status, status, version, retrying FROM moved
     """
 
 
@@ -163,7 +165,7 @@ def moving(event: Event) -> str:
             deadline_at = $1::timestamptz + make_interval(secs => ($3::jsonb ->> ({case}))::double precision){extra}
         FROM asked a
         WHERE s.id = a.id AND s.status IN ({sources}) AND ($4::uuid IS NULL OR s.user_id = $4)
-        RETURNING s.id, s.prev_status, s.status, s.version, s.attempt, s.user_id, s.domain, s.name, s.exit_code, a.reason
+        RETURNING s.id, s.prev_status, s.status, s.version, s.attempt, s.user_id, s.domain, s.name, s.exit_code, s.retrying, a.reason
     ), history AS (
         INSERT INTO status_history (session_id, version, attempt, source, event, target, reason, at)
         SELECT id, version, attempt, prev_status, '{event}', status, reason, $1 FROM moved
@@ -176,29 +178,52 @@ def moving(event: Event) -> str:
     ){kernels}{quota}"""
 
 
+#: Of a batch session whose attempt has failed. Others have no retries.
+_TRIES_LEFT = "s.retries < s.max_retries"
+
+
 def _extra(event: Event) -> str:
     """What else an event sets on the row."""
     match event:
         case Event.SCHEDULE:
             return ", expires_at = NULL"
         case Event.START:
-            return ", started_at = $1, expires_at = $1 + make_interval(secs => s.timeout_seconds), result = 'UNDEFINED'"
+            return (
+                ", started_at = $1, expires_at = $1 + make_interval(secs => s.timeout_seconds), result = 'UNDEFINED'"
+                ", work_until_at = $1 + make_interval(secs => s.batch_timeout_seconds)"
+            )
         case Event.FINISH:
-            return ", result = CASE WHEN a.exit_code = 0 THEN 'SUCCESS' ELSE 'FAILURE' END, exit_code = a.exit_code, expires_at = NULL"
+            return (
+                ", result = CASE WHEN a.exit_code = 0 THEN 'SUCCESS' ELSE 'FAILURE' END, exit_code = a.exit_code"
+                f", expires_at = NULL, retrying = {_TRIES_LEFT} AND a.exit_code IS DISTINCT FROM 0"
+            )
         case Event.FAIL:
-            return ", result = 'FAILURE', failed = true, exit_code = a.exit_code, expires_at = NULL"
+            return (
+                ", result = 'FAILURE', failed = true, exit_code = a.exit_code, expires_at = NULL"
+                f", retrying = {_TRIES_LEFT}"
+            )
         case Event.DESTROY:
             return ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $1 END"
         case Event.EXPIRE:
             return (
                 ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $1 END"
-                ", result = CASE WHEN s.status = 'PENDING' THEN 'FAILURE' ELSE s.result END"
+                ", result = CASE WHEN s.status = 'PENDING' OR s.session_type = 'batch' THEN 'FAILURE' ELSE s.result END"
+                # its work took too long; not so when its whole life is over
+                f", retrying = s.status <> 'PENDING' AND {_TRIES_LEFT} AND coalesce(s.expires_at > $1, true)"
+            )
+        case Event.SKIP:
+            return ", expires_at = NULL, ended_at = $1, result = 'FAILURE'"
+        case Event.RETRY:
+            return (
+                ", attempt = s.attempt + 1, retries = s.retries + 1, retrying = false, result = 'UNDEFINED', failed = false"
+                ", exit_code = NULL, started_at = NULL, expires_at = NULL"
             )
         case Event.GONE | Event.BREAK | Event.FORCE:
-            return ", expires_at = NULL, ended_at = $1"
+            return ", expires_at = NULL, ended_at = $1, retrying = false"
         case Event.RESTART:
             return (
                 ", attempt = s.attempt + 1, result = 'UNDEFINED', failed = false, exit_code = NULL, started_at = NULL, ended_at = NULL"
+                ", retries = 0"
                 ", expires_at = CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN NULL"
                 " ELSE $1 + make_interval(secs => s.max_wait_seconds) END"
             )
