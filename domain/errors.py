@@ -403,6 +403,12 @@ class ServiceFailed(ServiceError):
     code = "service_failed"
 
 
+class NothingListens(ServiceError):
+    """Nothing listens on this port in the session; start a program that does, on 127.0.0.1 or on all addresses."""
+
+    code, retryable = "nothing_listens", True
+
+
 class ServiceUnreachable(ServiceError):
     """The service cannot be reached through the proxy at the moment; ask again shortly."""
 

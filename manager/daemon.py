@@ -33,6 +33,7 @@ from manager.herald import Herald
 from manager.ingest import Ingest
 from manager.metrics import Metrics
 from manager.supervisor import supervise
+from manager.vault import Vault
 from manager.world import World
 from repositories import agents as agent_rows
 from repositories.database import Database
@@ -292,7 +293,8 @@ async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     telling = asyncio.create_task(_tell_managers(hub, tell), name="tell managers")
     stack.push_async_callback(_ended, telling)
     settings = ControlSettings(cluster_pool=config.cluster_network())
-    control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings)
+    vault = Vault.of(config.data_dir / "pki")
+    control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings, vault=vault)
     callbacks.ingest = control.ingest
     running = asyncio.create_task(control.run(), name="control")
     stack.push_async_callback(_ended, running)

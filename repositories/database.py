@@ -14,6 +14,7 @@ from domain.errors import (
     AlreadyExists,
     Conflict,
     DatabaseUnavailable,
+    ImageNameTaken,
     InvalidRequest,
     MoorageError,
     NameTaken,
@@ -31,6 +32,7 @@ _BY_CONSTRAINT: Final[dict[str, type[MoorageError]]] = {
     "users_email_key": AlreadyExists,
     "projects_domain_name_key": AlreadyExists,
     "images_pkey": AlreadyExists,
+    "images_title_key": ImageNameTaken,
     "image_aliases_pkey": AlreadyExists,
     "keypairs_pkey": AlreadyExists,
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from domain.errors import TaskNotFound
@@ -26,13 +26,14 @@ class Task:
     result: Any
     error: Mapping[str, Any] | None
     cancel: bool
+    tries: int  #: how often a manager has begun it
     created_at: datetime
     finished_at: datetime | None
 
 
-_COLUMNS = (
-    "id, action, arguments, user_id, session_id, status, progress, result, error, cancel, created_at, finished_at"
-)
+_COLUMNS = "id, action, arguments, user_id, session_id, status, progress, result, error, cancel, tries, created_at, finished_at"
+#: A task that so many managers have died of is not tried again.
+MOST_TRIES: Final = 5
 
 
 class TaskRepository:
@@ -81,22 +82,34 @@ class TaskRepository:
     async def cancel(self, task_id: UUID, *, user_id: UUID | None) -> Task:
         """A queued task ends at once, a running one is told; a finished one stays as it is."""
         await self.get(task_id, user_id=user_id)
-        await self._connection.execute(
-            """
+        row = await self._connection.fetchrow(
+            f"""
             UPDATE tasks SET cancel = true, status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
                 finished_at = CASE status WHEN 'queued' THEN $2 ELSE finished_at END
-            WHERE id = $1 AND status IN ('queued', 'running')
+            WHERE id = $1 AND status IN ('queued', 'running') RETURNING {_COLUMNS}
             """,
             task_id,
             self._now,
         )
+        if row is not None and row["status"] == "cancelled":
+            await self._tell(Task(**dict(row)), "cancelled")
         return await self.get(task_id, user_id=None)
+
+    async def latest(self, session_id: SessionId, actions: Sequence[str]) -> Task | None:
+        """The newest of these kinds that was asked for of a session."""
+        row = await self._connection.fetchrow(
+            f"SELECT {_COLUMNS} FROM tasks WHERE session_id = $1 AND action = ANY($2) ORDER BY created_at DESC, id DESC LIMIT 1",
+            session_id,
+            list(actions),
+        )
+        return None if row is None else Task(**dict(row))
 
     async def claim(self, worker: UUID, *, lease_seconds: float, limit: int = 4) -> list[Task]:
         """Tasks to work on: new ones, and those whose worker has not renewed its lease."""
+        await self._give_up()
         rows = await self._connection.fetch(
             f"""
-            UPDATE tasks SET status = 'running', claimed_by = $1, lease_until = $2
+            UPDATE tasks SET status = 'running', claimed_by = $1, lease_until = $2, tries = tries + 1
             WHERE id IN (SELECT id FROM tasks WHERE status = 'queued' OR (status = 'running' AND lease_until < $3)
                          ORDER BY created_at LIMIT $4 FOR UPDATE SKIP LOCKED)
             RETURNING {_COLUMNS}
@@ -107,6 +120,48 @@ class TaskRepository:
             limit,
         )
         return [Task(**dict(row)) for row in rows]
+
+    async def _give_up(self) -> None:
+        """On what ends every manager that begins it."""
+        rows = await self._connection.fetch(
+            f"""
+            UPDATE tasks SET status = 'failed', finished_at = $1, error = $3 WHERE id IN (
+                SELECT id FROM tasks WHERE status = 'running' AND lease_until < $1 AND tries >= $2 FOR UPDATE SKIP LOCKED)
+            RETURNING {_COLUMNS}
+            """,
+            self._now,
+            MOST_TRIES,
+            {
+                "code": "internal",
+                "message": f"Begun {MOST_TRIES} times, and no manager came to its end.",
+                "status": 500,
+            },
+        )
+        for row in rows:
+            await self._tell(Task(**dict(row)), "failed")
+
+    async def release(self, worker: UUID) -> None:
+        """This worker stops: others may go on with its tasks at once, and it counts as no try."""
+        await self._connection.execute(
+            """
+            UPDATE tasks SET lease_until = $2, tries = greatest(tries - 1, 0)
+            WHERE claimed_by = $1 AND status = 'running' AND lease_until >= $2
+            """,
+            worker,
+            self._now - timedelta(microseconds=1),
+        )
+
+    async def mine(self, task_ids: Sequence[UUID], worker: UUID, *, lease_seconds: float | None) -> dict[UUID, bool]:
+        """Of these, those that are still this worker's, and whether each was cancelled. With `lease_seconds` it keeps them."""
+        rows = await self._connection.fetch(
+            "SELECT id, cancel FROM tasks WHERE id = ANY($1) AND claimed_by = $2 AND status = 'running'"
+            if lease_seconds is None
+            else "UPDATE tasks SET lease_until = $3 WHERE id = ANY($1) AND claimed_by = $2 AND status = 'running' RETURNING id, cancel",
+            list(task_ids),
+            worker,
+            *([] if lease_seconds is None else [self._now + timedelta(seconds=lease_seconds)]),
+        )
+        return {row["id"]: row["cancel"] for row in rows}
 
     async def renew(self, task: Task, worker: UUID, *, lease_seconds: float, progress: Mapping[str, Any]) -> bool:
         """Report progress and keep the lease. False when the task was cancelled, or taken over: stop working on it."""
@@ -139,13 +194,16 @@ class TaskRepository:
             self._now,
         )
         if done:
-            await emit(
-                self._connection,
-                f"task.{status}",
-                now=self._now,
-                cause=self._cause,
-                session_id=SessionId(task.session_id) if task.session_id else None,
-                user_id=task.user_id,
-                data={"task": str(task.id), "action": task.action},
-            )
+            await self._tell(task, status)
         return bool(done)
+
+    async def _tell(self, task: Task, status: str) -> None:
+        await emit(
+            self._connection,
+            f"task.{status}",
+            now=self._now,
+            cause=self._cause,
+            session_id=SessionId(task.session_id) if task.session_id else None,
+            user_id=task.user_id,
+            data={"task": str(task.id), "action": task.action},
+        )

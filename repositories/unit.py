@@ -9,13 +9,16 @@ from uuid import UUID
 from domain.principal import Principal, Role
 from domain.session import Session
 from repositories.database import Connection
+from repositories.dependencies import DependencyRepository
 from repositories.execution import ExecutionRepository
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
 from repositories.metrics import MetricsRepository
+from repositories.registry import RegistryRepository
 from repositories.session import AdminSessionRepository, SessionRepository
 from repositories.task import TaskRepository
 from repositories.transit import Cause
+from repositories.watch import WatchRepository
 
 
 class Repositories:
@@ -47,6 +50,10 @@ class Repositories:
     def scope(self) -> UUID:
         return self._owner.user_id
 
+    def dependencies_of(self, session: Session) -> DependencyRepository:
+        """Of the session's owner: nobody waits for another's."""
+        return DependencyRepository(self.connection, session.user_id, now=self.now)
+
     @cached_property
     def executions(self) -> ExecutionRepository:
         return ExecutionRepository(self.connection, now=self.now, cause=self.cause)
@@ -57,7 +64,19 @@ class Repositories:
 
     @cached_property
     def images(self) -> ImageRepository:
-        return ImageRepository(self.connection, now=self.now, cause=self.cause)
+        """As far as the owner may see them; administrators see all."""
+        owner = self._owner
+        return ImageRepository(
+            self.connection, now=self.now, cause=self.cause, viewer=owner.user_id, sees_all=owner.sees_all
+        )
+
+    @cached_property
+    def registries(self) -> RegistryRepository:
+        return RegistryRepository(self.connection, now=self.now)
+
+    @cached_property
+    def watch(self) -> WatchRepository:
+        return WatchRepository(self.connection, now=self.now)
 
     @cached_property
     def metrics(self) -> MetricsRepository:

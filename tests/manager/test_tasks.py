@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,11 @@ from actions.information import TaskData
 from agent.wire import PULL_IMAGE
 from domain.errors import ImageNotFound
 from domain.ids import AgentId
+from manager import image_tasks
 from manager.processor import Processor
-from manager.tasks import TaskLoop
+from manager.tasks import Job, Report, TaskLoop, Tools
 from repositories.database import Database
+from repositories.task import MOST_TRIES, Task
 from tests.agent.fake import FakeAgent
 from tests.scenario import NOW, ROOT, Outbox, stage
 
@@ -54,9 +56,17 @@ async def pulling(database: Database, agents: Puller) -> tuple[Processor, UUID]:
     return processor, queued.task.id
 
 
-def loop_of(database: Database, agents: Puller, *, later_seconds: float = 0.0) -> TaskLoop:
+def loop_of(
+    database: Database,
+    agents: Puller,
+    *,
+    later_seconds: float = 0.0,
+    worker: UUID = WORKER,
+    jobs: Mapping[str, Job] | None = None,
+) -> TaskLoop:
     clock = NOW + timedelta(seconds=later_seconds)
-    return TaskLoop(database, Outbox(), agents, manager_id=WORKER, clock=lambda: clock)  # type: ignore[arg-type]
+    tools = Tools(database=database, herald=Outbox(), agents=agents, clock=lambda: clock)  # type: ignore[arg-type]
+    return TaskLoop(tools, {**image_tasks.jobs(tools), **(jobs or {})}, manager_id=worker)
 
 
 async def ended(processor: Processor, task_id: UUID) -> TaskData:
@@ -85,7 +95,11 @@ async def test_a_failure_is_told_with_its_code(database: Database, agents: Pulle
     await loop_of(database, agents).step()
     task = await ended(processor, task_id)
     assert task.status == "failed"
-    assert task.error == {"code": "image_not_found", "message": "There is no image 'alpine:3' to pull."}
+    assert task.error == {
+        "code": "image_not_found",
+        "message": "There is no image 'alpine:3' to pull.",
+        "status": 404,
+    }
 
 
 async def test_a_queued_task_is_cancelled_at_once(database: Database, agents: Puller) -> None:
@@ -101,7 +115,7 @@ async def test_a_task_whose_worker_died_is_taken_over(database: Database, agents
     agents.gate.clear()
     first = loop_of(database, agents)
     await first.step()
-    await first.close()  # dies in the middle
+    await first.close(release=False)  # dies in the middle
     soon = loop_of(database, agents, later_seconds=10)
     await soon.step()
     assert (await processor.run(GetTaskAction(task_id=task_id), by=ROOT)).task.status == "running"
@@ -111,3 +125,97 @@ async def test_a_task_whose_worker_died_is_taken_over(database: Database, agents
     assert (await ended(processor, task_id)).status == "done"
     await soon.close()
     await late.close()
+
+
+OTHER = UUID(int=78)
+
+
+class Worked:
+    """A job that goes on until it is stopped, and counts what happens to it."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self.undone: list[UUID] = []
+        self.fails: Exception | None = None
+
+    async def run(self, task: Task, report: Report) -> None:
+        self.begun.set()
+        try:
+            if self.fails is not None:
+                raise self.fails
+            await report(1, 2, "half")
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+    async def undo(self, task: Task) -> None:
+        self.undone.append(task.id)
+
+    def job(self) -> dict[str, Job]:
+        return {"pull_image": Job(self.run, self.undo)}
+
+
+async def test_cancelling_stops_the_work_where_it_waits_and_undoes_it(database: Database, agents: Puller) -> None:
+    processor, task_id = await pulling(database, agents)
+    worked = Worked()
+    loop = loop_of(database, agents, jobs=worked.job())
+    await loop.step()
+    await worked.begun.wait()
+    asked = await processor.run(CancelTaskAction(task_id=task_id), by=ROOT)
+    assert asked.task.status == "running"
+    await loop.step()  # as the announcement wakes it
+    assert (await ended(processor, task_id)).status == "cancelled"
+    assert worked.stopped.is_set()
+    assert worked.undone == [task_id]
+
+
+async def test_a_failure_is_undone_before_it_is_told(database: Database, agents: Puller) -> None:
+    processor, task_id = await pulling(database, agents)
+    worked = Worked()
+    worked.fails = ImageNotFound()
+    await loop_of(database, agents, jobs=worked.job()).step()
+    assert (await ended(processor, task_id)).status == "failed"
+    assert worked.undone == [task_id]
+
+
+async def test_a_manager_that_stops_hands_its_tasks_over_at_once_and_undoes_nothing(
+    database: Database, agents: Puller
+) -> None:
+    processor, task_id = await pulling(database, agents)
+    worked = Worked()
+    first = loop_of(database, agents, jobs=worked.job())
+    await first.step()
+    await worked.begun.wait()
+    await first.close()
+    assert worked.undone == []
+    other = loop_of(database, agents, worker=OTHER)
+    await other.step()
+    assert (await ended(processor, task_id)).status == "done"
+
+
+async def test_who_was_taken_over_stops_and_ends_nothing(database: Database, agents: Puller) -> None:
+    processor, task_id = await pulling(database, agents)
+    worked = Worked()
+    slow = loop_of(database, agents, jobs=worked.job())
+    await slow.step()
+    await worked.begun.wait()
+    other = loop_of(database, agents, later_seconds=60, worker=OTHER)  # the first one's lease is over by then
+    await other.step()
+    assert (await ended(processor, task_id)).status == "done"
+    await slow.step()
+    await worked.stopped.wait()
+    assert worked.undone == []
+    assert (await processor.run(GetTaskAction(task_id=task_id), by=ROOT)).task.status == "done"
+
+
+async def test_a_task_that_every_manager_dies_of_is_given_up(database: Database, agents: Puller) -> None:
+    processor, task_id = await pulling(database, agents)
+    for died in range(MOST_TRIES):
+        loop = loop_of(database, agents, later_seconds=60 * died, jobs=Worked().job())
+        await loop.step()
+        await loop.close(release=False)
+    await loop_of(database, agents, later_seconds=60 * MOST_TRIES).step()
+    task = (await processor.run(GetTaskAction(task_id=task_id), by=ROOT)).task
+    assert task.status == "failed"
+    assert agents.calls == []
