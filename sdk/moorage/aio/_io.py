@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
+A = TypeVar("A")
 T = TypeVar("T")
 M = TypeVar("M", bound=AbstractAsyncContextManager[Any])
 
@@ -24,6 +25,11 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 async def result_of(value: object) -> object:
     """What a callback gave; it may be a plain or an async function."""
     return await value if inspect.isawaitable(value) else value
+
+
+async def side_by_side(function: Callable[[A], Awaitable[T]], items: Iterable[A]) -> list[T]:
+    """The answers for all items, asked for at the same time."""
+    return await asyncio.gather(*(function(item) for item in items))
 
 
 class Opening(Generic[M]):

@@ -133,10 +133,11 @@ class Execution:
 class Executions:
     """`session.executions`"""
 
-    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str]) -> None:
+    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str], kernel: str | None = None) -> None:
         self._transport = transport
         self._base = base
         self._owner = owner
+        self._kernel = kernel
 
     def get(self, run_id: str) -> Execution:
         """A handle of an execution that was started anywhere, at any time. Asks nothing yet."""
@@ -161,7 +162,9 @@ class Executions:
         Starting it again with the same `idempotency_key` attaches to what runs already. `timeout` ends it after so
         many seconds.
         """
-        fields = _wire.body(code=code, mode=mode, timeout=timeout, opts=opts and dict(opts), wait=0)
+        fields = _wire.body(
+            code=code, mode=mode, timeout=timeout, opts=opts and dict(opts), kernel=self._kernel, wait=0
+        )
         key = idempotency_key or str(uuid.uuid4())
         path = f"{self._base}/execute"
         answer = decoded(await self._transport.request("POST", path, params=self._owner, json=fields, key=key))
@@ -209,7 +212,7 @@ class Executions:
         binary: bool = False,
     ) -> AsyncGenerator[Record]:
         """Run it and yield its records, the first of kind `run` (its data has the run id), the last `done`."""
-        fields = _wire.body(code=code, mode=mode, timeout=timeout, opts=opts and dict(opts))
+        fields = _wire.body(code=code, mode=mode, timeout=timeout, opts=opts and dict(opts), kernel=self._kernel)
         key = idempotency_key or str(uuid.uuid4())
         first = Start(f"{self._base}/execute", fields, key)
         records = follow_records(

@@ -18,6 +18,7 @@ from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.aio.files import Files
+from moorage.aio.kernels import SessionKernels
 from moorage.aio.reports import SessionReports
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
@@ -30,7 +31,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports):
+class Session(SessionReports, SessionKernels):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -173,11 +174,15 @@ class Session(SessionReports):
         priority: int | None = None,
         timeout: float | None = None,
         tag: str | None = None,
+        cluster_size: int | None = None,
         if_unchanged: bool = False,
     ) -> Self:
-        """Change some of its settings; with `if_unchanged` only when nobody changed it since it was read here."""
+        """Change some of its settings; with `if_unchanged` only when nobody changed it since it was read here.
+
+        `cluster_size` is that of a running cluster: workers come or go, those that have ended are replaced.
+        """
         headers = {"If-Match": self._etag or f'"{self.info.version}"'} if if_unchanged else None
-        fields = _wire.body(name=name, priority=priority, timeout=timeout, tag=tag)
+        fields = _wire.body(name=name, priority=priority, timeout=timeout, tag=tag, cluster_size=cluster_size)
         answer = await self._transport.request("PATCH", self._base, params=self._owner, json=fields, headers=headers)
         return self._take(answer)
 
@@ -279,6 +284,7 @@ class Sessions:
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        _cluster: Mapping[str, Any] | None = None,
     ) -> Session:
         """Ask for a session, and wait until it is RUNNING.
 
@@ -310,9 +316,9 @@ class Sessions:
         owned, hold = _owner(owner), _hold(wait)
         answer = await self._transport.request(
             "POST",
-            _wire.path("sessions"),
+            _wire.path("sessions") if _cluster is None else _wire.path("sessions", "cluster"),
             params={**owned, **_wire.query(wait=hold)},
-            json=fields,
+            json={**fields, **(_cluster or {})},
             key=idempotency_key or str(uuid.uuid4()),
             hold=hold or 0,
         )
@@ -323,6 +329,31 @@ class Sessions:
             if answer.status_code == 201:
                 await session._abandon()
             raise
+
+    @_io.opening
+    async def create_cluster(
+        self,
+        name: str | None = None,
+        *,
+        workers: int = 1,
+        multi_node: bool = False,
+        main: Mapping[str, Any] | None = None,
+        worker: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Session:
+        """Ask for a session of a main kernel and workers on a network of their own: all of them run, or none.
+
+        `settings` are those of `create`, for every kernel; `main` and `worker` may set `image`, `cpu`, `mem`, `gpu`,
+        `resources` and `environ` of their role otherwise. Without `multi_node` all kernels are on one host.
+        """
+        shared = {"cpu": 1, "mem": "1g", **settings}
+        roles = {"main": _role(main, shared), "worker": _role(worker, shared)}
+        return await self.create(
+            name,
+            cluster_mode="multi-node" if multi_node else "single-node",
+            _cluster={"workers": workers, **{role: fields for role, fields in roles.items() if fields}},
+            **settings,
+        )
 
     @_io.opening
     async def ensure(self, name: str, **settings: Any) -> Session:
@@ -389,6 +420,19 @@ class Sessions:
         session = Session(self._transport, SessionInfo.from_json(decoded(answer)), owned)
         session._take(answer)
         return session
+
+
+def _role(role: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A role's own settings; amounts that it does not name are those of all."""
+    if role is None:
+        return {}
+    known = ("cpu", "mem", "gpu", "resources", "image", "environ")
+    if unknown := [name for name in role if name not in known]:
+        raise TypeError(f"a role has no {unknown[0]!r}, only {', '.join(known)}")
+    amounts = {name: role.get(name, shared.get(name)) for name in ("cpu", "mem", "gpu")}
+    own = any(name in role for name in ("cpu", "mem", "gpu", "resources"))
+    slots = _wire.slots(**amounts, **(role.get("resources", shared.get("resources")) or {})) if own else None
+    return _wire.body(image=role.get("image"), environ=role.get("environ"), resource_slots=slots)
 
 
 SessionList = list[Session]

@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Sessions": {
         "create": ("sessions", "Create a session and wait until it runs."),
+        "cluster": ("clusters", "Sessions of several kernels: create."),
         "ps": ("sessions", "List your sessions."),
         "info": ("sessions", "Show everything about a session."),
         "match": ("sessions", "Find sessions by a pattern of their name or id."),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import posixpath
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moorage.cli import terminal
 from moorage.cli.terminal import connect, json_option, print_json, table
+
+if TYPE_CHECKING:
+    from moorage.sync import Client, Files
 
 
 @click.command("cp")
@@ -17,8 +21,9 @@ from moorage.cli.terminal import connect, json_option, print_json, table
 @click.argument("target")
 @click.option("-r", "--recursive", is_flag=True, help="A folder with everything in it.")
 @click.option("--no-clobber", is_flag=True, help="Do not replace a file that is there.")
+@click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")
 @json_option
-def cp_command(source: str, target: str, recursive: bool, no_clobber: bool, as_json: bool) -> None:
+def cp_command(source: str, target: str, recursive: bool, no_clobber: bool, kernel: str | None, as_json: bool) -> None:
     """Copy files to and from a session.
 
     \b
@@ -35,12 +40,19 @@ def cp_command(source: str, target: str, recursive: bool, no_clobber: bool, as_j
         both = "both are in sessions: copy through a local file" if here else "none names a session: write SESSION:PATH"
         raise click.UsageError(f"One of SOURCE and TARGET must be in a session; {both}.")
     if there is not None:
-        _upload(source, *there, recursive, no_clobber, as_json)
+        _upload(source, *there, recursive, no_clobber, kernel, as_json)
     elif here is not None:
-        _download(*here, target, recursive, no_clobber, as_json)
+        _download(*here, target, recursive, no_clobber, kernel, as_json)
 
 
-def _upload(source: str, session: str, path: str, recursive: bool, no_clobber: bool, as_json: bool) -> None:
+def _files_of(client: Client, session: str, kernel: str | None) -> Files:
+    found = client.sessions.get(session)
+    return found.kernel(kernel).files if kernel else found.files
+
+
+def _upload(
+    source: str, session: str, path: str, recursive: bool, no_clobber: bool, kernel: str | None, as_json: bool
+) -> None:
     local = Path(source)
     if source != "-":
         if not local.exists():
@@ -48,7 +60,7 @@ def _upload(source: str, session: str, path: str, recursive: bool, no_clobber: b
         if local.is_dir() and not recursive:
             raise click.UsageError(f"{source} is a folder; copy it with -r.")
     with connect() as client:
-        files = client.sessions.get(session).files
+        files = _files_of(client, session, kernel)
         target = path or ("stdin" if source == "-" else local.resolve().name)
         if source != "-" and not local.is_dir() and not path.endswith("/") and path and _is_folder(files, path):
             target = f"{path}/"
@@ -72,10 +84,12 @@ def _is_folder(files: object, path: str) -> bool:
         return False
 
 
-def _download(session: str, path: str, target: str, recursive: bool, no_clobber: bool, as_json: bool) -> None:
+def _download(
+    session: str, path: str, target: str, recursive: bool, no_clobber: bool, kernel: str | None, as_json: bool
+) -> None:
     path = path or "."
     with connect() as client:
-        files = client.sessions.get(session).files
+        files = _files_of(client, session, kernel)
         if target == "-":
             for chunk in files.stream(path):
                 sys.stdout.buffer.write(chunk)
@@ -98,12 +112,13 @@ def _download(session: str, path: str, target: str, recursive: bool, no_clobber:
 @click.argument("location", metavar="SESSION[:PATH]")
 @click.argument("path", required=False)
 @click.option("-l", "--long", is_flag=True, help="With size, time, permissions and owner.")
+@click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")
 @json_option
-def ls_command(location: str, path: str | None, long: bool, as_json: bool) -> None:
+def ls_command(location: str, path: str | None, long: bool, kernel: str | None, as_json: bool) -> None:
     """List a session's files; by default those of its home, /home/work."""
     session, folder = split(location) or (location, "")
     with connect() as client:
-        found = client.sessions.get(session).files.list(path or folder or ".")
+        found = _files_of(client, session, kernel).list(path or folder or ".")
     if as_json:
         print_json([stat.to_json() for stat in found])
         return

@@ -26,6 +26,7 @@ from moorage.errors import SessionNotFound
 if TYPE_CHECKING:
     from moorage.results import Record, RunResult
     from moorage.sync import Execution, Session
+    from moorage.sync.executions import Executions
 
 
 TIMED_OUT = 124
@@ -109,6 +110,8 @@ def _end(session: Session) -> None:
 @work_options
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; print the run id.")
 @click.option("--attach", metavar="RUN", help="Show the output of an execution that was started before.")
+@click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel to run it on, such as worker1.")
+@click.option("--all", "everywhere", is_flag=True, help="Run it on all kernels of a cluster at once.")
 @json_option
 def exec_command(
     session: str,
@@ -120,6 +123,8 @@ def exec_command(
     figures: str | None,
     detach: bool,
     attach: str | None,
+    kernel: str | None,
+    everywhere: bool,
     as_json: bool,
 ) -> int:
     """Run code or a command in a session, and end with its exit code.
@@ -130,11 +135,14 @@ def exec_command(
     moorage exec demo -- python train.py --epochs 3
     moorage exec demo -d -- ./long.sh        prints a run id,
     moorage exec demo --attach RUN           which shows its output, now or later
+    moorage exec demo --all -- hostname      on every kernel of a cluster, its name before each line
 
     A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
     """
     if attach and (command or code or file or detach):
         raise click.UsageError("--attach goes with nothing else to run.")
+    if everywhere and (kernel or attach or detach):
+        raise click.UsageError("--all goes with none of --kernel, --attach, --detach.")
     with connect() as client:
         if attach:
             found = find(client, session)
@@ -142,12 +150,18 @@ def exec_command(
         else:
             mode, text = work(command, code, file)
             found = client.sessions.get(session)
+            if everywhere:
+                from moorage.cli.clusters import run_everywhere
+
+                return run_everywhere(found, mode, text, timeout, as_json=as_json)
+            where = found.kernel(kernel).executions if kernel else found.executions
             if detach:
                 opts = {"stdin": False} if mode == "batch" else None
-                run_id = found.executions.start(text, mode=mode, timeout=timeout, opts=opts).run_id
+                run_id = where.start(text, mode=mode, timeout=timeout, opts=opts).run_id
                 print_json({"run_id": run_id}) if as_json else click.echo(run_id)
                 return terminal.OK
-            result = Work(found, as_json=as_json, stdin=not no_stdin, figures=figures).run(mode, text, timeout)
+            shown = Work(found, as_json=as_json, stdin=not no_stdin, figures=figures, executions=where)
+            result = shown.run(mode, text, timeout)
     if as_json:
         print_json(result.to_json())
     return program_exit_code(result)
@@ -202,10 +216,18 @@ def work(command: tuple[str, ...], code: str | None, file: Any) -> tuple[Any, st
 class Work:
     """One execution on this terminal."""
 
-    def __init__(self, session: Session, *, as_json: bool, stdin: bool, figures: str | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        as_json: bool,
+        stdin: bool,
+        figures: str | None = None,
+        executions: Executions | None = None,
+    ) -> None:
         from moorage.results import Collector
 
-        self._session = session
+        self._executions = executions or session.executions
         self._as_json = as_json
         self._stdin = stdin
         self._figures = None if figures is None else Path(figures)
@@ -216,12 +238,12 @@ class Work:
 
     def run(self, mode: Any, text: str, timeout: float | None) -> RunResult:
         opts = {"stdin": False} if mode == "batch" and not self._stdin else None
-        records = self._session.executions.stream(text, mode=mode, timeout=timeout, opts=opts, binary=True)
+        records = self._executions.stream(text, mode=mode, timeout=timeout, opts=opts, binary=True)
         return self._show(records, feed=mode == "batch")
 
     def attach(self, run_id: str) -> RunResult:
         self._started(run_id)
-        return self._show(self._session.executions.get(run_id).output(binary=True), feed=False)
+        return self._show(self._executions.get(run_id).output(binary=True), feed=False)
 
     def _show(self, records: Iterator[Record], *, feed: bool) -> RunResult:
         with self._signals():
@@ -258,7 +280,7 @@ class Work:
 
     def _started(self, run_id: str) -> None:
         self._collector.run_id = run_id
-        self._execution = self._session.executions.get(run_id)
+        self._execution = self._executions.get(run_id)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -258,6 +258,7 @@ def info_command(session: str, as_json: bool) -> None:
             "image": f"{info.image} ({info.architecture})" if info.architecture else info.image,
             "asked for": terminal.slots_text(info.requested_slots),
             "holds": terminal.slots_text(info.occupied_slots),
+            "kernels": kernels_text(info),
             "host": (info.agent or "") + (" (does not answer)" if info.agent_lost else ""),
             "project": f"{info.domain}/{info.project}" if info.domain else info.project,
             "owner": info.access_key,
@@ -277,6 +278,18 @@ def info_command(session: str, as_json: bool) -> None:
                 notice.message + (f"\n{notice.log_tail}" if notice.log_tail else "") for notice in info.notices
             ),
         }
+    )
+
+
+def kernels_text(info: SessionInfo) -> str | None:
+    """Of a cluster: each kernel with its host and how it is."""
+    if len(info.kernels) < 2:
+        return None
+    width = max(len(kernel.name) for kernel in info.kernels)
+    return "\n".join(
+        f"{kernel.name.ljust(width)}  {kernel.status or 'waits for a host'}"
+        + (f" on {kernel.agent}" if kernel.agent else "")
+        for kernel in info.kernels
     )
 
 
@@ -312,7 +325,7 @@ def history_command(session: str, as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is written.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 @click.option("--since", metavar="TIME", help="Only what was written since (ISO 8601).")
-@click.option("--kernel", metavar="ID", help="Of another container than the main one.")
+@click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")
 @json_option
 def logs_command(
     session: str, follow: bool, tail: int | None, since: str | None, kernel: str | None, as_json: bool
@@ -404,16 +417,29 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
     help="How long it may live, from when it began to run.",
 )
 @click.option("--tag", help="Another tag.")
+@click.option(
+    "--cluster-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Kernels of a running cluster, the main one included; those that have ended are replaced.",
+)
 @json_option
 def modify_command(
-    session: str, name: str | None, priority: int | None, lifetime: float | None, tag: str | None, as_json: bool
+    session: str,
+    name: str | None,
+    priority: int | None,
+    lifetime: float | None,
+    tag: str | None,
+    cluster_size: int | None,
+    as_json: bool,
 ) -> None:
     """Change a session's settings."""
-    if name is None and priority is None and lifetime is None and tag is None:
-        raise click.UsageError("Say what to change: --name, --priority, --lifetime or --tag.")
+    if name is None and priority is None and lifetime is None and tag is None and cluster_size is None:
+        raise click.UsageError("Say what to change: --name, --priority, --lifetime, --tag or --cluster-size.")
     with connect() as client:
         found = client.sessions.get(session)
-        _changed(found.modify(name=name, priority=priority, timeout=lifetime, tag=tag), as_json)
+        found.modify(name=name, priority=priority, timeout=lifetime, tag=tag, cluster_size=cluster_size)
+        _changed(found, as_json)
 
 
 @click.command("restart")

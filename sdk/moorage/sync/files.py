@@ -34,10 +34,12 @@ MAX_RESUMES = 8
 class Files:
     """`session.files`. Relative paths start at the session's home, /home/work."""
 
-    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str]) -> None:
+    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str], kernel: str | None = None) -> None:
         self._transport = transport
         self._base = base
         self._owner = owner
+        self._kernel = _wire.body(kernel=kernel)
+        self._params = {**owner, **_wire.query(kernel=kernel)}
 
     def write(
         self, path: str, data: str | bytes | IO[bytes], *, mode: int | None = None, overwrite: bool = True
@@ -79,7 +81,7 @@ class Files:
             if at or end is not None:
                 headers["Range"] = f"bytes={at}-" + ("" if end is None else str(end - 1))
             try:
-                with self._transport.stream("GET", address, params=self._owner, headers=headers) as response:
+                with self._transport.stream("GET", address, params=self._params, headers=headers) as response:
                     if etag is not None and response.headers.get("etag") != etag:
                         raise TransferFailed(f"{path} was changed while it was read; read it again.")
                     etag = response.headers.get("etag")
@@ -103,7 +105,7 @@ class Files:
 
     def list(self, path: str = ".", *, limit: int | None = None) -> FileStats:
         """What is in a folder."""
-        pages = self._transport.pages(f"{self._base}/files", limit=limit, path=path, **self._owner)
+        pages = self._transport.pages(f"{self._base}/files", limit=limit, path=path, **self._params)
         return [FileStat.from_json(item) for item in pages]
 
     def upload(
@@ -202,6 +204,7 @@ class Files:
 
     def _manage(self, **fields: Any) -> FileStat | None:
         address = f"{self._base}/files/manage"
+        fields |= self._kernel
         answer = decoded(self._transport.request("POST", address, params=self._owner, json=fields))
         return None if answer.get("file") is None else FileStat.from_json(answer["file"])
 
@@ -231,7 +234,7 @@ class Files:
         headers = {"X-Content-Sha256": digest, "Content-Length": str(size), "Content-Type": "application/octet-stream"}
         if not overwrite:
             headers["If-None-Match"] = "*"
-        params = {**self._owner, **_wire.query(mode=None if mode is None else f"{mode:04o}")}
+        params = {**self._params, **_wire.query(mode=None if mode is None else f"{mode:04o}")}
         address = _wire.file_path(self._base, path)
         answer = self._transport.request(
             "PUT", address, params=params, content=content, headers=headers, hold=60 + size / 1e6
@@ -258,7 +261,7 @@ class Files:
 
     @contextmanager
     def _archive(self, paths: Sequence[str]) -> Iterator[httpx.Response]:
-        address, fields = f"{self._base}/files/archive", {"paths": list(paths)}
+        address, fields = f"{self._base}/files/archive", {"paths": list(paths), **self._kernel}
         with self._transport.stream("POST", address, params=self._owner, json=fields) as response:
             yield response
 

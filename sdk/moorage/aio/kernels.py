@@ -1,0 +1,105 @@
+"""The kernels of a cluster session, one by one and all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from moorage._models import SessionInfo
+from moorage.aio import _io
+from moorage.aio._transport import Transport
+from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
+from moorage.aio.files import Files
+from moorage.results import RunResult
+
+#: Called with the kernel's name, `stdout` or `stderr`, and the text.
+OnOutput = Callable[[str, str, str], object]
+
+
+class KernelHandle:
+    """One kernel of a session (`session.kernel("worker1")`): code, commands and files go to it and to no other."""
+
+    def __init__(self, transport: Transport, base: str, owner: Mapping[str, str], name: str) -> None:
+        self.name = name
+        self.executions = Executions(transport, base, owner, name)
+        self.commands = Commands(self.executions)
+        self.files = Files(transport, base, owner, name)
+
+    def __repr__(self) -> str:
+        return f"<KernelHandle {self.name!r}>"
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
+        on_input: OnInput | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run Python code in this kernel's own interpreter."""
+        return await self.executions.run(
+            code,
+            mode="query",
+            timeout=timeout,
+            idempotency_key=idempotency_key,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            on_result=on_result,
+            on_error=on_error,
+            on_input=on_input,
+            check=check,
+        )
+
+
+class SessionKernels:
+    """The part of a session that knows its kernels."""
+
+    _transport: Transport
+    _base: str
+    _owner: dict[str, str]
+    info: SessionInfo
+
+    async def refresh(self) -> Any:
+        """Ask the server how it stands now."""
+        raise NotImplementedError
+
+    def kernel(self, name: str) -> KernelHandle:
+        """One of its kernels, such as `worker1`. Asks nothing yet."""
+        return KernelHandle(self._transport, self._base, self._owner, name)
+
+    async def run_on_all(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
+        check: bool = False,
+    ) -> dict[str, RunResult]:
+        """Run a command on all of its kernels that run, at the same time. The results by the kernels' names."""
+        await self.refresh()
+        names = [kernel.name for kernel in self.info.kernels if kernel.status == "RUNNING"]
+
+        async def run(name: str) -> RunResult:
+            commands = self.kernel(name).commands
+            return await commands.run(
+                command,
+                cwd=cwd,
+                env=env,
+                timeout=timeout,
+                on_stdout=_told(on_output, name, "stdout"),
+                on_stderr=_told(on_output, name, "stderr"),
+                check=check,
+            )
+
+        return dict(zip(names, await _io.side_by_side(run, names), strict=True))
+
+
+def _told(on_output: OnOutput | None, name: str, stream: str) -> OnText | None:
+    return None if on_output is None else lambda text: on_output(name, stream, text)
