@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Final
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from actions.base import (
     BatchAction,
@@ -25,11 +24,14 @@ from actions.base import (
     any_user,
     owner_or_admin,
 )
+from actions.batch import Dependencies, arrange, change_dependencies, checked_outputs
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec
+from domain.dependency import MOST_RETRY_DELAY_SECONDS, is_skip
 from domain.errors import (
+    DependencyFailed,
     InvalidConfiguration,
     InvalidRequest,
     InvalidResources,
@@ -37,7 +39,6 @@ from domain.errors import (
     NameTaken,
     PermissionDenied,
     ResourceUnavailable,
-    SessionEnded,
     StartFailed,
 )
 from domain.ids import KernelId, SessionId
@@ -48,6 +49,7 @@ from repositories.agents import reported_slots
 from repositories.image import Image
 from repositories.kernels import settle
 from repositories.session import NewKernel
+from repositories.transit import Moved
 
 #: A runner with its worker needs about 30 MiB; below this, sessions die at their first import.
 MIN_MEMORY_MIB: Final = 64
@@ -90,6 +92,14 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     shm_size: int | str | None = None  #: MiB, or with a suffix; half of the memory when left out
     priority: Annotated[int, Field(ge=0, le=100)] = 10
     reuse_if_exists: bool = False
+    starts_at: AwareDatetime | None = None  #: not placed before
+    depends_on: Dependencies = ()  #: sessions that have to end first; a plain name: that have to succeed
+    batch_timeout: Seconds | None = None  #: seconds from RUNNING that a batch session's work may take
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 0  #: further attempts when a batch session's work fails
+    #: seconds before the first retry; twice as long before each further one
+    retry_delay: Annotated[float, Field(ge=0, le=MOST_RETRY_DELAY_SECONDS)] = 5.0
+    #: globs below /home/work that are kept after a batch session's end; `outputs` when left out
+    outputs: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None = None
 
     def target(self) -> str | None:
         return self.name
@@ -108,6 +118,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             raise InvalidConfiguration(
                 "A batch session, and only a batch session, has a startup_command.", field="startup_command"
             )
+        outputs = checked_outputs(self, call.now)
         project = self.project or next(iter(call.owner.projects), None)
         if project is None:
             raise InvalidConfiguration("You are not a member of any project; ask an administrator.", field="project")
@@ -139,6 +150,11 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             priority=self.priority,
             timeout_seconds=self.timeout,
             max_wait_seconds=self.max_wait,
+            starts_at=self.starts_at,
+            batch_timeout_seconds=self.batch_timeout,
+            max_retries=self.max_retries,
+            retry_delay_seconds=self.retry_delay if self.max_retries else 0.0,
+            outputs=outputs,
             created_at=call.now,
             status_changed_at=call.now,
             main_kernel_id=KernelId(call.new_id()),
@@ -150,6 +166,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         made = await call.db.sessions.create(session, kernels, _quota(session, kernels), project_id=project_id)
         if not made:
             return await self._reuse(call, name, image)
+        await arrange(call, session, self)
         call.announce("queue")
         call.announce("sessions", session.id)
         return CreatedSession(session_data=SessionData.of(await call.db.sessions.get(session.id)))
@@ -184,6 +201,8 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         session = await service.wait_for_session(
             answer.session_data.id, lambda s: s.status in ANSWERING | FINAL, seconds
         )
+        if session.status is Status.CANCELLED and is_skip(session.status_reason):
+            raise DependencyFailed(session.status_reason, session_id=str(session.id))
         if session.status is Status.CANCELLED and session.result == "FAILURE":
             raise ResourceUnavailable(session.status_reason, session_id=str(session.id))
         if session.status is Status.ERROR:
@@ -236,6 +255,7 @@ def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
         bootstrap_required=session.bootstrap_required,
         startup_command=session.startup_command,
         shm_mib=session.shm_mib,
+        outputs=list(session.outputs),
     )
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 
@@ -267,6 +287,8 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
     tag: Annotated[str, Field(max_length=256)] | None = None
     #: of a running cluster: workers come or go, those that have ended are replaced
     cluster_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    add_dependencies: Dependencies = ()  #: of a PENDING session
+    remove_dependencies: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()  #: names or ids
     version: Annotated[int, Field(ge=0, lt=2**63)] | None = (
         None  #: change it only while it still has this version (If-Match)
     )
@@ -280,8 +302,13 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
             "cluster_size": self.cluster_size,
         }
         changes = {column: value for column, value in given.items() if value is not None}
-        if not changes:
-            raise InvalidRequest("Nothing to change was given; name one of name, priority, timeout, tag, cluster_size.")
+        rewired = bool(self.add_dependencies or self.remove_dependencies)
+        if not changes and not rewired:
+            raise InvalidRequest(
+                "Nothing to change was given; name one of name, priority, timeout, tag, cluster_size, add_dependencies."
+            )
+        if rewired:
+            await change_dependencies(call, session, self.add_dependencies, self.remove_dependencies)
         modified = await call.db.sessions_of(session).modify(session, changes, version=self.version)
         if self.cluster_size is not None:
             await resize(call, session, self.cluster_size)
@@ -325,15 +352,26 @@ class DestroySessionAction(SessionAction[Work, SessionResult], Settles):
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
         sessions = call.db.sessions_of(session)
-        if session.status not in (FINAL if self.forced else _STATUS_AFTER_ENDING):
-            event = Event.FORCE if self.forced else Event.DESTROY
-            reason = "destroyed by its owner" if call.by.user_id == session.user_id else "destroyed by an administrator"
-            with suppress(SessionEnded):  # somebody was faster, and it is as it was asked to be
-                await sessions.transit(session, event, reason=reason)
-                call.announce("dispatch")
-                call.announce("queue")
-                call.announce("sessions", session.id)
+        doomed = [session.id]
+        if self.recursive:
+            doomed += await call.db.dependencies_of(session).dependants(session.id, live=True)
+        for one in sorted(doomed):  # locked in this order, so that nobody waits for us while we wait for them
+            await self._destroy(call, await sessions.lock(one))
         return SessionResult.of(await sessions.get(session.id))
+
+    async def _destroy(self, call: Work, session: Session) -> None:
+        """A batch session that ends to be tried again is not tried again."""
+        sessions = call.db.sessions_of(session)
+        reason = "destroyed by its owner" if call.by.user_id == session.user_id else "destroyed by an administrator"
+        if session.status not in (FINAL if self.forced else _STATUS_AFTER_ENDING):
+            await sessions.transit(session, Event.FORCE if self.forced else Event.DESTROY, reason=reason)
+        elif session.retrying:
+            await sessions.give_up_retries(session, reason=reason)
+        else:
+            return
+        call.announce("dispatch")
+        call.announce("queue")
+        call.announce("sessions", session.id)
 
     async def settled(self, service: Service, answer: SessionResult, seconds: float | None) -> SessionResult:
         done = await service.wait_for_session(answer.session_data.id, lambda s: s.status in FINAL, seconds)
@@ -348,6 +386,7 @@ class TransitOutcome:
     before: Status | None = None
     after: Status | None = None
     path: tuple[Status, ...] = ()  #: the statuses it went through
+    reason: str | None = None  #: why it was moved, or why there was nothing to do
     error: str | None = None  #: the code of the refusal, such as session_not_found
 
 
@@ -368,17 +407,32 @@ class CheckAndTransitStatusAction(BatchAction[Work, TransitOutcomes]):
     async def run(self, call: Work, session: Session, /) -> TransitOutcome:
         moves = await settle(call.db.connection, session.id, now=call.now, cause=call.db.cause)
         if moves:
+            for topic in ("dispatch", "queue"):
+                call.announce(topic)
             call.announce("sessions", session.id)
-            call.announce("dispatch")
         return TransitOutcome(
             session_id=session.id,
             before=moves[0].source if moves else session.status,
             after=moves[-1].target if moves else session.status,
             path=tuple(move.target for move in moves),
+            reason=await _what_was_done(call, session, moves),
         )
 
     def refused(self, target: SessionId, error: MoorageError) -> TransitOutcome:
-        return TransitOutcome(session_id=target, error=error.code)
+        return TransitOutcome(session_id=target, error=error.code, reason=error.message)
 
     def together(self, outcomes: Sequence[TransitOutcome]) -> TransitOutcomes:
         return TransitOutcomes(outcomes=list(outcomes))
+
+
+async def _what_was_done(call: Work, session: Session, moves: Sequence[Moved]) -> str:
+    """Why it was moved, or why it stays as it is, in one line."""
+    now = await call.db.sessions_of(session).get(session.id)
+    if moves and now.status_reason:
+        return now.status_reason
+    if now.status is Status.PENDING:
+        return now.status_reason or "it waits for a host with room"
+    if now.status in FINAL and not moves:
+        return "it has ended"
+    said = ", ".join(f"{kernel.name} {kernel.observed or 'not heard of yet'}" for kernel in now.kernels)
+    return f"its hosts say: {said}"

@@ -53,6 +53,13 @@ class SessionData:
     priority: int
     timeout: float | None  #: lifetime in seconds, counted from RUNNING
     max_wait: float | None
+    starts_at: datetime | None  #: not placed before
+    waits_for: tuple[str, ...]  #: names of sessions that have to end first
+    batch_timeout: float | None
+    max_retries: int
+    retry_delay: float
+    retries: int  #: that have been begun
+    outputs: tuple[str, ...]
     bootstrap_script: str | None
     bootstrap_required: bool
     startup_command: str | None
@@ -98,6 +105,13 @@ class SessionData:
             priority=s.priority,
             timeout=s.timeout_seconds,
             max_wait=s.max_wait_seconds,
+            starts_at=s.starts_at,
+            waits_for=s.waits_for,
+            batch_timeout=s.batch_timeout_seconds,
+            max_retries=s.max_retries,
+            retry_delay=s.retry_delay_seconds,
+            retries=s.retries,
+            outputs=s.outputs,
             bootstrap_script=s.bootstrap_script,
             bootstrap_required=s.bootstrap_required,
             startup_command=s.startup_command,

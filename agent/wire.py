@@ -92,6 +92,7 @@ class KernelSpec(Message):
     bootstrap_required: bool = False
     #: a batch session's work: the kernel is EXITED with its result when this ends. Its run id is the kernel id.
     startup_command: str | None = None
+    outputs: list[str] = field(default_factory=list)  #: globs below /home/work of what is kept after the end
     shm_mib: int | None = None  #: None: half of the memory
     disk_quota_mib: int | None = None  #: of /home/work; None: the agent's default
     pids: int | None = None  #: None: the agent's default

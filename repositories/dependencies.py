@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from domain.dependency import Condition, holds, skip_reason, waiting_reason
-from domain.errors import DependencyCycle, DependencyFailed, DependencyNotFound
+from domain.dependency import MOST_DEPENDENCIES, Condition, holds, skip_reason, waiting_reason
+from domain.errors import DependencyCycle, DependencyFailed, DependencyNotFound, InvalidConfiguration
 from domain.ids import SessionId
 from domain.names import as_uuid
 from domain.session import FINAL, SessionTypes, Status
@@ -107,6 +107,13 @@ class DependencyRepository:
             )
             if not gone:
                 raise DependencyNotFound(f"The session does not depend on '{name[:80]}'.", session=name[:80])
+
+    async def check_number(self, session_id: SessionId) -> None:
+        number = await self._connection.fetchval(
+            "SELECT count(*) FROM session_dependencies WHERE session_id = $1", session_id
+        )
+        if number > MOST_DEPENDENCIES:
+            raise InvalidConfiguration(f"A session waits for at most {MOST_DEPENDENCIES} others.", field="depends_on")
 
     async def lock_graph(self) -> None:
         """Until the transaction ends, nobody else changes who of this owner's sessions waits for whom: of two changes

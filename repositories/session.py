@@ -190,10 +190,12 @@ class SessionRepository:
                 INSERT INTO sessions (id, name, user_id, access_key, domain, project_id, session_type, cluster_mode,
                     cluster_size, image, architecture, status, requested_slots, tag, environ, bootstrap_script,
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
-                    created_at, status_changed_at, expires_at, main_kernel_id, notices)
+                    created_at, status_changed_at, expires_at, main_kernel_id, notices, starts_at,
+                    batch_timeout_seconds, max_retries, retry_delay_seconds, outputs)
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
                     $20, $21::double precision, $22::timestamptz, $22,
-                    $22::timestamptz + make_interval(secs => $21::double precision), $23, $26)
+                    $22::timestamptz + make_interval(secs => $21::double precision), $23, $26,
+                    $27, $28, $29, $30, $31)
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
@@ -235,6 +237,11 @@ class SessionRepository:
             self._cause.to_json(),
             [_kernel_json(kernel) for kernel in kernels],
             list(session.notices),
+            session.starts_at,
+            session.batch_timeout_seconds,
+            session.max_retries,
+            session.retry_delay_seconds,
+            list(session.outputs),
         )
         if row is None:
             return False
@@ -312,6 +319,22 @@ class SessionRepository:
         if moved is None:
             raise wrong_status(await self.get(session.id))
         return moved
+
+    async def lock(self, session_id: SessionId) -> Session:
+        """The session as it is, and stays until the transaction ends but for what this transaction does."""
+        await self._connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+        return await self.get(session_id)
+
+    async def give_up_retries(self, session: Session, *, reason: str) -> None:
+        """It ends already, and now for good. The caller holds its lock."""
+        await self._connection.execute(
+            """
+            UPDATE sessions SET retrying = false, status_reason = $2, version = version + 1
+            WHERE id = $1 AND status = 'TERMINATING' AND retrying
+            """,
+            session.id,
+            reason,
+        )
 
     async def restart(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> Moved:
         """A new attempt: in place while it runs, through the queue, with new kernels, when it had ended."""

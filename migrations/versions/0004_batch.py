@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -18,17 +20,22 @@ _EVENTS = (
 )  # fmt: skip
 _NEW_EVENTS = (*_EVENTS[:10], "skip", "retry", *_EVENTS[10:])
 _NOT_FINAL = "status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED')"
-_COLUMNS = (
-    sa.Column("starts_at", _AT),
-    sa.Column("batch_timeout_seconds", sa.Double()),
-    sa.Column("max_retries", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-    sa.Column("retry_delay_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
-    sa.Column("retries", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-    sa.Column("retrying", sa.Boolean(), server_default=sa.false(), nullable=False),
-    sa.Column("outputs", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False),
-    sa.Column("unmet", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-    sa.Column("work_until_at", _AT),
-)
+
+
+def _columns() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("starts_at", _AT),
+        sa.Column("batch_timeout_seconds", sa.Double()),
+        sa.Column("max_retries", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("retry_delay_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("retries", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("retrying", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("outputs", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False),
+        sa.Column("unmet", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("work_until_at", _AT),
+    ]
+
+
 _INDEXES = (
     ("sessions_work_until_idx", "work_until_at", _NOT_FINAL),
     ("sessions_starts_idx", "starts_at", "status = 'PENDING'"),
@@ -57,8 +64,8 @@ def upgrade() -> None:
         "INSERT INTO session_transition (source, event, target) VALUES"
         " ('PENDING', 'skip', 'CANCELLED'), ('TERMINATING', 'retry', 'PENDING')"
     )
-    for column in _COLUMNS:
-        op.add_column("sessions", column.copy())
+    for column in _columns():
+        op.add_column("sessions", column)
     for name, column_name, condition in _INDEXES:
         op.create_index(name, "sessions", [column_name], postgresql_where=sa.text(condition))
     op.create_table(
@@ -75,8 +82,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["depends_on_id"], ["sessions.id"], name="session_dependencies_depends_on_id_fkey", ondelete="CASCADE"
         ),
-        sa.CheckConstraint("condition IN ('success', 'end')", name="session_dependencies_condition_check"),
-        sa.CheckConstraint("session_id <> depends_on_id", name="session_dependencies_self_check"),
+        sa.CheckConstraint("condition IN ('success', 'end')", name=op.f("session_dependencies_condition_check")),
+        sa.CheckConstraint("session_id <> depends_on_id", name=op.f("session_dependencies_self_check")),
     )
     op.create_index("session_dependencies_depends_on_id_idx", "session_dependencies", ["depends_on_id"])
     op.execute(_COUNT)
@@ -92,7 +99,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION session_dependencies_changed()")
     for name, _, _ in _INDEXES:
         op.drop_index(name, "sessions")
-    for column in reversed(_COLUMNS):
+    for column in reversed(_columns()):
         op.drop_column("sessions", column.name)
     # a session's way through these is told in words of before
     op.execute("UPDATE status_history SET event = 'destroy' WHERE event = 'skip'")
@@ -104,4 +111,6 @@ def downgrade() -> None:
 def _events(words: tuple[str, ...]) -> None:
     listed = ", ".join(f"'{word}'" for word in words)
     op.execute("ALTER TABLE session_transition DROP CONSTRAINT session_transition_event_check")
-    op.execute(f"ALTER TABLE session_transition ADD CONSTRAINT session_transition_event_check CHECK (event IN ({listed}))")
+    op.execute(
+        f"ALTER TABLE session_transition ADD CONSTRAINT session_transition_event_check CHECK (event IN ({listed}))"
+    )

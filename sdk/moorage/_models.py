@@ -73,6 +73,13 @@ class SessionInfo(Model):
     priority: int = 0
     timeout: float | None = None
     max_wait: float | None = None
+    starts_at: datetime | None = None
+    waits_for: list[str] = field(default_factory=list)
+    batch_timeout: float | None = None
+    max_retries: int = 0
+    retry_delay: float = 0.0
+    retries: int = 0
+    outputs: list[str] = field(default_factory=list)
     bootstrap_script: str | None = None
     bootstrap_required: bool = False
     startup_command: str | None = None
@@ -97,6 +104,7 @@ class SessionInfo(Model):
     kernels: list[Kernel] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {
+        "starts_at": when,
         "created_at": when,
         "status_changed_at": when,
         "started_at": when,
@@ -159,6 +167,7 @@ class TransitOutcome(Model):
     before: str | None = None
     after: str | None = None
     path: list[str] = field(default_factory=list)
+    reason: str | None = None
     error: str | None = None
     events: list[str] = field(default_factory=list)
 

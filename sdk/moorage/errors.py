@@ -58,6 +58,7 @@ __all__ = [
     "NotConfigured",
     "NotFound",
     "NotWaitingForInput",
+    "NothingListens",
     "PermissionDenied",
     "PortConflict",
     "PreconditionFailed",
@@ -665,6 +666,17 @@ class ServiceFailed(ServiceError):
     default_message = "The service's process ended or did not answer in time; its last output is attached."
 
 
+class NothingListens(ServiceError):
+    """Nothing listens on this port in the session; start a program that does, on 127.0.0.1 or on all addresses."""
+
+    code = "nothing_listens"
+    http_status = 502
+    retryable = True
+    default_message = (
+        "Nothing listens on this port in the session; start a program that does, on 127.0.0.1 or on all addresses."
+    )
+
+
 class ServiceUnreachable(ServiceError):
     """The service cannot be reached through the proxy at the moment; ask again shortly."""
 
@@ -792,6 +804,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     TransferFailed.code: TransferFailed,
     ServiceError.code: ServiceError,
     ServiceFailed.code: ServiceFailed,
+    NothingListens.code: NothingListens,
     ServiceUnreachable.code: ServiceUnreachable,
     CommitFailed.code: CommitFailed,
     RegistryUnreachable.code: RegistryUnreachable,

@@ -261,6 +261,7 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     """A new table is either named here as one that does not grow by use, or gets a purger."""
     owned_by_sessions = {
         "kernels", "allocations", "status_history", "quota_uses", "idle_warnings", "idle_exemptions", "cluster_networks",
+            "session_dependencies",
     }  # fmt: skip
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
