@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,6 +125,17 @@ class AgentClient(Protocol):
 
     async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
         """A tar stream of files and folders; links stay links."""
+        ...
+
+    async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
+        """A connection to a port inside the container, as a non-blocking socket that the caller closes.
+
+        `NothingListens` when no program takes connections there.
+        """
+        ...
+
+    async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The same as streams: the writer's `write_eof` ends one direction, `drain` waits for a slow reader."""
         ...
 
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:

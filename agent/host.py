@@ -21,7 +21,8 @@ from agent.link import open_channel
 from agent.rings import LOG_RUN, RunnerError
 from agent.rpc import Handler
 from agent.runner_link import RunnerLink
-from agent.streams import Channel, chunks, send_chunk, send_end, send_file
+from agent.streams import Channel, chunks, is_loopback, send_chunk, send_end, send_file
+from agent.tunnel import carry, hand_over
 from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample
 from domain.errors import (
     AgentUnavailable,
@@ -237,6 +238,8 @@ class Host:
                 return await self._download(link, arguments)
             case "archive":
                 return await self._archive(link, arguments)
+            case "tunnel":
+                return await self._tunnel(link, arguments)
             case other:
                 raise InvalidRequest(f"There is no transfer called '{other}'.")
 
@@ -294,6 +297,22 @@ class Host:
 
         self._transfer(channel, move())
         return {"stat": None}
+
+    async def _tunnel(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+        """To a port of the container: on one machine its socket itself, elsewhere its bytes."""
+        stream, sock = arguments["stream"], await link.connect_port(int(arguments["port"]))
+        try:
+            if is_loopback(str(stream["host"])) and hand_over(
+                str(arguments["handover"]), bytes(stream["ticket"]), sock
+            ):
+                sock.close()
+                return {}
+            channel = await open_channel(stream, self._tls)
+        except BaseException:
+            sock.close()
+            raise
+        self._transfer(channel, carry(channel, sock))
+        return {}
 
     def _transfer(self, channel: Channel, move: Awaitable[None]) -> None:
         """In the background; a transfer that breaks off is seen by the other side."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
@@ -20,7 +21,8 @@ from aiohttp import web
 from agent import pki, wire
 from agent.client import Download, FilePage, FileStat, KernelAddress
 from agent.rpc import Peer
-from agent.streams import TICKET_SECONDS, Channel, Landing, chunks, send_chunk, send_end
+from agent.streams import TICKET_SECONDS, Channel, Landing, PlainChannel, chunks, send_chunk, send_end
+from agent.tunnel import Handover, as_socket, streams_of
 from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Sample, Welcome
 from domain.errors import (
     AgentUnavailable,
@@ -85,6 +87,7 @@ class AgentHub:
         self._advertised_host = advertised_host or host
         self._callbacks = callbacks
         self._landing = Landing(host, data_port, tls)
+        self._handover = Handover(lambda ticket, sock: self._landing.landed(ticket, PlainChannel(sock)))
         self._peers: dict[AgentId, Peer] = {}
         self._pulls: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
@@ -95,6 +98,7 @@ class AgentHub:
     # -- the listener ----------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         await self._landing.start()
+        self._handover.start()
         app = web.Application(client_max_size=_MAX_JOIN_BYTES)
         app.add_routes(
             [
@@ -114,6 +118,7 @@ class AgentHub:
             await peer.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        self._handover.close()
         await self._landing.close()
         for task in list(self._background):
             task.cancel()
@@ -465,6 +470,28 @@ class AgentHub:
         if channel is None:
             raise TransferFailed
         return ChannelDownload(channel, FileStat(**answer["stat"]) if answer.get("stat") else None)
+
+    # -- tunnels ---------------------------------------------------------------------------------------------------------
+    async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
+        """A connected, non-blocking socket to a port inside the container; the caller closes it."""
+        with self._landing.expecting() as (ticket, landed):
+            arguments = {"op": "tunnel", "port": port, "handover": self._handover.name}
+            asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=CALL_SECONDS))
+            try:
+                await asked
+                async with asyncio.timeout(TICKET_SECONDS):  # the answer may come before the connection
+                    channel = await landed
+            except BaseException as error:
+                asked.cancel()
+                if isinstance(error, TimeoutError):
+                    raise AgentUnavailable("The session's host did not open the tunnel in time; ask again.") from None
+                if landed.done() and not landed.cancelled():
+                    await landed.result().close()
+                raise
+        return as_socket(channel, self._spawn)
+
+    async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await streams_of(await self.tunnel_socket(where, port))
 
     async def _open_stream(
         self, where: KernelAddress, arguments: dict[str, Any], ticket: bytes, *, seconds: float

@@ -39,6 +39,8 @@ def broken() -> TransferFailed:
 class Channel(Protocol):
     """One connection, either way of speaking. `send` and `receive_exactly` raise TransferFailed when the other side is gone."""
 
+    patience: float | None  #: a step that moves nothing for so many seconds has failed; None: it may wait for ever
+
     async def send(self, data: bytes | bytearray | memoryview) -> None: ...
     async def send_file(self, fd: int, offset: int, count: int) -> None: ...
     async def receive_exactly(self, count: int) -> bytes | bytearray: ...
@@ -87,9 +89,14 @@ class PlainChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
+        self.patience: float | None = STALL_SECONDS
+
+    @property
+    def socket(self) -> socket.socket:
+        return self._sock
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
-        await _moving(self._loop.sock_sendall(self._sock, data))
+        await _moving(self._loop.sock_sendall(self._sock, data), self.patience)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
         sent = 0
@@ -97,7 +104,7 @@ class PlainChannel:
             try:
                 done = os.sendfile(self._sock.fileno(), fd, offset + sent, count - sent)
             except BlockingIOError:
-                await _moving(_writable(self._loop, self._sock))
+                await _moving(_writable(self._loop, self._sock), self.patience)
                 continue
             except OSError:
                 raise broken() from None
@@ -109,7 +116,7 @@ class PlainChannel:
         buffer = bytearray(count)
         view, at = memoryview(buffer), 0
         while at < count:
-            got = await _moving(self._loop.sock_recv_into(self._sock, view[at:]))
+            got = await _moving(self._loop.sock_recv_into(self._sock, view[at:]), self.patience)
             if not got:
                 raise broken()
             at += got
@@ -123,13 +130,14 @@ class TlsChannel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.patience: float | None = STALL_SECONDS
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         # A transport whose other side has gone takes anything, and drops it.
         if self._writer.is_closing():
             raise broken()
         self._writer.write(bytes(data))
-        await _moving(self._writer.drain())
+        await _moving(self._writer.drain(), self.patience)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
         data = await asyncio.to_thread(os.pread, fd, count, offset)
@@ -139,7 +147,7 @@ class TlsChannel:
 
     async def receive_exactly(self, count: int) -> bytes:
         try:
-            return await _moving(self._reader.readexactly(count))
+            return await _moving(self._reader.readexactly(count), self.patience)
         except asyncio.IncompleteReadError:
             raise broken() from None
 
@@ -150,9 +158,9 @@ class TlsChannel:
                 await self._writer.wait_closed()
 
 
-async def _moving(step: Awaitable[T]) -> T:
+async def _moving(step: Awaitable[T], seconds: float | None) -> T:
     try:
-        async with asyncio.timeout(STALL_SECONDS):
+        async with asyncio.timeout(seconds):
             return await step
     except (OSError, TimeoutError):
         raise broken() from None
@@ -208,6 +216,14 @@ class Landing:
         for future in self._expected.values():
             future.cancel()
 
+    def landed(self, ticket: bytes, channel: Channel) -> bool:
+        """Give a connection to the one who waits for it; False when nobody does."""
+        future = self._expected.pop(ticket, None)
+        if future is None or future.done():
+            return False
+        future.set_result(channel)
+        return True
+
     @contextlib.contextmanager
     def expecting(self) -> Iterator[tuple[bytes, asyncio.Future[Channel]]]:
         """A ticket, good for one connection, and the future of that connection."""
@@ -248,11 +264,8 @@ class Landing:
             return
         finally:
             self._unknown -= 1
-        future = self._expected.pop(ticket, None)
-        if future is None or future.done():
+        if not self.landed(ticket, channel):
             await channel.close()
-            return
-        future.set_result(channel)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -291,5 +304,6 @@ def is_loopback(host: str) -> bool:
 
 def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # tunnels may be silent for long
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * CHUNK_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * CHUNK_BYTES)

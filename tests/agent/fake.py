@@ -5,8 +5,10 @@ Passes the same contract suite as the real one (tests/agent/contract.py), but fo
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from domain.errors import (
     FileNotFound,
     InvalidPath,
     MoorageError,
+    NothingListens,
     NotWaitingForInput,
     RunNotFound,
 )
@@ -81,6 +84,7 @@ class FakeAgent:
         self.script: list[Run] = []
         self.log = Run(mode="log")
         self.nothing_runs = False
+        self.ports: dict[int, int] = {}  #: of kernels, and where a test serves them
 
     def _asked(self, name: str, *arguments: Any) -> None:
         self.calls.append((name, *arguments))
@@ -272,6 +276,18 @@ class FakeAgent:
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         self._asked("statistics")
         return {"cpu_seconds": 1.5, "mem_bytes": 1 << 20, "pids": 3, "at": time.time()}
+
+    async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
+        """To a port of this machine that a test listens on."""
+        self._asked("tunnel_socket", where.kernel_id, port)
+        if port not in self.ports:
+            raise NothingListens
+        sock = socket.create_connection(("127.0.0.1", self.ports[port]))
+        sock.setblocking(False)
+        return sock
+
+    async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(sock=await self.tunnel_socket(where, port))
 
     async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
         self._asked("pull_image", agent_id, image)
