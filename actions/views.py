@@ -24,10 +24,28 @@ class KernelData:
     index: int
     agent: AgentId | None
     status: KernelState | None  #: as its host sees it; none before it has one
+    pending: bool  #: its host has not taken on yet what is wanted of it
 
     @classmethod
     def of(cls, k: SessionKernel) -> KernelData:
-        return cls(id=k.id, name=k.name, role=k.role, index=k.index, agent=k.agent_id, status=k.observed)
+        return cls(
+            id=k.id, name=k.name, role=k.role, index=k.index, agent=k.agent_id, status=k.observed, pending=k.pending
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleWarning:
+    """Why and when a session will be ended by an idle checker."""
+
+    checker: str  #: no_call, low_use, lifetime
+    reason: str
+    warned_at: datetime
+    due_at: datetime
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> IdleWarning:
+        times = {name: datetime.fromisoformat(stored[name]) for name in ("warned_at", "due_at")}
+        return cls(checker=stored["checker"], reason=stored["reason"], **times)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +99,7 @@ class SessionData:
     bytes_in: int
     bytes_out: int
     notices: tuple[Mapping[str, Any], ...]
+    idle_warning: IdleWarning | None = None  #: it will be ended, unless it is used
     kernels: tuple[KernelData, ...] = ()  #: the main one first
 
     @classmethod
@@ -133,6 +152,7 @@ class SessionData:
             bytes_in=s.bytes_in,
             bytes_out=s.bytes_out,
             notices=s.notices,
+            idle_warning=None if s.idle_warning is None else IdleWarning.of(s.idle_warning),
             kernels=tuple(KernelData.of(kernel) for kernel in s.kernels),
         )
 

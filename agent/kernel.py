@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from agent import cluster, runtime
 from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError, ImageConfig
+from agent.outputs import keep
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
 from agent.runs import Rings, Runs, follow
@@ -27,6 +28,7 @@ log = logging.getLogger("moorage.agent.kernel")
 T = TypeVar("T")
 
 READY_SECONDS: Final = 60.0
+_TELL_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 2.0, 5.0)
 _DEFAULT_MILLI_CPU: Final = 1000
 _DEFAULT_MIB: Final = 1024
@@ -90,6 +92,7 @@ class Kernel:
         self._finished = asyncio.Event()  #: the startup command has ended
         self._network_known: dict[str, Any] | None = None  #: what the container was told of its cluster
         self._telling: asyncio.Task[None] | None = None
+        self._off_network = False  #: no container of it is there any more, which nobody has been told yet
 
     def __repr__(self) -> str:
         return f"{self.state.kernel_id}/{self.state.attempt}"
@@ -114,7 +117,8 @@ class Kernel:
     def holds_network(self, session_id: str) -> bool:
         """Whether a container of this kernel is, or will be, on the network of this cluster session."""
         spec = self.state.spec
-        return spec is not None and spec.session_id == session_id and self.state.observed != KernelState.GONE
+        here = spec is not None and spec.session_id == session_id and self.state.observed != KernelState.GONE
+        return here and not self._off_network
 
     async def observe(self, observed: KernelState, **changes: Any) -> None:
         """Something new is true: remember it, then tell it, so that nothing is told that a crash can make untrue."""
@@ -129,6 +133,7 @@ class Kernel:
     def pursue(self, *, found: ContainerState | None = None, replaces: bool = False) -> None:
         """Begin to make true what is wanted, in place of what was being done. `found`: this container is there already."""
         before = self._task
+        self._off_network = False
         work = self._bring_up(found, replaces) if self.state.want == Want.RUN else self._take_down()
         if before is not None:
             before.cancel()
@@ -288,6 +293,7 @@ class Kernel:
     async def _boot(self) -> None:
         """The runner answers: bootstrap, then RUNNING, then the startup command."""
         link, spec, notices = self._linked(), self.spec, list(self.state.notices)
+        await self.network_told(_TELL_SECONDS)  # it may have changed while the container came up
         if spec.bootstrap_script:
             run = f"bootstrap-{self.state.attempt}"
             await link.bootstrap(spec.bootstrap_script, run=run)
@@ -326,6 +332,11 @@ class Kernel:
         """Kernels of its cluster came or went: its hosts file, its environment and the way to other hosts follow."""
         if self.spec.network is not None and (self._telling is None or self._telling.done()):
             self._telling = asyncio.create_task(self._tell_network(), name=f"network of {self}")
+
+    async def network_told(self, seconds: float) -> None:
+        """Wait until the container knows, but no longer than that."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling}, timeout=seconds)
 
     async def _tell_network(self) -> None:
         tries = 0
@@ -481,6 +492,7 @@ class Kernel:
         while True:
             try:
                 await self._remove_containers()
+                self._off_network = True
                 if self.state.spec is not None and self.state.spec.cluster is not None:
                     await self._house.release_network(self.id, self.state.spec.session_id)
                 break
@@ -488,9 +500,17 @@ class Kernel:
                 log.warning("%s: %s", self, error)
             await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
             tries += 1
+        if self.state.spec is not None and self.state.spec.outputs:
+            await self._keep_outputs(self.state.spec.outputs)
         await asyncio.to_thread(self.folders.discard, self._house.data_dir / "trash" / uuid4().hex)
         self.rings.close()
         await self.observe(KernelState.GONE, container_id=None)
+
+    async def _keep_outputs(self, patterns: Sequence[str]) -> None:
+        try:
+            await asyncio.to_thread(keep, self.folders.scratch, self.folders.results, patterns)
+        except OSError as error:  # the end of a session is not held up by its files
+            log.warning("%s: its results could not all be kept: %s", self, error)
 
     async def _remove_containers(self) -> None:
         """Everything of this kernel, whatever the attempt; the runner first ends what runs, within the grace."""

@@ -32,6 +32,7 @@ from domain.session import KernelState, Want
 log = logging.getLogger("moorage.agent.kernels")
 KEEP_SECONDS: Final = 7 * 86400.0
 _LOOK_SECONDS: Final = 10.0
+_TELL_SECONDS: Final = 2.0
 _PURGE_SECONDS: Final = 600.0
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -184,8 +185,12 @@ class Kernels:
                     changes |= {"want": Want.GONE}
                 case Step.TOMBSTONE:
                     changes |= {"want": Want.GONE, "observed": KernelState.GONE, "changed_at": self.now()}
-                case _ if spec is not None and request.want is Want.RUN:
-                    changes |= {"spec": spec}  # who belongs to its cluster may have changed
+                case _ if spec is not None and request.want is Want.RUN and state.want == Want.RUN:
+                    # Who belongs to its cluster has changed. Told first: who reads that the intent was taken on may
+                    # count on it, and one that was not is sent again.
+                    state.spec = changes["spec"] = spec
+                    kernel.tell_network()
+                    await kernel.network_told(_TELL_SECONDS)
                 case _:
                     pass
             await self.store.save(replace(state, **changes))
@@ -195,8 +200,6 @@ class Kernels:
             self.news()
             if step in (Step.START, Step.REPLACE, Step.REMOVE):
                 kernel.pursue(replaces=step is Step.REPLACE)
-            elif kernel.state.spec is not None and kernel.state.want == Want.RUN:
-                kernel.tell_network()
             return kernel.fact()
 
     # -- facts -----------------------------------------------------------------------------------------------------------

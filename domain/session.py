@@ -256,6 +256,7 @@ class SessionKernel:
     index: int = 1  #: counts from 1 within the role
     agent_id: AgentId | None = None
     observed: KernelState | None = None
+    pending: bool = False  #: what is wanted of it, or who its cluster's others are, has not reached its host yet
 
     @property
     def name(self) -> str:
@@ -322,3 +323,5 @@ class Session:
     #: all of the present attempt, the main one first, without those that were taken out of the cluster
     kernels: tuple[SessionKernel, ...] = ()
     notices: tuple[Mapping[str, Any], ...] = ()
+    #: {checker, reason, warned_at, due_at}: it will be ended then, unless it is used
+    idle_warning: Mapping[str, Any] | None = None

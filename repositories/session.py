@@ -38,7 +38,11 @@ _COLUMNS: Final = """
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
     s.outputs, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
-    s.main_kernel_id, k.agent_id, k.observed, c.members, a.slots AS occupied
+    s.main_kernel_id, k.agent_id, k.observed, k.seen_generation < k.generation AS pending,
+    c.members, a.slots AS occupied,
+    CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN (
+        SELECT jsonb_build_object('checker', i.checker, 'reason', i.reason, 'warned_at', i.warned_at, 'due_at', i.due_at)
+        FROM idle_warnings i WHERE i.session_id = s.id) END AS idle_warning
 """
 #: The main kernel says where the session is; what it holds is what the allocations say, of all its kernels.
 _FROM: Final = """
@@ -46,7 +50,8 @@ _FROM: Final = """
     JOIN projects p ON p.id = s.project_id
     LEFT JOIN kernels k ON k.id = s.main_kernel_id
     LEFT JOIN LATERAL (
-        SELECT jsonb_agg(jsonb_build_array(m.id, m.role, m.idx, m.agent_id, m.observed)
+        SELECT jsonb_agg(jsonb_build_array(m.id, m.role, m.idx, m.agent_id, m.observed,
+                m.seen_generation < m.generation)
             ORDER BY m.id <> s.main_kernel_id, m.role, m.idx) AS members
         FROM kernels m WHERE m.session_id = s.id AND m.attempt = s.attempt AND m.left_at IS NULL
     ) c ON s.cluster_size > 1
@@ -111,6 +116,7 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         failed=row["failed"],
         agent_lost=row["agent_lost"],
         notices=tuple(row["notices"]),
+        idle_warning=row["idle_warning"],
         created_at=row["created_at"],
         status_changed_at=row["status_changed_at"],
         started_at=row["started_at"],
@@ -129,9 +135,10 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
                 index=index,
                 agent_id=AgentId(agent_id) if agent_id else None,
                 observed=KernelState(observed) if observed else None,
+                pending=bool(pending),
             )
-            for kernel_id, role, index, agent_id, observed in row["members"]
-            or [(row["main_kernel_id"], "main", 1, row["agent_id"], row["observed"])]
+            for kernel_id, role, index, agent_id, observed, pending in row["members"]
+            or [(row["main_kernel_id"], "main", 1, row["agent_id"], row["observed"], row["pending"])]
         ),
     )
 

@@ -48,6 +48,7 @@ class Kernel(Model):
     index: int = 0
     agent: str | None = None
     status: str | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class SessionInfo(Model):
     bytes_in: int = 0
     bytes_out: int = 0
     notices: list[Notice] = field(default_factory=list)
+    idle_warning: dict[str, Any] | None = None
     kernels: list[Kernel] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from moorage._errors import WaitTimeout
 from moorage._models import SessionInfo
 from moorage.aio import _io
 from moorage.aio._transport import Transport
@@ -14,6 +16,11 @@ from moorage.results import RunResult
 
 #: Called with the kernel's name, `stdout` or `stderr`, and the text.
 OnOutput = Callable[[str, str, str], object]
+
+
+#: Statuses of kernels that will pass, and of sessions that are over.
+_COMING = (None, "PREPARING", "PULLING")
+_OVER = ("TERMINATING", "TERMINATED", "CANCELLED", "ERROR")
 
 
 class KernelHandle:
@@ -71,6 +78,19 @@ class SessionKernels:
     def kernel(self, name: str) -> KernelHandle:
         """One of its kernels, such as `worker1`. Asks nothing yet."""
         return KernelHandle(self._transport, self._base, self._owner, name)
+
+    async def wait_for_kernels(self, timeout: float | None = None) -> None:
+        """Until every kernel runs, or has ended, and knows the others. Raises `WaitTimeout`."""
+        deadline, pause = None if timeout is None else time.monotonic() + timeout, 0.05
+        while True:
+            await self.refresh()
+            waiting = [kernel.name for kernel in self.info.kernels if kernel.pending or kernel.status in _COMING]
+            if not waiting or self.info.status in _OVER:
+                return
+            if deadline is not None and time.monotonic() + pause > deadline:
+                raise WaitTimeout(f"Of the session {self.info.name}, {', '.join(waiting)} cannot be used yet.")
+            await _io.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
 
     async def run_on_all(
         self,

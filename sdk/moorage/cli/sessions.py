@@ -439,6 +439,9 @@ def modify_command(
     with connect() as client:
         found = client.sessions.get(session)
         found.modify(name=name, priority=priority, timeout=lifetime, tag=tag, cluster_size=cluster_size)
+        if cluster_size is not None:
+            with terminal.waiting(f"{found.name}: waiting for {cluster_size} kernels", shown=not as_json):
+                found.wait_for_kernels()
         _changed(found, as_json)
 
 
