@@ -71,6 +71,14 @@ from actions.lifecycle import (
     RestartSessionAction,
 )
 from actions.statistics import GetMetricsAction, GetTopAction
+from actions.usage import GetUsageAction
+from actions.watch import (
+    ExemptSessionAction,
+    GetAbusingReportAction,
+    GetWatchRulesAction,
+    SearchAbusingReportsAction,
+    SetWatchRulesAction,
+)
 
 __all__ = [
     "ACTIONS",
@@ -96,9 +104,11 @@ __all__ = [
     "DownloadFilesAction",
     "Effect",
     "ExecuteSessionAction",
+    "ExemptSessionAction",
     "FileUploadSpec",
     "FollowExecutionAction",
     "ForgetImageAction",
+    "GetAbusingReportAction",
     "GetAgentAction",
     "GetContainerLogsAction",
     "GetMetricsAction",
@@ -107,7 +117,9 @@ __all__ = [
     "GetStatusHistoryAction",
     "GetTaskAction",
     "GetTopAction",
+    "GetUsageAction",
     "GetUserAction",
+    "GetWatchRulesAction",
     "InterruptAction",
     "KillExecutionAction",
     "ListAgentsAction",
@@ -137,9 +149,11 @@ __all__ = [
     "Result",
     "Rules",
     "ScopeAction",
+    "SearchAbusingReportsAction",
     "SearchSessionsAction",
     "SessionAction",
     "SetQuotaAction",
+    "SetWatchRulesAction",
     "UploadFilesAction",
     "WhoAmIAction",
 ]

@@ -16,6 +16,7 @@ from manager.dependencies import Dependencies
 from manager.dispatcher import ConnectedAgents, Dispatcher
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
+from manager.idle import IdleCheckers
 from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
@@ -64,6 +65,7 @@ class Control:
         self.sequencer = Sequencer(database, herald)
         self.purger = Purger(database, keep=settings.keep, clock=clock)
         self.tails = Tails(database, agents, clock=clock)
+        self.idle_checkers = IdleCheckers(database, herald, clock=clock)
         tools = Tools(database=database, herald=herald, agents=agents, clock=clock, vault=vault)
         self.tasks = TaskLoop(tools, image_tasks.jobs(tools), manager_id=manager_id)
         self._wakes = (
@@ -89,6 +91,7 @@ class Control:
             self.purger,
             self.tasks,
             self.tails,
+            self.idle_checkers,
         )
 
     async def run(self) -> None:

@@ -80,7 +80,7 @@ class MetricsRepository:
             """
             SELECT k.id, k.session_id, k.role || k.idx AS name, k.agent_id, k.observed, k.slots
             FROM kernels k JOIN sessions s ON s.id = k.session_id
-            WHERE k.session_id = ANY($1::uuid[]) AND (NOT $2 OR k.attempt = s.attempt)
+            WHERE k.session_id = ANY($1::uuid[]) AND (NOT $2 OR (k.attempt = s.attempt AND k.left_at IS NULL))
             ORDER BY k.session_id, k.attempt DESC, k.id <> s.main_kernel_id, k.idx
             """,
             list(sessions),

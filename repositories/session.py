@@ -400,6 +400,20 @@ class SessionRepository:
         )
         return [dict(row) for row in rows]
 
+    async def ended_kernel(
+        self, session_id: SessionId, attempt: int | None
+    ) -> tuple[KernelId, AgentId, int] | None:
+        """The main kernel, and its host, of the last attempt of which nothing is left but its output, or of this one."""
+        row = await self._connection.fetchrow(
+            """
+            SELECT id, agent_id, attempt FROM kernels WHERE session_id = $1 AND role = 'main' AND observed = 'GONE'
+                AND agent_id IS NOT NULL AND ($2::bigint IS NULL OR attempt = $2) ORDER BY attempt DESC LIMIT 1
+            """,
+            session_id,
+            attempt,
+        )
+        return None if row is None else (KernelId(row["id"]), AgentId(row["agent_id"]), row["attempt"])
+
     async def kernels(self, session: Session) -> list[dict[str, Any]]:
         """What there is to say of the present attempt's kernels."""
         rows = await self._connection.fetch(

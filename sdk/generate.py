@@ -130,6 +130,7 @@ def errors() -> str:
 
 #: The SDK's name of a schema, what it is, and the fields that every server sends; others may be missing.
 MODELS = {
+    "IdleWarning": ("IdleWarning", "Why and when a session will be ended, unless it is used.", {"checker", "due_at"}),
     "KernelData": ("Kernel", "One container of a session.", {"id", "name"}),
     "SessionData": ("SessionInfo", "A session as it was when the server answered.", {"id", "name", "status"}),
     "ExecutionData": ("RunInfo", "An execution, without its output.", {"run_id", "status"}),
@@ -160,6 +161,15 @@ MODELS = {
     "TopSession": ("TopSession", "A session that holds something, and what it uses of it.", {"session_id", "name"}),
     "TopHost": ("TopHost", "A host: what it offers, and what sessions hold of it.", {"agent"}),
     "Top": ("Top", "Who holds and who uses what.", set()),
+    "Check": (
+        "AbuseCheck",
+        "What one rule says of a session: `evidence` holds figures, times and thresholds.",
+        {"rule", "fired"},
+    ),
+    "AbuseReport": ("AbuseReport", "What every rule says of one session.", {"session_id", "name"}),
+    "UsageRow": ("UsageRow", "Hours that one group held.", {"key"}),
+    "Usage": ("Usage", "Hours of what was held within a range, by group.", {"since", "until"}),
+    "WatchRules": ("WatchRules", "Thresholds of abuse rules and idle checkers.", set()),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

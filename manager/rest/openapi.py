@@ -20,6 +20,7 @@ from actions.administration import JoinToken, WhoAmI
 from actions.base import BatchAction, Effect, SessionAction
 from actions.execution import ReadExecutionAction
 from actions.files import FileList, FileManaged, FilesResult
+from actions.watch import AbuseReport, WatchRules
 from domain.errors import MoorageError, all_errors
 from manager.processor import answer_type
 from manager.rest.exchange import OWNER
@@ -112,9 +113,12 @@ _OWN_QUERY: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "binary": ({"type": "boolean"}, "stdout and stderr as base64, to the byte."),
     "follow": ({"type": "boolean"}, "Go on until the end, as it comes."),
     "mode": ({"type": "string", "pattern": "^0?[0-7]{3}$"}, "Permission bits, octal."),
+    "format": ({"type": "string", "enum": ["json", "csv"]}, "json, or a table for spreadsheets."),
     "kernel": ({"type": "string"}, "Of a cluster, the kernel that is meant: worker1. The main one when left out."),
     "all": ({"type": "boolean"}, "Taken for compatibility; the list is whole in any case."),
 }
+#: Answers that are shown as they are, though a field of theirs is called like what others show alone.
+_WHOLE: Final = (WhoAmI, AbuseReport, WatchRules)
 _ANYWHERE: Final = ("internal", "database_unavailable", "too_many_requests", "unauthenticated")
 _OF_BODY: Final = ("invalid_request", "invalid_json", "request_too_large", "unsupported_media_type")
 
@@ -262,7 +266,7 @@ def _shown(route: Route) -> Any:
     hints = get_type_hints(answer)
     alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task"}
     alone |= {"status_history", "statistics"}
-    if answer is not WhoAmI and (names := [name for name in hints if name in alone]):
+    if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
     return answer
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 import actions as a
 from actions.base import Action
-from manager.rest import answers, executions, files, information, streams
+from manager.rest import answers, executions, files, information, reports, streams
 from manager.rest.exchange import Exchange, decode_segment
 from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
 
@@ -120,6 +120,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/restart", a.RestartSessionAction, answer=session_data, settles=True, etag=True),
     _row("GET", f"{_S}/status-history", a.GetStatusHistoryAction, answer=attrgetter("status_history")),
     _row("GET", f"{_S}/metrics", a.GetMetricsAction),
+    _row("GET", f"{_S}/abusing-report", a.GetAbusingReportAction),
+    _row("POST", f"{_S}/exempt", a.ExemptSessionAction, answer=session_data, etag=True),
     _row("GET", f"{_S}/statistics", a.GetStatisticsAction, answer=lambda r: answers.in_iso(r.statistics)),
     _row("GET", f"{_S}/logs", a.GetContainerLogsAction, handler=information.logs, media=("text/plain",), head=False),
     # executions
@@ -151,6 +153,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("DELETE", "/v1/tasks/{task}", a.CancelTaskAction, answer=attrgetter("task")),
     _row("GET", "/v1/tasks/{task}/events", a.GetTaskAction, handler=streams.task_events, media=(SSE,), head=False),
     _row("GET", "/v1/top", a.GetTopAction),
+    _row("GET", "/v1/abusing-reports", a.SearchAbusingReportsAction, answer=page),
+    _row("GET", "/v1/policies/watch", a.GetWatchRulesAction),
+    _row("PUT", "/v1/policies/watch", a.SetWatchRulesAction, rename={"rules": "settings"}),
+    _row("GET", "/v1/usage", a.GetUsageAction, handler=reports.usage, query=("format",),
+         media=("application/json", "text/csv")),
     # who may ask
     _row("GET", "/v1/whoami", a.WhoAmIAction, answer=answers.who_am_i),
     _row("GET", "/v1/users", a.ListUsersAction, answer=page),

@@ -12,11 +12,14 @@ from moorage._models_base import Convert, Model, many, when
 from moorage._models_open import Agent, HistoryEntry, Notice, Progress
 
 __all__ = [
+    "AbuseCheck",
+    "AbuseReport",
     "Agent",
     "Completions",
     "Event",
     "FileStat",
     "HistoryEntry",
+    "IdleWarning",
     "Image",
     "Kernel",
     "KernelMetrics",
@@ -33,9 +36,24 @@ __all__ = [
     "TopHost",
     "TopSession",
     "TransitOutcome",
+    "Usage",
+    "UsageRow",
     "User",
+    "WatchRules",
     "WhoAmI",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleWarning(Model):
+    """Why and when a session will be ended, unless it is used."""
+
+    checker: str
+    reason: str = ""
+    warned_at: datetime | None = None
+    due_at: datetime
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"warned_at": when, "due_at": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +120,7 @@ class SessionInfo(Model):
     bytes_in: int = 0
     bytes_out: int = 0
     notices: list[Notice] = field(default_factory=list)
-    idle_warning: dict[str, Any] | None = None
+    idle_warning: IdleWarning | None = None
     kernels: list[Kernel] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {
@@ -114,6 +132,7 @@ class SessionInfo(Model):
         "expires_at": when,
         "last_activity_at": when,
         "notices": many(Notice.from_json),
+        "idle_warning": IdleWarning.from_json,
         "kernels": many(Kernel.from_json),
     }
 
@@ -360,6 +379,72 @@ class Top(Model):
         "sessions": many(TopSession.from_json),
         "hosts": many(TopHost.from_json),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbuseCheck(Model):
+    """What one rule says of a session: `evidence` holds figures, times and thresholds."""
+
+    rule: str
+    fired: bool
+    explanation: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbuseReport(Model):
+    """What every rule says of one session."""
+
+    session_id: str
+    name: str
+    owner: str = ""
+    project: str = ""
+    status: str = ""
+    checked_at: datetime | None = None
+    abusive: bool = False
+    checks: list[AbuseCheck] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"checked_at": when, "checks": many(AbuseCheck.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow(Model):
+    """Hours that one group held."""
+
+    key: str
+    name: str = ""
+    sessions: int = 0
+    cpu_hours: float = 0.0
+    mem_gib_hours: float = 0.0
+    gpu_hours: float = 0.0
+    other_hours: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage(Model):
+    """Hours of what was held within a range, by group."""
+
+    since: datetime
+    until: datetime
+    by: str = ""
+    rows: list[UsageRow] = field(default_factory=list)
+    total: UsageRow | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "since": when,
+        "until": when,
+        "rows": many(UsageRow.from_json),
+        "total": UsageRow.from_json,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRules(Model):
+    """Thresholds of abuse rules and idle checkers."""
+
+    project: str | None = None
+    rules: dict[str, dict[str, float]] = field(default_factory=dict)
+    changed: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Reports": {
         "stats": ("reports", "Show what a session uses, live or as a chart."),
         "top": ("reports", "Show who holds and who uses which CPU, memory and GPU."),
+        "abuse-report": ("reports", "Say whether a session wastes or harms what is shared."),
     },
     "Files": {
         "cp": ("files", "Copy files to and from a session."),
@@ -69,7 +70,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if module := COMMANDS.get(cmd_name):
-            found = getattr(import_module(f"moorage.cli.{module}"), f"{cmd_name}_command")
+            found = getattr(import_module(f"moorage.cli.{module}"), f"{cmd_name.replace('-', '_')}_command")
             assert isinstance(found, click.Command)
             return found
         entries = server_entries()

@@ -9,6 +9,7 @@ import click
 
 from moorage._models_base import Model
 from moorage.cli import terminal
+from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
 from moorage.cli.terminal import connect, details, json_option, print_json, table
@@ -28,6 +29,10 @@ class Forgiving(click.Group):
 @click.group("admin", cls=Forgiving)
 def admin_command() -> None:
     """Users, keypairs, projects, images, agents, and everybody's sessions."""
+
+
+admin_command.add_command(usage_command)
+admin_command.add_command(watch_command)
 
 
 def show_list(found: Sequence[Model], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:

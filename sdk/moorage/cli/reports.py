@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,16 @@ from moorage.cli.sessions import find
 from moorage.cli.terminal import connect, json_option, note, print_json, session_argument, table
 
 if TYPE_CHECKING:
-    from moorage._models import KernelMetrics, Metrics, Top, TopSession
+    from moorage._models import (
+        AbuseReport,
+        KernelMetrics,
+        Metrics,
+        Top,
+        TopSession,
+        Usage,
+        UsageRow,
+        WatchRules,
+    )
     from moorage.sync import Session
 
 _HEADERS = ["KERNEL", "CPU", "MEM", "DISK", "NET IN/s", "NET OUT/s", "READ/s", "WRITE/s", "PIDS", "GPU", "GPU MEM"]
@@ -180,3 +191,162 @@ def _top_row(row: TopSession) -> list[object]:
 
 def _used(used: float | None, held: float | None, form: str) -> str:
     return f"{'-' if used is None else form.format(used)} of {held or 0:g}"
+
+
+# -- abuse ---------------------------------------------------------------------------------------------------------------
+@click.command("abuse-report")
+@click.argument("session", type=terminal.SESSION, required=False)
+@click.option("-a", "--all", "everybodys", is_flag=True, help="Everybody's running sessions; for administrators.")
+@click.option("--project", help="With --all: only of this project.")
+@click.option("-v", "--verbose", is_flag=True, help="Also the rules that found nothing.")
+@json_option
+def abuse_report_command(
+    session: str | None, everybodys: bool, project: str | None, verbose: bool, as_json: bool
+) -> None:
+    """Say whether a session wastes or harms what is shared, rule by rule, with the figures. Exit code 1 if one fired."""
+    if (session is None) is not everybodys:
+        raise click.UsageError("Name a session, or say --all.")
+    with connect() as client:
+        if session is not None:
+            reports = [find(client, session).abuse_report()]
+        else:
+            reports = client.abuse_reports(project=project, quiet=verbose)
+    if as_json:
+        found = [report.to_json() for report in reports]
+        print_json(found if everybodys else found[0])
+    else:
+        _show_reports(reports, verbose=verbose, alone=session is not None)
+    if session is not None and reports[0].abusive:
+        raise click.exceptions.Exit(1)
+
+
+def _show_reports(reports: Sequence[AbuseReport], *, verbose: bool, alone: bool) -> None:
+    rows = [
+        [report.name, report.owner, "FIRED" if check.fired else "silent", check.rule, check.explanation]
+        for report in reports
+        for check in report.checks
+        if check.fired or verbose
+    ]
+    if alone:
+        rows = [row[2:] for row in rows]
+    headers = ["", "RULE", "WHY"] if alone else ["SESSION", "OWNER", "", "RULE", "WHY"]
+    empty = f"{reports[0].name}: no rule has fired ('-v' shows what they say)." if alone else "No rule has fired."
+    table(headers, rows, empty=empty)
+
+
+# -- for administrators --------------------------------------------------------------------------------------------------
+@click.command("usage")
+@click.option(
+    "--by", type=click.Choice(["user", "project", "session", "host", "day", "total"]), default="user", show_default=True
+)
+@click.option("--since", metavar="TIME", help="From then on (2026-03-01, or with a time). [default: 30 days ago]")
+@click.option("--until", metavar="TIME", help="Up to then. [default: now]")
+@click.option("--user", metavar="EMAIL", help="Only of this user.")
+@click.option("--project", help="Only of this project.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for spreadsheets.")
+@json_option
+def usage_command(
+    by: str, since: str | None, until: str | None, user: str | None, project: str | None, as_csv: bool, as_json: bool
+) -> None:
+    """Show CPU-, memory- and GPU-hours that were held: exactly, whether they were used or not."""
+    with connect() as client:
+        found = client.usage(by=by, since=_moment(since), until=_moment(until), user=user, project=project)
+    if as_json:
+        print_json(found.to_json())
+    elif as_csv:
+        _print_csv(found)
+    else:
+        total = [] if found.total is None or by == "total" else [["", "", "", "", ""], _usage_row(found.total)]
+        headers = [by.upper(), "SESSIONS", "CPU HOURS", "MEM GiB HOURS", "GPU HOURS"]
+        rows = [_usage_row(row) for row in found.rows]
+        table(headers, [*rows, *total] if rows else [], empty="Nothing was held in this time.")
+        note(f"{terminal.local_time(found.since)} to {terminal.local_time(found.until)}")
+
+
+def _usage_row(row: UsageRow) -> list[object]:
+    hours = (f"{value:,.2f}" for value in (row.cpu_hours, row.mem_gib_hours, row.gpu_hours))
+    return [row.name, row.sessions, *hours]
+
+
+def _print_csv(usage: Usage) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["name", "sessions", "cpu_hours", "mem_gib_hours", "gpu_hours"])
+    for row in usage.rows:
+        name = f"'{row.name}" if row.name.startswith(("=", "+", "-", "@", "\t", "\r")) else row.name
+        hours = (f"{value:.6f}" for value in (row.cpu_hours, row.mem_gib_hours, row.gpu_hours))
+        writer.writerow([name, row.sessions, *hours])
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Without a zone it is this machine's."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"'{text}' is no time; write 2026-03-01 or 2026-03-01T12:00.") from None
+    return moment if moment.tzinfo else moment.astimezone()
+
+
+@click.group("watch")
+def watch_command() -> None:
+    """Thresholds of abuse rules and idle checkers, and sessions that are left in peace."""
+
+
+@watch_command.command("show")
+@click.option("--project", help="As they hold for this project.")
+@json_option
+def watch_show(project: str | None, as_json: bool) -> None:
+    """Show every rule with its settings; * marks what was changed."""
+    with connect() as client:
+        _show_rules(client.watch_rules(project=project), as_json)
+
+
+@watch_command.command("set")
+@click.argument("settings", nargs=-1, metavar="RULE.SETTING=VALUE...")
+@click.option("--project", help="For this project only.")
+@click.option("--reset", is_flag=True, help="First take back what was set here.")
+@json_option
+def watch_set(settings: tuple[str, ...], project: str | None, reset: bool, as_json: bool) -> None:
+    """Change settings: 'cpu_idle.max_share=0.05', 'idle_no_call.enabled=1', 'gpu_idle.window_seconds=900'."""
+    rules: dict[str, dict[str, float]] = {}
+    for setting in settings:
+        name, found, value = setting.partition("=")
+        rule, dot, key = name.partition(".")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not (found and dot and key) or number != number:
+            raise click.UsageError(
+                f"'{setting}' is not of the form RULE.SETTING=VALUE, such as cpu_idle.max_share=0.05."
+            )
+        rules.setdefault(rule, {})[key] = number
+    with connect() as client:
+        _show_rules(client.set_watch_rules(rules, project=project, reset=reset), as_json)
+
+
+def _show_rules(found: WatchRules, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+        return
+    rows = [
+        [rule, name, f"{value:g}" + (" *" if name in found.changed.get(rule, {}) else "")]
+        for rule, values in found.rules.items()
+        for name, value in values.items()
+    ]
+    table(["RULE", "SETTING", "VALUE"], rows, empty="")
+
+
+@watch_command.command("exempt")
+@session_argument
+@click.option("--reason", default="", help="Why.")
+@click.option("--no", "again", is_flag=True, help="Let idle checkers end it again.")
+@json_option
+def watch_exempt(session: str, reason: str, again: bool, as_json: bool) -> None:
+    """Keep idle checkers from ending a session."""
+    with connect() as client:
+        info = client.sessions.get(session).exempt(not again, reason=reason)
+    print_json(info.to_json()) if as_json else click.echo(info.name)

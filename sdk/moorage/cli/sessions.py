@@ -229,6 +229,8 @@ def session_row(info: SessionInfo) -> list[object]:
     remark = info.status_reason or ""
     if info.agent_lost:
         remark = "its host does not answer"
+    elif info.idle_warning is not None:
+        remark = f"ends {terminal.due_in(info.idle_warning.due_at)}: {info.idle_warning.reason}"
     elif info.status in FINAL and info.exit_code not in (None, 0):
         remark = f"exit code {info.exit_code}" + (f", {remark}" if remark else "")
     cells = [slots.get("cpu"), terminal.memory(slots.get("mem")), slots.get("gpu")]
@@ -270,6 +272,8 @@ def info_command(session: str, as_json: bool) -> None:
             "started": shown(info.started_at),
             "ended": shown(info.ended_at),
             "ends": shown(info.expires_at) if info.status not in FINAL else None,
+            "warning": info.idle_warning
+            and f"ends {terminal.due_in(info.idle_warning.due_at)} unless it is used: {info.idle_warning.reason}",
             "last used": shown(info.last_activity_at),
             "executions": info.execution_count,
             "bytes in": terminal.size(info.bytes_in),

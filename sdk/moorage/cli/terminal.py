@@ -185,6 +185,12 @@ def age(moment: datetime | None) -> str:
     return span((datetime.now(UTC) - moment).total_seconds()).partition(" ")[0]
 
 
+def due_in(moment: datetime) -> str:
+    """in 4m 10s, or now"""
+    left = (moment - datetime.now(UTC)).total_seconds()
+    return f"in {span(left)}" if left > 1 else "now"
+
+
 def local_time(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 

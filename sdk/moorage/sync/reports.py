@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from moorage import _wire
-from moorage._models import Metrics, Top
-from moorage.sync._transport import Transport
+from moorage._models import AbuseReport, Metrics, SessionInfo, Top, Usage, WatchRules
+from moorage.sync._transport import Transport, decoded
 
 
 class SessionReports:
@@ -36,9 +37,19 @@ class SessionReports:
 
         `range` and `step` in seconds or as "15m", "6h", "7d"; about 120 points when no step is given.
         """
-        end = until.isoformat() if isinstance(until, datetime) else until
-        params = {**self._owner, **_wire.query(range=_span(range), step=_span(step), until=end, kernel=kernel)}
+        asked = _wire.query(range=_span(range), step=_span(step), until=_time(until), kernel=kernel)
+        params = {**self._owner, **asked}
         return Metrics.from_json(self._transport.get(f"{self._base}/metrics", **params))
+
+    def abuse_report(self) -> AbuseReport:
+        """Whether it wastes or harms what is shared, rule by rule, with figures, times and thresholds."""
+        return AbuseReport.from_json(self._transport.get(f"{self._base}/abusing-report", **self._owner))
+
+    def exempt(self, exempt: bool = True, *, reason: str = "") -> SessionInfo:
+        """Keep idle checkers from ending it, or let them again; for administrators."""
+        fields = {"exempt": exempt, "reason": reason}
+        answer = self._transport.request("POST", f"{self._base}/exempt", params=self._owner, json=fields)
+        return SessionInfo.from_json(decoded(answer))
 
 
 class ClientReports:
@@ -50,6 +61,45 @@ class ClientReports:
         """Who holds and who uses what now; `all` is everybody, for administrators. `sort`: cpu, mem, gpu or held."""
         params = _wire.query(all=all or None, sort=sort)
         return Top.from_json(self._transport.get(_wire.path("top"), **params))
+
+    def abuse_reports(self, *, project: str | None = None, quiet: bool = False) -> list[AbuseReport]:
+        """Of everybody's running sessions, where a rule has fired; `quiet`: also of the others. For administrators."""
+        pages = self._transport.pages(_wire.path("abusing-reports"), project=project, quiet=quiet or None)
+        return [AbuseReport.from_json(item) for item in pages]
+
+    def usage(
+        self,
+        *,
+        by: str = "user",
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        user: str | None = None,
+        project: str | None = None,
+    ) -> Usage:
+        """CPU-, memory- and GPU-hours that were held, exactly, by user, project, session, host or day.
+
+        One's own; for administrators everybody's. By default of the last 30 days.
+        """
+        params = _wire.query(by=by, since=_time(since), until=_time(until), user=user, project=project)
+        return Usage.from_json(self._transport.get(_wire.path("usage"), **params))
+
+    def watch_rules(self, *, project: str | None = None) -> WatchRules:
+        """The thresholds of abuse rules and idle checkers, for all or for one project."""
+        params = _wire.query(project=project)
+        return WatchRules.from_json(self._transport.get(_wire.path("policies", "watch"), **params))
+
+    def set_watch_rules(
+        self, rules: Mapping[str, Mapping[str, float]], *, project: str | None = None, reset: bool = False
+    ) -> WatchRules:
+        """Change some of them, such as {"cpu_idle": {"max_share": 0.05}}; for administrators."""
+        fields = _wire.body(rules={name: dict(values) for name, values in rules.items()}, project=project)
+        address = _wire.path("policies", "watch")
+        answer = self._transport.request("PUT", address, json={**fields, "reset": reset})
+        return WatchRules.from_json(decoded(answer))
+
+
+def _time(value: datetime | str | None) -> str | None:
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _span(value: str | float | None) -> str | None:

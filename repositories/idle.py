@@ -1,0 +1,168 @@
+"""Idle checkers' view of running sessions, and the warnings that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from domain.idle import Checker, IdleFacts, Verdict, Warned
+from domain.ids import SessionId
+from domain.session import SessionTypes
+from domain.watch import Window
+from repositories.database import Connection
+from repositories.metrics import KernelRow, MetricsRepository
+from repositories.transit import Cause, emit
+from repositories.watch import WatchRepository, settings_of, window
+
+CAUSE = Cause(by="idle checker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A running session with its facts, and the thresholds of its project."""
+
+    facts: IdleFacts
+    settings: Mapping[str, Mapping[str, float]]
+    name: str
+    user_id: UUID
+    domain: str
+
+
+async def candidates(
+    connection: Connection, *, now: datetime, only: Collection[SessionId] | None = None
+) -> list[Candidate]:
+    """Every running session; or those of `only`, as they are at this moment."""
+    rows = await connection.fetch(
+        """
+        SELECT s.id, s.name, s.user_id, s.domain, s.project_id, s.session_type, s.started_at, s.last_activity_at,
+            s.timeout_seconds, s.expires_at, (to_jsonb(s) ->> 'idle_timeout_seconds')::double precision AS idle_timeout_seconds,
+            x.session_id IS NOT NULL AS exempt,
+            w.checker, w.warned_at, w.due_at,
+            EXISTS (SELECT FROM executions e WHERE e.session_id = s.id AND e.status = 'running') AS busy
+        FROM sessions s
+        LEFT JOIN idle_exemptions x ON x.session_id = s.id LEFT JOIN idle_warnings w ON w.session_id = s.id
+        WHERE s.status IN ('RUNNING', 'RUNNING_DEGRADED') AND s.started_at IS NOT NULL
+            AND ($1::uuid[] IS NULL OR s.id = ANY($1)) ORDER BY s.id
+        """,
+        None if only is None else list(only),
+    )
+    stored = await WatchRepository(connection, now=now).stored()
+    settings = {row["project_id"]: settings_of(stored, row["project_id"]) for row in rows}
+    lengths = {
+        row["id"]: settings[row["project_id"]]["idle_low_use"]["window_seconds"]
+        for row in rows
+        if settings[row["project_id"]]["idle_low_use"]["enabled"]
+    }
+    figures = await _figures(connection, lengths, now)
+    return [
+        Candidate(
+            facts=_facts(row, *figures.get(row["id"], ((), None))),
+            settings=settings[row["project_id"]],
+            name=row["name"],
+            user_id=row["user_id"],
+            domain=row["domain"],
+        )
+        for row in rows
+    ]
+
+
+async def _figures(
+    connection: Connection, lengths: Mapping[UUID, float], now: datetime
+) -> dict[UUID, tuple[Sequence[KernelRow], Window]]:
+    metrics = MetricsRepository(connection)
+    kernels = await metrics.kernels(list(lengths), present_only=True) if lengths else []
+    found: dict[UUID, tuple[Sequence[KernelRow], Window]] = {}
+    for length in set(lengths.values()):
+        ids = {session_id for session_id, own in lengths.items() if own == length}
+        of_these = [kernel for kernel in kernels if kernel.session_id in ids]
+        sums = await metrics.sums([k.id for k in of_these], since=now - timedelta(seconds=length), until=now)
+        for session_id in ids:
+            own_kernels = [kernel for kernel in of_these if kernel.session_id == session_id]
+            found[session_id] = own_kernels, window(own_kernels, sums, length, now)
+    return found
+
+
+def _facts(row: Mapping[str, Any], kernels: Sequence[KernelRow], used: Window | None) -> IdleFacts:
+    warned = None
+    if row["checker"] is not None:
+        warned = Warned(checker=Checker(row["checker"]), warned_at=row["warned_at"], due_at=row["due_at"])
+    return IdleFacts(
+        session_id=SessionId(row["id"]),
+        session_type=SessionTypes(row["session_type"]),
+        started_at=row["started_at"],
+        used_at=max(row["started_at"], row["last_activity_at"] or row["started_at"]),
+        busy=row["busy"],
+        idle_timeout_seconds=row["idle_timeout_seconds"],
+        timeout_seconds=row["timeout_seconds"],
+        expires_at=row["expires_at"],
+        exempt=row["exempt"],
+        held_cpu=sum(kernel.slots.get("cpu", 0) for kernel in kernels) / 1000,
+        held_gpus=sum(kernel.slots.get("gpu", 0) for kernel in kernels),
+        window=used,
+        warned=warned,
+    )
+
+
+async def lock(connection: Connection, sessions: Collection[SessionId]) -> list[SessionId]:
+    """In the order of their ids; one that somebody else holds is looked at again soon."""
+    rows = await connection.fetch(
+        "SELECT id FROM sessions WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED", list(sessions)
+    )
+    return [SessionId(row["id"]) for row in rows]
+
+
+async def warn(
+    connection: Connection, candidate: Candidate, verdict: Verdict, *, due_at: datetime, now: datetime
+) -> None:
+    """On the session, and as the event session.idle_warning; once for each cause."""
+    await connection.execute(
+        """
+        INSERT INTO idle_warnings (session_id, checker, reason, warned_at, due_at) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (session_id) DO UPDATE SET checker = excluded.checker, reason = excluded.reason,
+            warned_at = excluded.warned_at, due_at = excluded.due_at
+        """,
+        candidate.facts.session_id,
+        str(verdict.checker),
+        verdict.reason,
+        now,
+        due_at,
+    )
+    data = {
+        "checker": str(verdict.checker),
+        "reason": verdict.reason,
+        "due_at": due_at.isoformat(),
+        "seconds_left": round((due_at - now).total_seconds(), 1),
+    }
+    await _tell(connection, "session.idle_warning", candidate, data, now)
+
+
+async def clear(connection: Connection, candidate: Candidate, *, now: datetime) -> None:
+    """It is used again, or left in peace."""
+    await connection.execute("DELETE FROM idle_warnings WHERE session_id = $1", candidate.facts.session_id)
+    await _tell(connection, "session.idle_cleared", candidate, {}, now)
+
+
+async def forget_ended(connection: Connection) -> None:
+    """What has ended, or begins anew, has no warning any more."""
+    await connection.execute(
+        """
+        DELETE FROM idle_warnings w USING sessions s
+        WHERE s.id = w.session_id AND s.status NOT IN ('RUNNING', 'RUNNING_DEGRADED')
+        """
+    )
+
+
+async def _tell(connection: Connection, type: str, candidate: Candidate, data: dict[str, Any], now: datetime) -> None:
+    await emit(
+        connection,
+        type,
+        now=now,
+        cause=CAUSE,
+        session_id=candidate.facts.session_id,
+        user_id=candidate.user_id,
+        domain=candidate.domain,
+        data={"name": candidate.name, **data},
+    )
