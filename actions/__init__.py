@@ -51,6 +51,7 @@ from actions.files import (
     ManageFilesAction,
     UploadFilesAction,
 )
+from actions.graph import DownloadResultsAction, GetDependencyGraphAction
 from actions.information import (
     CancelTaskAction,
     GetContainerLogsAction,
@@ -102,6 +103,7 @@ __all__ = [
     "DestroySessionAction",
     "DownloadFileAction",
     "DownloadFilesAction",
+    "DownloadResultsAction",
     "Effect",
     "ExecuteSessionAction",
     "ExemptSessionAction",
@@ -111,6 +113,7 @@ __all__ = [
     "GetAbusingReportAction",
     "GetAgentAction",
     "GetContainerLogsAction",
+    "GetDependencyGraphAction",
     "GetMetricsAction",
     "GetSessionInfoAction",
     "GetStatisticsAction",

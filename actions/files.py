@@ -127,7 +127,7 @@ class Stream(Result):
         return b"".join([chunk async for chunk in self.chunks()])
 
 
-def _stream(call: Remote, session: Session, download: Download) -> Stream:
+def counted_stream(call: Remote, session: Session, download: Download) -> Stream:
     async def counted(sent: int) -> None:
         await _count(call, session, bytes_out=sent)
 
@@ -147,7 +147,7 @@ class DownloadFileAction(SessionAction[Remote, Stream]):
         download = await call.agents.download(
             kernel_of(session, self.kernel), checked_path(self.path), offset=self.offset, length=self.length
         )
-        return _stream(call, session, download)
+        return counted_stream(call, session, download)
 
 
 @action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
@@ -159,7 +159,7 @@ class DownloadFilesAction(SessionAction[Remote, Stream]):
 
     async def run(self, call: Remote, session: Session, /) -> Stream:
         paths = [checked_path(path) for path in self.paths]
-        return _stream(call, session, await call.agents.archive(kernel_of(session, self.kernel), paths))
+        return counted_stream(call, session, await call.agents.archive(kernel_of(session, self.kernel), paths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from uuid import UUID
 
-from agent.wire import Fact, KernelSpec, RunRead
+from agent.wire import Fact, KernelSpec, RunRead, ServiceFact, ServiceSpec
 from domain.ids import AgentId, KernelId, RunId
 
 
@@ -127,6 +128,21 @@ class AgentClient(Protocol):
         """A tar stream of files and folders; links stay links."""
         ...
 
+    async def results(self, where: KernelAddress) -> Download:
+        """A tar stream of what is kept of a kernel that is gone. Raises ResultsNotFound when there is nothing."""
+        ...
+
+    async def start_service(self, where: KernelAddress, spec: ServiceSpec) -> ServiceFact:
+        """Start a program and wait for its first answer; asked again for the same generation, wait for the same start.
+
+        ServiceEnded, ServiceSilent or PortConflict when that fails; nothing is left of it then.
+        """
+        ...
+
+    async def stop_service(self, where: KernelAddress, name: str) -> None:
+        """SIGTERM, then SIGKILL; nothing happens when there is no such service."""
+        ...
+
     async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
         """A connection to a port inside the container, as a non-blocking socket that the caller closes.
 
@@ -142,6 +158,33 @@ class AgentClient(Protocol):
         """{cpu_seconds, mem_bytes, mem_peak_bytes, pids, oom_kills, disk_bytes, ...}, from the cgroup's own files."""
         ...
 
-    def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
-        """Progress {current, total, message} until the image is there."""
+    def pull_image(
+        self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Progress {current, total, message} until the image is there. `auth` is {username, password}."""
+        ...
+
+    def push_image(
+        self, agent_id: AgentId, job: UUID, image: str, auth: dict[str, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Progress, at last {"result": {digest}}. Who asks again for a job attaches to it."""
+        ...
+
+    def commit(
+        self, where: KernelAddress, job: UUID, image: str, labels: dict[str, str]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Make an image of a kernel and its files. Progress, at last {"result": {image_id, architecture, labels,
+        size_bytes, frozen_seconds}}. Who asks again for a job attaches to it."""
+        ...
+
+    async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
+        """Returns when the commit or push has stopped, and nothing is left of it. False when it does not run."""
+        ...
+
+    async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
+        """[{id, tags, digests, labels, size_bytes}, ...]"""
+        ...
+
+    async def remove_image(self, agent_id: AgentId, image: str, *, job: UUID | None = None) -> bool:
+        """False when it is not there. With `job`, only the image that this job has made."""
         ...

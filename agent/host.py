@@ -18,17 +18,20 @@ from agent.containers import EngineError
 from agent.kernel import Kernel
 from agent.kernels import Kernels
 from agent.link import open_channel
+from agent.outputs import archive
 from agent.rings import LOG_RUN, RunnerError
 from agent.rpc import Handler
 from agent.runner_link import RunnerLink
+from agent.snapshots import pull_error
 from agent.streams import Channel, chunks, is_loopback, send_chunk, send_end, send_file
 from agent.tunnel import carry, hand_over
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
     ImageNotFound,
     InvalidRequest,
     RangeNotSatisfiable,
+    ResultsNotFound,
     RunnerLost,
     SessionEnded,
     SessionNotReady,
@@ -68,6 +71,11 @@ class Host:
             wire.PING: self.ping,
             wire.ENSURE: self.ensure,
             wire.PULL_IMAGE: self.pull_image,
+            wire.PUSH_IMAGE: self.push_image,
+            wire.COMMIT: self.commit,
+            wire.CANCEL_JOB: self.cancel_job,
+            wire.LIST_IMAGES: self.list_images,
+            wire.REMOVE_IMAGE: self.remove_image,
             **{
                 name: _told_as_ours(handler)
                 for name, handler in (
@@ -81,6 +89,8 @@ class Host:
                     (wire.MANAGE_FILE, self.manage_file),
                     (wire.OPEN_STREAM, self.open_stream),
                     (wire.STATISTICS, self.statistics),
+                    (wire.START_SERVICE, self.start_service),
+                    (wire.STOP_SERVICE, self.stop_service),
                 )
             },
         }
@@ -152,11 +162,41 @@ class Host:
     async def pull_image(self, arguments: Arguments) -> None:
         image = str(arguments["image"])
         try:
-            await self._kernels.pull(image, {"pull": arguments["pull"]})
+            await self._kernels.pull(image, {"pull": arguments["pull"]}, arguments.get("auth"))
         except EngineError as error:
-            if error.unknown:
-                raise AgentUnavailable(str(error)) from None
-            raise ImageNotFound(f"The host cannot fetch {image}: {error}") from None
+            raise pull_error(image, error) from None
+
+    # -- images ------------------------------------------------------------------------------------------------------
+    async def commit(self, arguments: Arguments) -> Arguments:
+        kernel, _ = self._running(arguments)
+        job, name = str(arguments["job"]), str(arguments["image"])
+        return await self._kernels.snapshots.commit(kernel, job, name, arguments["labels"], self._listener(arguments))
+
+    async def push_image(self, arguments: Arguments) -> Arguments:
+        job, name = str(arguments["job"]), str(arguments["image"])
+        return await self._kernels.snapshots.push(job, name, arguments["auth"], self._listener(arguments))
+
+    async def cancel_job(self, arguments: Arguments) -> bool:
+        return await self._kernels.snapshots.cancel(str(arguments["job"]))
+
+    async def list_images(self, _arguments: Arguments) -> list[Arguments]:
+        return await self._kernels.snapshots.list()
+
+    async def remove_image(self, arguments: Arguments) -> bool:
+        return await self._kernels.snapshots.remove(str(arguments["image"]), arguments.get("job"))
+
+    def _listener(self, arguments: Arguments) -> Callable[[int, int, str], None]:
+        """Carries a job's progress to whoever asked for it, a few times a second."""
+        loop, last = asyncio.get_running_loop(), 0.0
+
+        def tell(current: int, total: int, message: str) -> None:
+            nonlocal last
+            if loop.time() - last >= 0.2:
+                last = loop.time()
+                said = {"pull": arguments["pull"], "current": current, "total": total, "message": message}
+                self._kernels.tell_progress(said)
+
+        return tell
 
     # -- runs --------------------------------------------------------------------------------------------------------
     async def execute(self, arguments: Arguments) -> Arguments:
@@ -164,7 +204,7 @@ class Host:
         kernel, link = self._running(arguments)
         runs, run_id = self._kernels.runs, str(arguments["run_id"])
         wait = min(float(arguments["wait_seconds"]), MOST_WAIT_SECONDS)
-        if run_id == LOG_RUN or run_id.startswith("bootstrap"):
+        if run_id == LOG_RUN or run_id.startswith(("bootstrap", "service-")):
             raise InvalidRequest("A run id is a UUID.")
         begun = await runs.begin(run_id, kernel.id, kernel.state.attempt)
         if not begun and kernel.rings.done(run_id) is not None:
@@ -230,6 +270,8 @@ class Host:
 
     async def open_stream(self, arguments: Arguments) -> Arguments:
         """Dial, answer, and move the bytes; an upload is answered when the file is there."""
+        if arguments["op"] == "results":
+            return await self._results(arguments)
         _, link = self._running(arguments)
         match arguments["op"]:
             case "upload":
@@ -298,6 +340,26 @@ class Host:
         self._transfer(channel, move())
         return {"stat": None}
 
+    async def _results(self, arguments: Arguments) -> Arguments:
+        """Of a kernel that is gone; needs no container."""
+        kernel = self._known(arguments)
+        if kernel.state.observed != KernelState.GONE or not await asyncio.to_thread(kernel.folders.results.is_dir):
+            raise ResultsNotFound
+        channel = await open_channel(arguments["stream"], self._tls)
+        pieces = archive(kernel.folders.results)
+
+        async def move() -> None:
+            try:
+                while piece := await asyncio.to_thread(next, pieces, b""):
+                    await send_chunk(channel, piece)
+                await send_end(channel)
+            finally:
+                with contextlib.suppress(ValueError):  # cancelled while a thread reads on; its end closes it
+                    pieces.close()
+
+        self._transfer(channel, move())
+        return {"stat": None}
+
     async def _tunnel(self, link: RunnerLink, arguments: Arguments) -> Arguments:
         """To a port of the container: on one machine its socket itself, elsewhere its bytes."""
         stream, sock = arguments["stream"], await link.connect_port(int(arguments["port"]))
@@ -339,6 +401,20 @@ class Host:
                     if isinstance(value := said.get(name), int):
                         figures[name] = value
         return {**figures, "started_at": kernel.state.started_at, "at": self._kernels.now()}
+
+    # -- services ------------------------------------------------------------------------------------------------------
+    async def start_service(self, arguments: Arguments) -> Arguments:
+        kernel, _ = self._running(arguments)
+        return (await self._kernels.services.start(kernel, ServiceSpec.unpack(arguments["spec"]))).pack()
+
+    async def stop_service(self, arguments: Arguments) -> None:
+        await self._kernels.services.stop(self._known(arguments), str(arguments["name"]))
+
+    def pending_services(self) -> Sequence[ServiceFact]:
+        return self._kernels.services.pending()
+
+    def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None:
+        self._kernels.services.acknowledged(facts)
 
     # -- pieces ------------------------------------------------------------------------------------------------------
     def _known(self, arguments: Arguments) -> Kernel:

@@ -23,7 +23,7 @@ from agent.client import Download, FilePage, FileStat, KernelAddress
 from agent.rpc import Peer
 from agent.streams import TICKET_SECONDS, Channel, Landing, PlainChannel, chunks, send_chunk, send_end
 from agent.tunnel import Handover, as_socket, streams_of
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Sample, Welcome
+from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Sample, ServiceFact, ServiceSpec, Welcome
 from domain.errors import (
     AgentUnavailable,
     InvalidRequest,
@@ -41,6 +41,8 @@ CALL_SECONDS: Final = 15.0
 FILES_SECONDS: Final = 60.0
 HEARTBEAT_SECONDS: Final = 5.0
 LEASE_SECONDS: Final = 30.0
+#: Of a pull, a push or a commit.
+_JOB_SECONDS: Final = 6 * 3600.0
 #: Between the last byte of an upload and the word that it is on disk.
 _WRITTEN_SECONDS: Final = 300.0
 _HELLO_SECONDS: Final = 30.0
@@ -59,7 +61,9 @@ class Callbacks(Protocol):
     async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None: ...
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None: ...
 
 
 class AgentHub:
@@ -248,6 +252,15 @@ class AgentHub:
             check_greeted()
             await self._callbacks.on_samples(agent_id, [Sample.unpack(sample) for sample in arguments["samples"]])
 
+        async def services(arguments: dict[str, Any]) -> None:
+            check_greeted()
+            said = [ServiceFact.unpack(fact) for fact in arguments["services"]]
+            await self._callbacks.on_services(agent_id, said)
+
+        async def credentials(arguments: dict[str, Any]) -> dict[str, str] | None:
+            check_greeted()
+            return await self._callbacks.credentials(agent_id, str(arguments["kernel_id"]), str(arguments["image"]))
+
         def progress(said: dict[str, Any]) -> None:
             if (queue := self._pulls.get(str(said.get("pull")))) is not None:
                 with contextlib.suppress(asyncio.QueueFull):  # progress is worth nothing once it is old
@@ -261,6 +274,8 @@ class AgentHub:
             (wire.FACTS, facts),
             (wire.RUNS_DONE, runs_done),
             (wire.SAMPLES, samples),
+            (wire.CREDENTIALS, credentials),
+            (wire.SERVICES, services),
         ):
             peer.handle(name, handler)
         peer.on_notice(wire.PROGRESS, progress)
@@ -384,17 +399,48 @@ class AgentHub:
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         return dict(await self._ask(where, wire.STATISTICS, {}))
 
-    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull_image(
+        self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for said in self._followed(agent_id, wire.PULL_IMAGE, {"image": image, "auth": auth}):
+            if "result" not in said:
+                yield said
+
+    def push_image(
+        self, agent_id: AgentId, job: UUID, image: str, auth: dict[str, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        return self._followed(agent_id, wire.PUSH_IMAGE, {"job": str(job), "image": image, "auth": auth})
+
+    def commit(
+        self, where: KernelAddress, job: UUID, image: str, labels: dict[str, str]
+    ) -> AsyncIterator[dict[str, Any]]:
+        arguments = {"job": str(job), "image": image, "labels": labels}
+        arguments |= {"kernel_id": str(where.kernel_id), "attempt": where.attempt}
+        return self._followed(where.agent_id, wire.COMMIT, arguments)
+
+    async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
+        asked = self._peer(agent_id).request(wire.CANCEL_JOB, {"job": str(job)}, timeout_seconds=FILES_SECONDS)
+        return bool(await asked)
+
+    async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
+        return list(await self._peer(agent_id).request(wire.LIST_IMAGES, {}, timeout_seconds=FILES_SECONDS))
+
+    async def remove_image(self, agent_id: AgentId, image: str, *, job: UUID | None = None) -> bool:
+        arguments = {"image": image, "job": str(job) if job else None}
+        return bool(await self._peer(agent_id).request(wire.REMOVE_IMAGE, arguments, timeout_seconds=FILES_SECONDS))
+
+    async def _followed(self, agent_id: AgentId, what: str, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Ask for long work: its progress, and at last {"result": the answer}."""
         name, peer = uuid4().hex, self._peer(agent_id)
         queue = self._pulls[name] = asyncio.Queue(64)
-        asked = self._spawn(peer.request(wire.PULL_IMAGE, {"image": image, "pull": name}, timeout_seconds=3600.0))
+        asked = self._spawn(peer.request(what, {**arguments, "pull": name}, timeout_seconds=_JOB_SECONDS))
         asked.add_done_callback(lambda _: queue.put_nowait(None) if not queue.full() else None)
         try:
             # What has arrived is told to its end, also when the answer has come meanwhile.
             while not (asked.done() and queue.empty()):
                 if (said := await queue.get()) is not None:
                     yield said
-            await asked
+            yield {"result": await asked}
         finally:
             del self._pulls[name]
             asked.cancel()
@@ -455,6 +501,9 @@ class AgentHub:
     async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
         return await self._receive(where, {"op": "archive", "paths": list(paths)})
 
+    async def results(self, where: KernelAddress) -> Download:
+        return await self._receive(where, {"op": "results"})
+
     async def _receive(self, where: KernelAddress, arguments: dict[str, Any]) -> Download:
         with self._landing.expecting() as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=FILES_SECONDS))
@@ -470,6 +519,14 @@ class AgentHub:
         if channel is None:
             raise TransferFailed
         return ChannelDownload(channel, FileStat(**answer["stat"]) if answer.get("stat") else None)
+
+    # -- services --------------------------------------------------------------------------------------------------------
+    async def start_service(self, where: KernelAddress, spec: ServiceSpec) -> ServiceFact:
+        seconds = spec.ready_seconds + 2 * CALL_SECONDS
+        return ServiceFact.unpack(await self._ask(where, wire.START_SERVICE, {"spec": spec.pack()}, seconds=seconds))
+
+    async def stop_service(self, where: KernelAddress, name: str) -> None:
+        await self._ask(where, wire.STOP_SERVICE, {"name": name})
 
     # -- tunnels ---------------------------------------------------------------------------------------------------------
     async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:

@@ -61,6 +61,7 @@ class House(Protocol):
     def next_seq(self) -> int: ...
     def news(self) -> None: ...
     async def ensure_image(self, kernel_id: str, image: str) -> ImageConfig: ...
+    async def fill(self, kernel: Kernel, image: ImageConfig) -> None: ...
     async def release_network(self, kernel_id: str, session_id: str) -> None: ...
 
 
@@ -85,7 +86,10 @@ class Kernel:
         self.pid: int | None = None  #: of its runner, as the host sees it
         self.intents = asyncio.Lock()  #: one intent at a time is taken on
         self.died = asyncio.Event()  #: the engine hints that the container has ended
+        self.thawed = asyncio.Event()  #: not set while a commit holds everything in the container still
+        self.thawed.set()
         self._house = house
+        self._committing: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._engine_call: asyncio.Future[Any] | None = None
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -227,6 +231,8 @@ class Kernel:
         image = await house.ensure_image(self.id, self.spec.image)
         if self.state.observed == KernelState.PULLING:
             await self.observe(KernelState.PREPARING)
+        make_scratch(self.folders.scratch, USER)
+        await house.fill(self, image)
         async with house.starts:
             await self._create_and_start(self._runner_config(image.environ))
 
@@ -392,6 +398,7 @@ class Kernel:
 
     async def _look(self) -> ContainerState | None:
         """The container as it is a moment after its runner was lost: the engine is a little late."""
+        await self.thawed.wait()
         state: ContainerState | None = None
         for wait in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
             await asyncio.sleep(wait)
@@ -441,6 +448,20 @@ class Kernel:
                 return self._classify(state)
         return exit_record("create_failed", str(error))
 
+    # -- while it is committed -------------------------------------------------------------------------------------
+    async def hold_still(self) -> None:
+        """By the task of a commit, before it freezes the container; what runs there is told."""
+        await self.thawed.wait()
+        self._committing = asyncio.current_task()
+        self.thawed.clear()
+        if self.link is not None:
+            with contextlib.suppress(RunnerError):
+                await self.link.note("the session is being committed, and stands still for a moment")
+
+    def go_on(self) -> None:
+        self._committing = None
+        self.thawed.set()
+
     # -- runs ------------------------------------------------------------------------------------------------------
     def ran(self, tail: Tail, done: dict[str, Any] | None = None) -> None:
         """A run was started here: take note of its end, now or when it comes."""
@@ -457,7 +478,7 @@ class Kernel:
         """A runner that is lost meanwhile is seen by others, and the run closed there."""
         with contextlib.suppress(RunnerError):
             ended = tail or await follow(self._linked(), run_id)
-            if not run_id.startswith("bootstrap"):
+            if not run_id.startswith(("bootstrap", "service-")):
                 done = done or self.rings.done(run_id) or {}
                 await self._house.runs.finished(run_id, self.id, self.state.attempt, done, ended.seq)
             if run_id == self.id:
@@ -515,6 +536,9 @@ class Kernel:
     async def _remove_containers(self) -> None:
         """Everything of this kernel, whatever the attempt; the runner first ends what runs, within the grace."""
         engine = self._house.engine
+        if self._committing is not None:
+            self._committing.cancel()
+            await asyncio.wait({self._committing})
         if self.link is not None and not self.link.lost.is_set():
             with contextlib.suppress(RunnerError, TimeoutError):
                 async with asyncio.timeout(self.state.grace_seconds + 5.0):

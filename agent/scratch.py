@@ -16,13 +16,14 @@ class Folders:
     root: Path
     link: Path  #: at /moorage/link: the runner's socket and the rings; kept for days after the end
     scratch: Path  #: at /home/work; kept over restarts, gone at the end
+    results: Path  #: what is kept of the scratch folder, as long as the output
     private: Path  #: no container sees it: the hard link to the runner's socket
     hosts: Path  #: at /etc/hosts, of a kernel in a cluster
 
     @classmethod
     def of(cls, data_dir: Path, kernel_id: str) -> Folders:
         root = data_dir / "kernels" / kernel_id.replace("-", "")
-        return cls(root, root / "link", root / "work", root / "private", root / "hosts")
+        return cls(root, root / "link", root / "work", root / "results", root / "private", root / "hosts")
 
     def discard(self, trash: Path) -> None:
         """Out of the way at once; the trash is emptied at leisure. Output stays."""

@@ -65,9 +65,8 @@ class DependencyRepository:
             )
             if row is None:
                 raise DependencyNotFound(f"There is no session '{name[:80]}' of yours to depend on.", session=name[:80])
-            if row["id"] in found:  # asked for in both ways: the stricter one holds
-                condition = Condition.SUCCESS
-            found[row["id"]] = _dependency({**row, "condition": condition})
+            twice = row["id"] in found  # asked for in both ways: the stricter one holds
+            found[row["id"]] = _dependency({**row, "condition": Condition.SUCCESS if twice else condition})
         return list(found.values())
 
     async def add(self, session_id: SessionId, dependencies: Sequence[Dependency]) -> None:
@@ -159,7 +158,7 @@ async def rearm(connection: Connection, sessions: Sequence[SessionId], *, now: d
     """Set why these PENDING sessions wait, and when their max_wait is over: it counts from when nothing but room is
     missing. Which of them wait for no other any more."""
     rows = await connection.fetch(
-        f"""
+        """
         SELECT s.id, s.starts_at, array_agg(o.name ORDER BY o.created_at, o.id) FILTER (WHERE o.id IS NOT NULL) AS names
         FROM sessions s LEFT JOIN session_dependencies d ON d.session_id = s.id AND d.met_at IS NULL
         LEFT JOIN sessions o ON o.id = d.depends_on_id

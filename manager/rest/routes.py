@@ -11,7 +11,7 @@ from aiohttp import web
 
 import actions as a
 from actions.base import Action
-from manager.rest import answers, executions, files, information, reports, streams
+from manager.rest import answers, executions, files, graphs, information, reports, streams
 from manager.rest.exchange import Exchange, decode_segment
 from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
 
@@ -124,6 +124,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/exempt", a.ExemptSessionAction, answer=session_data, etag=True),
     _row("GET", f"{_S}/statistics", a.GetStatisticsAction, answer=lambda r: answers.in_iso(r.statistics)),
     _row("GET", f"{_S}/logs", a.GetContainerLogsAction, handler=information.logs, media=("text/plain",), head=False),
+    _row("GET", f"{_S}/dependency-graph", a.GetDependencyGraphAction, handler=graphs.dependency_graph,
+         answer=attrgetter("graph"), media=("application/json", graphs.SVG, graphs.DOT)),
+    _row("GET", f"{_S}/results", a.DownloadResultsAction, handler=files.archive, media=("application/x-tar",), head=False),
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
          max_body_bytes=MAX_CODE_BODY_BYTES, query=("binary",), media=("application/json", NDJSON, SSE)),

@@ -84,6 +84,7 @@ class FakeAgent:
         self.script: list[Run] = []
         self.log = Run(mode="log")
         self.nothing_runs = False
+        self.services: dict[tuple[UUID, str], ServiceSpec] = {}
         self.ports: dict[int, int] = {}  #: of kernels, and where a test serves them
 
     def _asked(self, name: str, *arguments: Any) -> None:
@@ -272,10 +273,26 @@ class FakeAgent:
             self._stat(self._path(path))
         return FakeDownload(b"tar of " + ",".join(paths).encode(), None)
 
+    async def results(self, where: KernelAddress) -> FakeDownload:
+        self._asked("results", where.attempt)
+        return FakeDownload(b"tar of the results", None)
+
     # -- the rest ----------------------------------------------------------------------------------------------------------
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         self._asked("statistics")
         return {"cpu_seconds": 1.5, "mem_bytes": 1 << 20, "pids": 3, "at": time.time()}
+
+    async def start_service(self, where: KernelAddress, spec: ServiceSpec) -> ServiceFact:
+        self._asked("start_service", where.kernel_id, spec)
+        self.services[where.kernel_id, spec.name] = spec
+        return ServiceFact(
+            kernel_id=str(where.kernel_id), attempt=where.attempt, name=spec.name, generation=spec.generation,
+            state="healthy", boot_no=1, seq=len(self.calls),
+        )  # fmt: skip
+
+    async def stop_service(self, where: KernelAddress, name: str) -> None:
+        self._asked("stop_service", where.kernel_id, name)
+        self.services.pop((where.kernel_id, name), None)
 
     async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
         """To a port of this machine that a test listens on."""
