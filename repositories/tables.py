@@ -252,6 +252,10 @@ sessions = sa.Table(
     _int("retries"),  # that have been begun
     _flag("retrying"),  # it ends, and another attempt follows
     _json("outputs", "[]"),
+    _json("labels"),
+    _json("preopen_ports", "[]"),
+    sa.Column("callback_url", sa.Text),
+    sa.Column("idle_timeout_seconds", sa.Double),
     _int("unmet"),  # dependencies that do not hold yet; written by the triggers of session_dependencies alone
     sa.Column("result", sa.Text, nullable=False, server_default="UNDEFINED"),
     sa.Column("exit_code", sa.Integer),
@@ -284,6 +288,8 @@ sessions = sa.Table(
     sa.Index("sessions_list_idx", "user_id", "created_at", "id"),
     sa.Index("sessions_all_idx", "created_at", "id"),
     sa.Index("sessions_ended_idx", "ended_at", postgresql_where=sa.text("ended_at IS NOT NULL")),
+    sa.Index("sessions_labels_idx", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+    sa.Index("sessions_callback_idx", "id", postgresql_where=sa.text("callback_url IS NOT NULL")),
 )
 #: A session is not placed before each that it depends on has ended; `met_at` says since when that holds.
 session_dependencies = sa.Table(
@@ -510,6 +516,79 @@ tasks = sa.Table(
     sa.Index(None, "finished_at"),
 )
 
+# -- templates and webhooks ----------------------------------------------------------------------------------------
+#: Of a user, a project or a domain; the newest version's document stands here, all of them in the next table.
+session_templates = sa.Table(
+    "session_templates",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE")),
+    sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="CASCADE")),
+    sa.Column("domain", sa.ForeignKey("domains.name", ondelete="CASCADE")),
+    sa.Column("created_by", sa.ForeignKey("users.id", ondelete="SET NULL")),
+    _int("version", 1),
+    _json("document"),
+    _now("created_at"),
+    _now("changed_at"),
+    sa.CheckConstraint("num_nonnulls(user_id, project_id, domain) = 1", name="scope"),
+    *(
+        sa.Index(
+            f"session_templates_{scope}_name_key",
+            scope,
+            "name",
+            unique=True,
+            postgresql_where=sa.text(f"{scope} IS NOT NULL"),
+        )
+        for scope in ("user_id", "project_id", "domain")
+    ),
+)
+session_template_versions = sa.Table(
+    "session_template_versions",
+    metadata,
+    sa.Column("template_id", sa.ForeignKey("session_templates.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    _json("document"),
+    sa.Column("by_access_key", sa.Text, nullable=False),
+    _now("created_at"),
+)
+#: With what a user's webhooks are signed; sealed with a key that is not in the database.
+webhook_secrets = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    _now("created_at"),
+)
+#: What is told to a session's callback_url, one event at a time, until the receiver has it or it is given up.
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("event_seq", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="queued"),
+    _int("tries"),
+    _at("next_try_at", nullable=False),
+    sa.Column("claimed_by", sa.Uuid),
+    _at("lease_until"),
+    sa.Column("http_status", sa.Integer),  # of the last try
+    sa.Column("error", sa.Text),
+    _now("created_at"),
+    _at("finished_at"),
+    sa.UniqueConstraint("session_id", "event_seq"),
+    sa.CheckConstraint("status IN ('queued', 'delivered', 'failed')", name="status"),
+    sa.CheckConstraint("(finished_at IS NULL) = (status = 'queued')", name="finished_at"),
+    sa.Index(
+        "webhook_deliveries_open_idx", "session_id", "event_seq", postgresql_where=sa.text("status = 'queued'")
+    ),
+    sa.Index(None, "finished_at"),
+)
+
 # -- what sessions use ---------------------------------------------------------------------------------------------
 #: As agents tell them, each once; partitions of an hour. No foreign key: they go by their own age.
 samples = sa.Table(
@@ -617,3 +696,71 @@ idle_exemptions = sa.Table(
     sa.Column("by_access_key", sa.Text, nullable=False),
     _now("created_at"),
 )
+
+# -- services of sessions --------------------------------------------------------------------------------------------
+services = sa.Table(
+    "services",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),  # jupyter, ..., or what the image calls it
+    sa.Column("protocol", sa.Text, nullable=False),
+    sa.Column("port", sa.BigInteger, nullable=False),
+    sa.Column("kernels", sa.Text, nullable=False),  # main, all, or one kernel's name
+    _json("spec"),  # agent.wire.ServiceSpec, without its generation
+    _flag("keep_prefix"),  # the program knows the path under which the proxy serves it
+    _int("generation", 1),
+    _flag("settled"),  # it has answered: from then on managers see to it that it runs
+    _at("started_at", nullable=False),
+    _at("deadline_at", nullable=False),  # of the start
+    sa.CheckConstraint("protocol IN ('http', 'tcp')", name="protocol"),
+    sa.CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    sa.UniqueConstraint("session_id", "port"),
+)
+#: What agents say of them, one row for each kernel; nobody else writes these.
+service_instances = sa.Table(
+    "service_instances",
+    metadata,
+    sa.Column("session_id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("kernel_id", sa.ForeignKey("kernels.id", ondelete="CASCADE"), primary_key=True),
+    _int("attempt", 1),
+    _int("generation", 1),
+    sa.Column("state", sa.Text, nullable=False),
+    _int("restarts"),
+    sa.Column("message", sa.Text),
+    sa.Column("log_tail", sa.Text),
+    sa.Column("run_id", sa.Text),
+    _at("changed_at", nullable=False),
+    _int("boot_no"),
+    _int("report_seq"),
+    sa.ForeignKeyConstraint(
+        ["session_id", "name"], ["services.session_id", "services.name"], ondelete="CASCADE",
+        name="service_instances_service_fkey",
+    ),
+    sa.CheckConstraint("state IN ('starting', 'healthy', 'unhealthy', 'failed', 'stopped')", name="state"),
+    sa.Index(None, "kernel_id"),
+)  # fmt: skip
+#: Who may pass the proxy: tickets, good for one exchange, and the passes that they are exchanged for.
+service_tickets = sa.Table(
+    "service_tickets",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("session_id", sa.Uuid, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("access_key", sa.ForeignKey("keypairs.access_key", ondelete="CASCADE"), nullable=False),
+    _at("expires_at", nullable=False),
+    _at("used_at"),
+    _now("created_at"),
+    sa.ForeignKeyConstraint(
+        ["session_id", "name"], ["services.session_id", "services.name"], ondelete="CASCADE",
+        name="service_tickets_service_fkey",
+    ),
+    sa.CheckConstraint("kind IN ('ticket', 'pass')", name="kind"),
+    sa.Index(None, "session_id", "name"),
+    sa.Index(None, "user_id"),
+    sa.Index(None, "access_key"),
+    sa.Index(None, "expires_at"),
+)  # fmt: skip
