@@ -54,6 +54,12 @@ class InvalidName(InvalidRequest):
     code = "invalid_name"
 
 
+class InvalidLabel(InvalidRequest):
+    """A label has a name of up to 63 letters, digits, '.', '_', '/' or '-', and a value of up to 256 characters."""
+
+    code = "invalid_label"
+
+
 class InvalidRange(InvalidRequest):
     """This is no span of time that can be told of; write 900, 15m, 6h or 7d."""
 
@@ -72,10 +78,40 @@ class InvalidConfiguration(MoorageError):
     code, http_status = "invalid_configuration", 422
 
 
+class MountedTwice(InvalidConfiguration):
+    """Two of the mounts are the same volume, or lie at the same place or inside each other; leave one out."""
+
+    code = "mounted_twice"
+
+
+class InvalidMount(InvalidConfiguration):
+    """A mount is NAME[:subpath][:/home/work/PATH][:ro]."""
+
+    code = "invalid_mount"
+
+
+class SharedWithNobody(InvalidConfiguration):
+    """Nobody was named to share the volume with; name at least one user or project other than its owner."""
+
+    code = "shared_with_nobody"
+
+
+class InvalidVolumeName(InvalidRequest):
+    """A volume's name has 1 to 64 letters, digits, '_', '-' or '.', and begins with a letter, digit or '_'."""
+
+    code = "invalid_volume_name"
+
+
 class InvalidResources(InvalidConfiguration):
     """The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."""
 
     code = "invalid_resources"
+
+
+class InvalidTemplate(InvalidConfiguration):
+    """The template makes no sense; the message says which part of it."""
+
+    code = "invalid_template"
 
 
 class ResourcesImpossible(InvalidConfiguration):
@@ -170,6 +206,18 @@ class KernelNotFound(NotFound):
     code = "kernel_not_found"
 
 
+class VolumeNotFound(NotFound):
+    """There is no such volume, or it is not shared with you; 'moorage volume ls' lists what you have."""
+
+    code = "volume_not_found"
+
+
+class ShareNotFound(NotFound):
+    """The volume is not shared with them; 'moorage volume show NAME' says with whom it is."""
+
+    code = "share_not_found"
+
+
 class DependencyNotFound(NotFound):
     """There is no such session of yours to depend on; 'moorage ps -a' lists yours."""
 
@@ -180,6 +228,12 @@ class ResultsNotFound(NotFound):
     """No results are kept of this session: it has not ended, left none, or they are older than they are kept."""
 
     code = "results_not_found"
+
+
+class TemplateNotFound(NotFound):
+    """There is no such template, or it is not visible to you; 'moorage template ls' lists those that are."""
+
+    code = "template_not_found"
 
 
 class KeypairNotFound(NotFound):
@@ -217,6 +271,36 @@ class DependencyCycle(Conflict):
     """The sessions would wait for each other for ever; take another dependency away first."""
 
     code = "dependency_cycle"
+
+
+class VolumeNameTaken(Conflict):
+    """You already have a volume with this name; choose another."""
+
+    code = "volume_name_taken"
+
+
+class VolumeAmbiguous(Conflict):
+    """Several volumes of this name are shared with you; name the one you mean by its id."""
+
+    code = "volume_ambiguous"
+
+
+class VolumeMounted(Conflict):
+    """The volume is mounted in sessions that have not ended; end them first."""
+
+    code = "volume_mounted"
+
+
+class VolumeNotReady(Conflict):
+    """The volume is still being made; wait for its task."""
+
+    code, retryable = "volume_not_ready", True
+
+
+class VolumeReadOnly(PermissionDenied):
+    """The volume is shared with you for reading only; its owner can share it for writing."""
+
+    code = "volume_read_only"
 
 
 class StillInUse(Conflict):
@@ -284,6 +368,12 @@ class AgentUnavailable(MoorageError):
     """The session's host cannot be reached at the moment; the session goes on there: ask again shortly."""
 
     code, http_status, retryable = "agent_unavailable", 503, True
+
+
+class NoVolumeStore(AgentUnavailable):
+    """No host that is connected has the folder of this volume; an administrator names one as 'volumes' in agent.toml."""
+
+    code = "no_volume_store"
 
 
 class NoAgents(AgentUnavailable):
@@ -372,6 +462,12 @@ class FileExists(FileError):
     code, http_status = "file_exists", 409
 
 
+class ArchiveRefused(FileError):
+    """The archive holds something that is not unpacked; nothing of it was kept."""
+
+    code, http_status = "archive_refused", 422
+
+
 class RangeNotSatisfiable(FileError):
     """The requested range lies outside the file."""
 
@@ -407,6 +503,54 @@ class NothingListens(ServiceError):
     """Nothing listens on this port in the session; start a program that does, on 127.0.0.1 or on all addresses."""
 
     code, retryable = "nothing_listens", True
+
+
+class ServiceEnded(ServiceFailed):
+    """The service's process ended before it answered; its last output is attached."""
+
+    code = "service_ended"
+
+
+class ServiceSilent(ServiceFailed):
+    """The service's process runs, and did not answer in time; its last output is attached."""
+
+    code = "service_silent"
+
+
+class ServiceNotFound(NotFound):
+    """The session has no service of this name; 'moorage service ls' lists those that it has."""
+
+    code = "service_not_found"
+
+
+class ServiceUnknown(InvalidConfiguration):
+    """The image declares no such service, and no command and no port was given; give one of them."""
+
+    code = "service_unknown"
+
+
+class ServiceRuns(Conflict):
+    """The session runs a service of this name with other settings; shut it down first, or choose another name."""
+
+    code = "service_runs"
+
+
+class TicketInvalid(MoorageError):
+    """This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."""
+
+    code, http_status = "ticket_invalid", 403
+
+
+class TicketUsed(TicketInvalid):
+    """This ticket was used before, and is good for one use; ask for a new address with 'moorage service url'."""
+
+    code = "ticket_used"
+
+
+class TicketExpired(TicketInvalid):
+    """This ticket has expired; ask for a new address with 'moorage service url'."""
+
+    code = "ticket_expired"
 
 
 class ServiceUnreachable(ServiceError):

@@ -78,7 +78,10 @@ users = sa.Table(
     sa.Column("role", sa.Text, nullable=False, server_default="user"),
     _flag("active", True),
     _now("created_at"),
+    sa.Column("uid", sa.BigInteger),  # of their containers and volumes; NULL: everybody's
+    sa.Column("gid", sa.BigInteger),
     sa.CheckConstraint(_one_of("role", Role), name="role"),
+    sa.CheckConstraint("uid > 0 AND gid > 0", name="ids"),
 )
 project_members = sa.Table(
     "project_members",
@@ -385,6 +388,51 @@ status_history = sa.Table(
     sa.CheckConstraint(
         "(source IS NULL) = (event IS NULL) AND (source IS NOT NULL OR target = 'PENDING')", name="creation"
     ),
+)
+volumes = sa.Table(
+    "volumes",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False),
+    sa.Column("store", sa.Text, nullable=False),  # that holds it: agents tell which they have
+    sa.Column("status", sa.Text, nullable=False, server_default="ready"),
+    sa.Column("quota_bytes", sa.BigInteger),
+    sa.Column("quota_files", sa.BigInteger),
+    sa.Column("uid", sa.BigInteger, nullable=False),
+    sa.Column("gid", sa.BigInteger, nullable=False),
+    sa.Column("task_id", sa.Uuid),  # that makes or removes it
+    _now("created_at"),
+    sa.CheckConstraint("status IN ('ready', 'making', 'removing')", name="status"),
+    sa.CheckConstraint("quota_bytes >= 0 AND quota_files >= 0", name="quota"),
+    sa.Index("volumes_name_key", "user_id", "name", unique=True, postgresql_where=sa.text("status <> 'removing'")),
+)
+volume_shares = sa.Table(
+    "volume_shares",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("volume_id", sa.ForeignKey("volumes.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE")),
+    sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="CASCADE")),
+    _flag("read_only", True),
+    _now("created_at"),
+    sa.CheckConstraint("(user_id IS NULL) <> (project_id IS NULL)", name="with"),
+    sa.UniqueConstraint("volume_id", "user_id"),
+    sa.UniqueConstraint("volume_id", "project_id"),
+    sa.Index(None, "user_id"),
+    sa.Index(None, "project_id"),
+)
+#: What sessions were created with, for as long as they are on record.
+volume_mounts = sa.Table(
+    "volume_mounts",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("volume_id", sa.ForeignKey("volumes.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("subpath", sa.Text, nullable=False, server_default=""),
+    _flag("read_only"),
+    sa.UniqueConstraint("session_id", "volume_id", "subpath"),
+    sa.Index(None, "volume_id"),
 )
 quotas = sa.Table(
     "quotas",
