@@ -28,7 +28,7 @@ from agent.tunnel import carry, hand_over
 from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
-    ImageNotFound,
+    CommitInProgress,
     InvalidRequest,
     RangeNotSatisfiable,
     ResultsNotFound,
@@ -40,6 +40,8 @@ from domain.errors import (
 )
 from domain.session import KernelState
 
+#: So long a request waits for a session that is being committed; it is refused then, before anything was done.
+_STILL_SECONDS: Final = 8.0
 #: Of one answer; longer output is read in pieces.
 MOST_READ_BYTES: Final = 4 << 20
 MOST_WAIT_SECONDS: Final = 60.0
@@ -77,7 +79,7 @@ class Host:
             wire.LIST_IMAGES: self.list_images,
             wire.REMOVE_IMAGE: self.remove_image,
             **{
-                name: _told_as_ours(handler)
+                name: _told_as_ours(handler, None if name in (wire.READ, wire.STATISTICS) else self._moves)
                 for name, handler in (
                     (wire.EXECUTE, self.execute),
                     (wire.READ, self.read),
@@ -168,9 +170,15 @@ class Host:
 
     # -- images ------------------------------------------------------------------------------------------------------
     async def commit(self, arguments: Arguments) -> Arguments:
-        kernel, _ = self._running(arguments)
-        job, name = str(arguments["job"]), str(arguments["image"])
-        return await self._kernels.snapshots.commit(kernel, job, name, arguments["labels"], self._listener(arguments))
+        """Also of a kernel that has ended meanwhile, when the image is there already."""
+        return await self._kernels.snapshots.commit(
+            self._known(arguments),
+            int(arguments["attempt"]),
+            str(arguments["job"]),
+            str(arguments["image"]),
+            arguments["labels"],
+            self._listener(arguments),
+        )
 
     async def push_image(self, arguments: Arguments) -> Arguments:
         job, name = str(arguments["job"]), str(arguments["image"])
@@ -423,6 +431,17 @@ class Host:
             raise RunnerLost("The session's host knows nothing of it, or keeps its output no longer.")
         return kernel
 
+    async def _moves(self, arguments: Arguments) -> None:
+        """While it is committed, a session stands still: wait for its end, for a while."""
+        kernel = self._kernels.find(str(arguments["kernel_id"]))
+        if kernel is None or kernel.thawed.is_set():
+            return
+        try:
+            async with asyncio.timeout(_STILL_SECONDS):
+                await kernel.thawed.wait()
+        except TimeoutError:
+            raise CommitInProgress from None
+
     def _running(self, arguments: Arguments) -> tuple[Kernel, RunnerLink]:
         """Whoever means an earlier attempt means something that has ended."""
         kernel = self._known(arguments)
@@ -444,10 +463,12 @@ class Host:
 _ON_THEIR_WAY: Final = (KernelState.PREPARING, KernelState.PULLING)
 
 
-def _told_as_ours(handler: Callable[[Arguments], Awaitable[Any]]) -> Handler:
+def _told_as_ours(handler: Callable[[Arguments], Awaitable[Any]], before: Handler | None = None) -> Handler:
     """What a runner refuses with becomes the error that everybody knows."""
 
     async def answer(arguments: Arguments) -> Any:
+        if before is not None:
+            await before(arguments)
         try:
             return await handler(arguments)
         except RunnerError as error:

@@ -414,7 +414,7 @@ class AgentHub:
     def commit(
         self, where: KernelAddress, job: UUID, image: str, labels: dict[str, str]
     ) -> AsyncIterator[dict[str, Any]]:
-        arguments = {"job": str(job), "image": image, "labels": labels}
+        arguments: dict[str, Any] = {"job": str(job), "image": image, "labels": labels}
         arguments |= {"kernel_id": str(where.kernel_id), "attempt": where.attempt}
         return self._followed(where.agent_id, wire.COMMIT, arguments)
 

@@ -24,6 +24,8 @@ from agent.rings import RingReader, RunnerError
 from agent.runs import Runs
 from agent.sampling import PERIOD_SECONDS, Sampler
 from agent.scratch import empty
+from agent.services import Services
+from agent.snapshots import Snapshots
 from agent.store import Store, StoredKernel
 from agent.wire import Fact, KernelSpec
 from domain.errors import InvalidRequest
@@ -34,8 +36,10 @@ KEEP_SECONDS: Final = 7 * 86400.0
 _LOOK_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 2.0
 _PURGE_SECONDS: Final = 600.0
+_THAW_SECONDS: Final = 60.0
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
+Credentials = Callable[[str, str], Awaitable[dict[str, str] | None]]
 
 
 class Kernels:
@@ -62,10 +66,13 @@ class Kernels:
         self.networks = networks or Networks(engine)
         self.changed = asyncio.Event()
         self.runs = Runs(store, self.changed)
+        self.services = Services(store, self.find, now=self.now, changed=self.changed)
         #: beyond this many starts at a time, the engine only gets slower; the rest queues in order
         self.starts = asyncio.Semaphore(most_starts or 2 * (os.cpu_count() or 1))
         self.quarantined: list[str] = []  #: containers with our uid that we do not know
         self.progress: Progress = _nobody_listens
+        self.credentials: Credentials = _nobody_knows
+        self.snapshots = Snapshots(engine, data_dir, store.uid, clock)
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
         self.sampler = Sampler(lambda: list(self._kernels.values()), now=clock, period_seconds=sample_seconds)
@@ -88,7 +95,7 @@ class Kernels:
         if (there := await self.engine.image(image)) is not None:
             return there
         await self._kernels[kernel_id].observe(KernelState.PULLING)
-        await self.pull(image, {"kernel_id": kernel_id})
+        await self.pull(image, {"kernel_id": kernel_id}, await self.credentials(kernel_id, image))
         if (there := await self.engine.image(image)) is None:
             raise EngineError("it was fetched and is not there", missing="image")
         return there
@@ -106,7 +113,10 @@ class Kernels:
                 raise
             log.warning("the network of session %s stays: %s", session_id, error)
 
-    async def pull(self, image: str, about: dict[str, Any]) -> None:
+    async def fill(self, kernel: Kernel, image: ImageConfig) -> None:
+        await self.snapshots.fill(kernel, image)
+
+    async def pull(self, image: str, about: dict[str, Any], auth: dict[str, str] | None = None) -> None:
         """Fetch an image, once however many ask for it. `about` goes with the progress."""
         loop, last = asyncio.get_running_loop(), 0.0
 
@@ -114,14 +124,18 @@ class Kernels:
             nonlocal last
             if loop.time() - last >= 0.25:
                 last = loop.time()
-                self._spawn(self.progress({**about, "current": current, "total": total, "message": message}))
+                self.tell_progress({**about, "current": current, "total": total, "message": message})
 
         if (task := self._pulls.get(image)) is None:
-            task = self._pulls[image] = asyncio.create_task(self.engine.pull(image, progress), name=f"pull {image}")
+            pulling = self.engine.pull(image, progress, auth)
+            task = self._pulls[image] = asyncio.create_task(pulling, name=f"pull {image}")
             task.add_done_callback(lambda _: self._pulls.pop(image, None))
         else:
             log.info("%s is being fetched already", image)
         await asyncio.shield(task)
+
+    def tell_progress(self, said: dict[str, Any]) -> None:
+        self._spawn(self.progress(said))
 
     # -- intents -------------------------------------------------------------------------------------------------------
     def find(self, kernel_id: str) -> Kernel | None:
@@ -232,6 +246,7 @@ class Kernels:
     async def recover(self) -> None:
         """After a start: match containers with what is remembered, and go on where the last daemon was stopped."""
         await self.runs.load()
+        await self.snapshots.sweep()
         there: dict[str, list[ContainerState]] = {}
         for container in await self.engine.ours():
             there.setdefault(container.labels.get("moorage.kernel", ""), []).append(container)
@@ -245,6 +260,7 @@ class Kernels:
                 if container.name == kernel.name:
                     found = await self.engine.inspect(container.id)
             self._resume(kernel, found)
+        await self.services.recover()
         self.quarantined = [container.name for containers in there.values() for container in containers]
         await self.networks.sweep(
             {
@@ -285,13 +301,21 @@ class Kernels:
             await asyncio.sleep(1.0)
 
     async def _clean(self) -> None:
-        next_purge = 0.0
+        next_purge = next_thaw = 0.0
         while True:
+            if time.monotonic() >= next_thaw:
+                next_thaw = time.monotonic() + _THAW_SECONDS
+                with contextlib.suppress(EngineError):
+                    await self.snapshots.thaw_forgotten(self._holds_still)
             await asyncio.to_thread(empty, self.data_dir / "trash")
             if time.monotonic() >= next_purge:
                 next_purge = time.monotonic() + _PURGE_SECONDS
                 await self.purge(self.now())
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _holds_still(self, kernel_id: str) -> bool:
+        kernel = self._kernels.get(kernel_id)
+        return kernel is not None and not kernel.thawed.is_set()
 
     async def purge(self, now: float, keep_seconds: float = KEEP_SECONDS) -> list[str]:
         """Forget kernels that have been gone for so long, with their output; and old runs of those that live. Which."""
@@ -322,6 +346,8 @@ class Kernels:
 
     async def close(self) -> None:
         """Let go of everything; containers and what runs in them go on."""
+        await self.snapshots.close()
+        await self.services.close()
         await asyncio.gather(*(kernel.let_go() for kernel in self._kernels.values()))
         for task in list(self._pulls.values()):
             task.cancel()
@@ -346,3 +372,7 @@ def _purge_rings(link_dir: Path, older_than: float) -> None:
 
 async def _nobody_listens(_said: dict[str, Any]) -> None:
     return
+
+
+async def _nobody_knows(_kernel_id: str, _image: str) -> dict[str, str] | None:
+    return None

@@ -16,7 +16,7 @@ import aiohttp
 from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
-from agent.wire import AgentHello, Fact, RunDone, Sample, Welcome
+from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact, Welcome
 from domain.errors import MoorageError
 
 log = logging.getLogger("moorage.link")
@@ -43,6 +43,8 @@ class Teller(Protocol):
     def sample_seconds(self) -> float: ...
     def pending_samples(self) -> Sequence[Sample]: ...
     def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
+    def pending_services(self) -> Sequence[ServiceFact]: ...
+    def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
 
 
 class Connection:
@@ -183,6 +185,18 @@ class Links:
                 with contextlib.suppress(MoorageError):
                     await connection.peer.notify(wire.PROGRESS, said)
 
+    async def credentials(self, kernel_id: str, image: str) -> dict[str, str] | None:
+        """With which the kernel's image is fetched from its registry; asked for at that moment, and kept nowhere."""
+        if (control := self._control()) is None:
+            return None
+        try:
+            said = {"kernel_id": kernel_id, "image": image}
+            answer: dict[str, str] | None = await control.request(wire.CREDENTIALS, said, timeout_seconds=_TELL_SECONDS)
+            return answer
+        except MoorageError as error:
+            log.warning("no credentials for %s were told: %s", image, error)
+            return None
+
     def _dial(self, urls: Iterable[str]) -> None:
         for url in urls:
             if url not in self._connections:
@@ -227,6 +241,10 @@ class Links:
                     said = {"facts": [fact.pack() for fact in facts]}
                     await control.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)
                     self._teller.facts_acknowledged(facts)
+                while services := list(self._teller.pending_services())[:_MOST_AT_ONCE]:
+                    said = {"services": [fact.pack() for fact in services]}
+                    await control.request(wire.SERVICES, said, timeout_seconds=_TELL_SECONDS)
+                    self._teller.services_acknowledged(services)
             except MoorageError as error:
                 log.warning("the manager did not take what it was told (%s); telling it again", error)
                 await asyncio.sleep(_TELL_AGAIN_SECONDS)

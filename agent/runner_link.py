@@ -240,6 +240,12 @@ class RunnerLink(asyncio.Protocol):
         """SIGKILL to one run (its worker, or its process group); False when it does not run."""
         return bool((await self._ask({"op": "kill", "run": run})).get("killed"))
 
+    async def terminate(self, run: str, grace_seconds: float) -> None:
+        """SIGTERM to a batch run, SIGKILL after the grace; it and what it started have ended when this returns."""
+        with contextlib.suppress(RunnerError):
+            if (await self._ask({"op": "terminate", "run": run, "grace_seconds": grace_seconds})).get("running"):
+                await self.wait_tail(run, 1 << 60, grace_seconds + 5.0)
+
     async def complete(self, *, code: str, row: int, col: int, line: str, post: str) -> dict[str, Any]:
         """{suggestions: [str], start: int, end: int, busy: bool}: offsets in the line; nothing while the worker is busy."""
         header = {"op": "complete", "row": row, "col": col, "line": line[:65536], "post": post[:65536]}
@@ -259,6 +265,10 @@ class RunnerLink(asyncio.Protocol):
         while not tail.done:
             tail = await self.wait_tail(run, tail.seq, 3600)
         return tail
+
+    async def note(self, text: str) -> None:
+        """A line in the container's log."""
+        await self._ask({"op": "note"}, text.encode(), seconds=5.0)
 
     async def ping(self) -> None:
         """The runner answers."""

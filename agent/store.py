@@ -44,6 +44,12 @@ CREATE TABLE IF NOT EXISTS runs (
     done TEXT,                -- how it ended
     told INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS services (
+    kernel_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    row TEXT NOT NULL,
+    PRIMARY KEY (kernel_id, name)
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS runs_of_kernels ON runs (kernel_id);
 CREATE INDEX IF NOT EXISTS runs_to_tell ON runs (run_id) WHERE told = 0;
 """
@@ -247,6 +253,18 @@ class Store:
                 self._connection.executemany("UPDATE runs SET told = 1 WHERE run_id = ? AND done IS NOT NULL", rows)
 
         await self._call(update)
+
+    async def services(self) -> list[dict[str, Any]]:
+        rows = await self._call(lambda: self._connection.execute("SELECT row FROM services").fetchall())
+        return [json.loads(row) for (row,) in rows]
+
+    async def save_service(self, row: dict[str, Any]) -> None:
+        values = (row["kernel_id"], row["name"], json.dumps(row))
+        await self._call(lambda: self._connection.execute("INSERT OR REPLACE INTO services VALUES (?, ?, ?)", values))
+
+    async def forget_service(self, kernel_id: str, name: str) -> None:
+        statement = "DELETE FROM services WHERE kernel_id = ? AND name = ?"
+        await self._call(lambda: self._connection.execute(statement, (kernel_id, name)))
 
     @contextmanager
     def _lazily(self) -> Iterator[None]:

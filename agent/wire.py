@@ -33,7 +33,14 @@ LIST_FILES: Final = "list_files"
 MANAGE_FILE: Final = "manage_file"
 OPEN_STREAM: Final = "open_stream"
 STATISTICS: Final = "statistics"
+START_SERVICE: Final = "start_service"
+STOP_SERVICE: Final = "stop_service"
 PULL_IMAGE: Final = "pull_image"
+PUSH_IMAGE: Final = "push_image"
+COMMIT: Final = "commit"
+CANCEL_JOB: Final = "cancel_job"
+LIST_IMAGES: Final = "list_images"
+REMOVE_IMAGE: Final = "remove_image"
 PING: Final = "ping"
 
 # From agent to manager. `hello` opens a connection; `facts` and `runs_done` are answered, and sent again until they are.
@@ -42,7 +49,9 @@ HEARTBEAT: Final = "heartbeat"
 FACTS: Final = "facts"
 RUNS_DONE: Final = "runs_done"
 SAMPLES: Final = "samples"
+SERVICES: Final = "services"
 PROGRESS: Final = "progress"
+CREDENTIALS: Final = "credentials"
 
 # From manager to agent, without an answer: the list of managers has changed.
 MANAGERS: Final = "managers"
@@ -93,6 +102,7 @@ class KernelSpec(Message):
     #: a batch session's work: the kernel is EXITED with its result when this ends. Its run id is the kernel id.
     startup_command: str | None = None
     outputs: list[str] = field(default_factory=list)  #: globs below /home/work of what is kept after the end
+    preopen_ports: list[int] = field(default_factory=list)  #: that services may have from the start
     shm_mib: int | None = None  #: None: half of the memory
     disk_quota_mib: int | None = None  #: of /home/work; None: the agent's default
     pids: int | None = None  #: None: the agent's default
@@ -230,6 +240,38 @@ class Sample(Message):
     gpus: int = 0  #: devices that told of themselves
     gpu_seconds: float = 0.0  #: 1 per second for each device that was at work all the time
     gpu_mem_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec(Message):
+    """A program that an agent keeps running in one kernel, or only a port of it that is watched."""
+
+    name: str
+    generation: int
+    port: int
+    argv: list[str] = field(default_factory=list)  #: empty: somebody else starts what listens there
+    environ: dict[str, str] = field(default_factory=dict)
+    path: str | None = None  #: answers to GET when it is ready and healthy; None: a connection is enough
+    ready_seconds: float = 60.0  #: from its start to its first answer
+    most_restarts: int = 5  #: within 10 minutes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceFact(Message):
+    """What is true of one service in one kernel. A newer (boot_no, seq) replaces an older one."""
+
+    kernel_id: str
+    attempt: int
+    name: str
+    generation: int
+    state: str  #: starting, healthy, unhealthy, failed, stopped
+    restarts: int = 0
+    message: str | None = None
+    log_tail: str | None = None  #: of the run that ended last, when it ended by itself
+    run_id: str | None = None  #: whose output is its log
+    at: float = 0.0
+    boot_no: int = 0
+    seq: int = 0
 
 
 # -- ring records, as the runner wrote them (docs/runner.md) --------------------------------------------------------------

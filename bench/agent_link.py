@@ -29,7 +29,7 @@ from agent.client import FileStat, KernelAddress
 from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.streams import Channel, chunks, send_file
-from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample
+from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample, ServiceFact
 from domain.ids import AgentId, KernelId, RunId
 
 MIB: Final = 1 << 20
@@ -68,6 +68,7 @@ class Trusting:
     async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None: ...
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
 
 

@@ -22,7 +22,7 @@ import uvloop
 
 from agent import pki
 from agent.hub import AgentHub
-from agent.wire import AgentHello, Fact, RunDone, Sample
+from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
@@ -231,6 +231,11 @@ class _Callbacks:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         if self.ingest is not None:
             await self.ingest.on_progress(agent_id, said)
+
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Services are told of to a control process.")
+        await self.ingest.on_services(agent_id, facts)
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         if self.ingest is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.wire import AgentHello, Fact, RunDone, Sample
+from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
 from domain.ids import AgentId, KernelId, SessionId
 from domain.names import as_uuid
 from manager.dispatcher import ConnectedAgents
@@ -20,6 +20,7 @@ from repositories.kernels import record_facts, renew_pull
 from repositories.record import AuditRecord, write_audit
 from repositories.runs_done import finish_runs
 from repositories.samples import store_samples
+from repositories.service import record_services
 
 log = logging.getLogger("moorage.control.ingest")
 
@@ -90,6 +91,13 @@ class Ingest:
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         await self._samples.put([(agent_id, sample) for sample in samples])
+
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
+        async with self._database.transaction() as connection:
+            changed = await record_services(connection, agent_id, facts, now=self._clock())
+        if changed:
+            self._herald.announce("services", *changed)
+            self._herald.announce("events")
 
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         """An image is on its way: nobody gives up on it. Written at most each 10 s for a kernel."""

@@ -18,6 +18,7 @@ from domain.errors import (
     InvalidRequest,
     MoorageError,
     NameTaken,
+    PortConflict,
     QuotaExceeded,
     RequestInProgress,
     StillInUse,
@@ -28,6 +29,7 @@ Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionPr
 
 _BY_CONSTRAINT: Final[dict[str, type[MoorageError]]] = {
     "sessions_live_name_key": NameTaken,
+    "services_session_id_port_key": PortConflict,
     "quotas_limit_check": QuotaExceeded,
     "users_email_key": AlreadyExists,
     "projects_domain_name_key": AlreadyExists,
@@ -49,12 +51,18 @@ _UNREACHABLE: Final = (
 )
 
 
+_MOST_IDLE: Final = 4
+
+
 class Database:
     """Connections to one PostgreSQL. Open with `await Database.connect(dsn)`, close with `await close()`."""
 
     def __init__(self, pool: asyncpg.Pool[Any], dsn: str) -> None:
         self._pool = pool
         self.dsn = dsn
+        #: taken from the pool and used again without going back in between, which costs as much as a short statement
+        self._idle: list[asyncpg.pool.PoolConnectionProxy[Any]] = []
+        self._waiting = 0  #: for a connection of the pool
 
     @classmethod
     async def connect(cls, dsn: str, *, min_size: int = 1, max_size: int = 16) -> Database:
@@ -72,21 +80,49 @@ class Database:
         return cls(pool, dsn)
 
     async def close(self) -> None:
-        self._pool.terminate() if self._pool.is_closing() else await self._pool.close()
+        if self._pool.is_closing():
+            self._pool.terminate()
+            return
+        while self._idle:
+            await self._pool.release(self._idle.pop())
+        await self._pool.close()
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Connection]:
         """A connection on which every statement is its own transaction."""
         with translated():
-            async with self._pool.acquire(timeout=10) as connection:
+            connection = await self._take()
+            try:
                 yield connection
+            except BaseException:
+                await self._pool.release(connection)
+                raise
+            await self._give(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        with translated():
-            async with self._pool.acquire(timeout=10) as connection, connection.transaction():
-                yield connection
+        async with self.reader() as connection, connection.transaction():
+            yield connection
+
+    async def _take(self) -> asyncpg.pool.PoolConnectionProxy[Any]:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            await self._pool.release(connection)
+        self._waiting += 1
+        try:
+            return await self._pool.acquire(timeout=10)
+        finally:
+            self._waiting -= 1
+
+    async def _give(self, connection: asyncpg.pool.PoolConnectionProxy[Any]) -> None:
+        """To the next user, by way of the pool when somebody waits there, or when it has broken."""
+        if self._waiting or len(self._idle) >= _MOST_IDLE or connection.is_closed() or self._pool.is_closing():
+            await self._pool.release(connection)
+        else:
+            self._idle.append(connection)
 
 
 async def _prepare(connection: asyncpg.Connection[Any]) -> None:

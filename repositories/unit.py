@@ -15,10 +15,12 @@ from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
 from repositories.metrics import MetricsRepository
 from repositories.registry import RegistryRepository
+from repositories.service import ServiceRepository
 from repositories.session import AdminSessionRepository, SessionRepository
 from repositories.task import TaskRepository
 from repositories.transit import Cause
 from repositories.watch import WatchRepository
+from repositories.webhook import WebhookRepository
 
 
 class Repositories:
@@ -54,6 +56,9 @@ class Repositories:
         """Of the session's owner: nobody waits for another's."""
         return DependencyRepository(self.connection, session.user_id, now=self.now)
 
+    def services_of(self, session: Session) -> ServiceRepository:
+        return ServiceRepository(self.connection, session.id, now=self.now, cause=self.cause)
+
     @cached_property
     def executions(self) -> ExecutionRepository:
         return ExecutionRepository(self.connection, now=self.now, cause=self.cause)
@@ -77,6 +82,10 @@ class Repositories:
     @cached_property
     def watch(self) -> WatchRepository:
         return WatchRepository(self.connection, now=self.now)
+
+    @cached_property
+    def webhooks(self) -> WebhookRepository:
+        return WebhookRepository(self.connection, now=self.now)
 
     @cached_property
     def metrics(self) -> MetricsRepository:

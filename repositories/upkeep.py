@@ -138,6 +138,7 @@ class Retention:
     managers_days: int = 1  #: processes without a sign of life
     samples_hours: int = 6  #: of what sessions use, as agents told it
     sample_minutes_days: int = 14  #: the same, summed by the minute
+    service_tickets_days: int = 1  #: after they expired
     usage_days: int = 400  #: after it was given back
     kernel_logs_days: int = 7  #: the kept end of a container's log
     partitions_ahead_days: int = 8
@@ -155,6 +156,7 @@ _BY_AGE: Final = {
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
     "managers": ("seen_at < $1", "managers_days"),
     "usage": ("until_at < $1", "usage_days"),
+    "service_tickets": ("expires_at < $1", "service_tickets_days"),
     "kernel_logs": ("kept_at < $1", "kernel_logs_days"),
     "sessions": (
         # one whose host never said that it is gone still holds slots there

@@ -24,6 +24,8 @@ from runner import processes, ring
 from runner.files import Files, Refused
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.loop import READ, WRITE, Loop, Timer
+from runner.streamed import Line
+from runner.terminals import Terminals
 from runner.tunnel import Dial, listening
 
 GRACE_SECONDS = 2.0  #: from interrupt to kill, after a timeout
@@ -295,17 +297,23 @@ class Supervisor:
         self._oom = processes.OomCounter()
         self._process_count = processes.ProcessCounter()
         self._children: dict[int, Callable[[int], None]] = {}
+        self._terminals = Terminals(
+            self.loop, self._children, self.config.environ, token=self._token, make_room=self._kill_left_over
+        )
         self._operations: dict[str, Callable[[Connection, int, dict[str, Any], bytes], Any]] = {
             "hello": self._hello,
             "execute": self._execute,
             "input": self._input,
             "interrupt": self._interrupt,
             "kill": self._kill,
+            "terminate": self._terminate,
             "complete": self._complete,
             "arm": self._arm,
             "disarm": self._disarm,
             "status": self._status,
+            "note": self._note,
             "listening": self._listening,
+            "terminals": lambda *_: {"terminals": self._terminals.listed()},
             "environ": self._environ,
             "list": self._list,
             "manage": self._manage,
@@ -384,6 +392,9 @@ class Supervisor:
         if op == "connect":
             self._start_dial(connection, request, header)
             return
+        if op == "process":
+            self._attach_process(connection, request, header)
+            return
         operation = self._operations.get(str(op))
         try:
             if operation is None:
@@ -411,6 +422,12 @@ class Supervisor:
             run.id: {"mode": run.mode, "status": run.status, "seq": run.ring.seq, "started_at": run.started_at}
             for run in self.runs.values()
         }
+
+    def _note(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        """Something that the host has to say, for the log."""
+        self._say(body.decode("utf-8", "replace"))
+        self._write_log()
+        return {}
 
     def _status(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         def count() -> dict[str, Any]:
@@ -579,6 +596,16 @@ class Supervisor:
             self._signal(run, signal.SIGKILL)
         return {"killed": run is not None}
 
+    def _terminate(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        run, grace = self.runs.get(str(header.get("run"))), header.get("grace_seconds")
+        if run is not None:
+            run.killed = True
+            self._signal(run, signal.SIGTERM)
+            seconds = float(grace) if isinstance(grace, (int, float)) else 0.0
+            self.loop.cancel(run.timer)
+            run.timer = self.loop.later(max(0.0, min(seconds, 600.0)), lambda: self._signal(run, signal.SIGKILL))
+        return {"running": run is not None}
+
     def _signal(self, run: Run, number: int) -> None:
         if run.status == "queued":
             with contextlib.suppress(ValueError):
@@ -680,6 +707,19 @@ class Supervisor:
         if not isinstance(port, int):
             raise Refused("invalid_request", "A port is a number from 1 to 65535.")
         return {"listening": listening(port)}
+
+    # -- processes that are streamed --------------------------------------------------------------------------------------
+    def _attach_process(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
+        if self._stopping:
+            connection.send(_refused(request, Refused("runner_lost", "The session is being stopped.")))
+            return
+        rest = connection.frames.rest()
+        line = Line(self.loop, connection.detach(), rest)
+        try:
+            self._terminals.open(request, header, line)
+        except Refused as refused:
+            line.send(pack(_refused(request, refused)))
+            line.finish()
 
     # -- connections that carry one file or archive ----------------------------------------------------------------------
     def _start_stream(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
@@ -836,7 +876,9 @@ class Supervisor:
         if run.killed:
             self._finish(run, 137, signal.SIGKILL)
             return
-        environ = {**self.config.environ, "MOORAGE_RUN": self._mark(run)}
+        more = run.opts.get("environ")
+        own = {str(k): str(v) for k, v in more.items() if "\0" not in f"{k}{v}"} if isinstance(more, dict) else {}
+        environ = {**self.config.environ, **own, "MOORAGE_RUN": self._mark(run)}
         script = -1
         try:
             argv, script = _command(program)
@@ -870,7 +912,7 @@ class Supervisor:
         except OSError as error:
             if error.errno == errno.EAGAIN and run.tries < 5:
                 run.tries += 1
-                self._kill_strays(lambda mark: mark.endswith(self._token) and mark not in self._alive())
+                self._kill_left_over()
                 self.loop.later(0.02 * run.tries, lambda: self._next_stage(run))
                 return
             what = program if isinstance(program, list) else ["/bin/sh"]
@@ -927,7 +969,7 @@ class Supervisor:
 
     def _alive(self) -> set[str]:
         """The marks of processes that belong to something that goes on."""
-        return {*map(self._mark, self.runs.values()), self._worker.mark}
+        return {*map(self._mark, self.runs.values()), self._worker.mark, *self._terminals.marks}
 
     def _mark(self, run: Run) -> str:
         return f"{run.id}.{self._token}"
@@ -936,11 +978,14 @@ class Supervisor:
         self._say(f"a run that was to end has left more than {BOMB_PROCESSES} processes: all processes are killed")
         processes.kill_everything()
 
+    def _kill_left_over(self) -> None:
+        self._kill_strays(lambda mark: mark.endswith(self._token) and mark not in self._alive())
+
     def _kill_strays(self, chosen: Callable[[str], bool]) -> None:
         if self._process_count.read() > BOMB_PROCESSES:
             self._end_bomb()
             return
-        spared = {run.pid for run in self.runs.values()} | {self._worker.pid}
+        spared = {run.pid for run in self.runs.values()} | {self._worker.pid} | self._terminals.pids
         for _ in range(3):
             if not processes.kill_marked(chosen, spared):
                 return
@@ -1231,6 +1276,7 @@ class Supervisor:
             self._signal(run, signal.SIGTERM)
         if self._worker.pid:
             processes.signal_group(self._worker.pid, signal.SIGTERM)
+        self._terminals.hang_up()
 
         def wait() -> None:
             if (self.runs or self._worker.pid) and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ from agent import pki
 from agent.client import AgentClient
 from agent.hub import AgentHub
 from agent.join import join
-from agent.wire import AgentHello, Fact, RunDone, Sample
+from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
 from domain.errors import DatabaseUnavailable, Unauthenticated
 from domain.ids import AgentId
 
@@ -35,6 +35,7 @@ class Heard:
         self.history: list[Fact] = []
         self.runs: dict[str, list[RunDone]] = {}
         self.hellos: list[AgentHello] = []
+        self.services: list[ServiceFact] = []
         self.deaf = False  #: as without its database: nothing is acknowledged
         self.hubs: list[AgentHub] = []
         self._changed = asyncio.Condition()
@@ -92,6 +93,12 @@ class Heard:
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         pass
+
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
+        if self.deaf:
+            raise DatabaseUnavailable
+        self.services += facts
+        await self._tell()
 
 
 class RealBed:

@@ -18,7 +18,7 @@ from uuid import UUID
 import orjson
 
 from agent.client import FilePage, FileStat, KernelAddress
-from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead
+from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
     FileExists,

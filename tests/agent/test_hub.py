@@ -21,7 +21,7 @@ from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.rpc import Peer
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
-from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample
+from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample, ServiceFact
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
@@ -98,6 +98,9 @@ class Manager:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         self.progress.append(said)
         self._changed.set()
+
+    async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
+        pass
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         self._take()
