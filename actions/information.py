@@ -33,6 +33,7 @@ from actions.views import SessionData
 from agent.client import KernelAddress
 from agent.wire import Record, decode_records
 from domain.errors import InvalidRequest, PermissionDenied, SessionNotReady
+from domain.options import label_query
 from domain.session import LIVE, Session, Status
 from repositories.session import Search, like
 from repositories.task import Task
@@ -82,6 +83,7 @@ class SearchSessionsAction(ScopeAction[Reading, SessionPage]):
     name: Annotated[str, Field(max_length=256)] | None = None  #: a glob, or a prefix
     tag: str | None = None
     project: str | None = None
+    label: tuple[Annotated[str, Field(max_length=400)], ...] = ()  #: `name=value`, or `name` alone; all must hold
     all: bool = False
     cursor: str | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -92,6 +94,7 @@ class SearchSessionsAction(ScopeAction[Reading, SessionPage]):
             name_pattern=None if self.name is None else like(self.name),
             tag=self.tag,
             project=self.project,
+            labels=[label_query(label) for label in self.label],
             after=decode_cursor(self.cursor),
             limit=self.limit,
         )

@@ -26,6 +26,7 @@ from actions.base import (
 )
 from actions.batch import Dependencies, arrange, change_dependencies, checked_outputs
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
+from actions.options import checked_options
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec
@@ -100,6 +101,10 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     retry_delay: Annotated[float, Field(ge=0, le=MOST_RETRY_DELAY_SECONDS)] = 5.0
     #: globs below /home/work that are kept after a batch session's end; `outputs` when left out
     outputs: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None = None
+    labels: Mapping[str, str] | None = None  #: to find it by: `label=name=value` in searches
+    preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
+    callback_url: str | None = None  #: is sent a signed request whenever something happens to the session
+    idle_timeout: Seconds | None = None  #: it ends after so many seconds without a call or run
 
     def target(self) -> str | None:
         return self.name
@@ -128,6 +133,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         known = await reported_slots(call.db.connection)
         check_possible(known, image, [group.slots for group in groups for _ in range(group.count)], self.cluster_mode)
         environ, notices = checked_environ(self.environ or {})
+        options = await checked_options(call, self)
         session = Session(
             id=SessionId(call.new_id()),
             name=name,
@@ -159,6 +165,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             status_changed_at=call.now,
             main_kernel_id=KernelId(call.new_id()),
             notices=notices,
+            **options,
         )
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
@@ -254,6 +261,7 @@ def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
         bootstrap_script=session.bootstrap_script,
         bootstrap_required=session.bootstrap_required,
         startup_command=session.startup_command,
+        preopen_ports=list(session.preopen_ports),
         shm_mib=session.shm_mib,
         outputs=list(session.outputs),
     )

@@ -78,6 +78,10 @@ class SessionData:
     retry_delay: float
     retries: int  #: that have been begun
     outputs: tuple[str, ...]
+    labels: Mapping[str, str]
+    preopen_ports: tuple[int, ...]
+    callback_url: str | None
+    idle_timeout: float | None  #: seconds without a call or run, after which it ends
     bootstrap_script: str | None
     bootstrap_required: bool
     startup_command: str | None
@@ -131,6 +135,10 @@ class SessionData:
             retry_delay=s.retry_delay_seconds,
             retries=s.retries,
             outputs=s.outputs,
+            labels=s.labels,
+            preopen_ports=s.preopen_ports,
+            callback_url=s.callback_url,
+            idle_timeout=s.idle_timeout_seconds,
             bootstrap_script=s.bootstrap_script,
             bootstrap_required=s.bootstrap_required,
             startup_command=s.startup_command,

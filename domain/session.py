@@ -303,6 +303,10 @@ class Session:
     retrying: bool = False  #: it ends, and another attempt follows
     outputs: tuple[str, ...] = ()  #: what is kept of a batch session's files: globs below /home/work
     waits_for: tuple[str, ...] = ()  #: names of sessions whose end it waits for
+    labels: Mapping[str, str] = field(default_factory=dict)
+    preopen_ports: tuple[int, ...] = ()
+    callback_url: str | None = None  #: is told what happens to it
+    idle_timeout_seconds: float | None = None  #: without a call or run, it ends after so long
     result: str = "UNDEFINED"
     exit_code: int | None = None
     failed: bool = False

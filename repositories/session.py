@@ -36,7 +36,7 @@ _COLUMNS: Final = """
     s.image, s.architecture, s.status, s.status_reason, s.attempt, s.version, s.activity, s.requested_slots, s.tag,
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
-    s.outputs, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
+    s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
     s.main_kernel_id, k.agent_id, k.observed, k.seen_generation < k.generation AS pending,
     c.members, a.slots AS occupied,
@@ -111,6 +111,10 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         retrying=row["retrying"],
         outputs=tuple(row["outputs"]),
         waits_for=tuple(row["waits_for"] or ()),
+        labels=row["labels"],
+        preopen_ports=tuple(row["preopen_ports"]),
+        callback_url=row["callback_url"],
+        idle_timeout_seconds=row["idle_timeout_seconds"],
         result=row["result"],
         exit_code=row["exit_code"],
         failed=row["failed"],
@@ -162,6 +166,7 @@ class Search:
     name_pattern: str | None = None  #: a LIKE pattern over the name, see `like`
     tag: str | None = None
     project: str | None = None
+    labels: Sequence[tuple[str, str | None]] = ()  #: name and value; None: any value
     after: tuple[datetime, UUID] | None = None  #: the last (created_at, id) of the page before
     limit: int = 100
 
@@ -198,11 +203,12 @@ class SessionRepository:
                     cluster_size, image, architecture, status, requested_slots, tag, environ, bootstrap_script,
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
                     created_at, status_changed_at, expires_at, main_kernel_id, notices, starts_at,
-                    batch_timeout_seconds, max_retries, retry_delay_seconds, outputs)
+                    batch_timeout_seconds, max_retries, retry_delay_seconds, outputs, labels, preopen_ports, callback_url,
+                    idle_timeout_seconds)
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
                     $20, $21::double precision, $22::timestamptz, $22,
                     $22::timestamptz + make_interval(secs => $21::double precision), $23, $26,
-                    $27, $28, $29, $30, $31)
+                    $27, $28, $29, $30, $31, $32, $33, $34, $35)
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
@@ -249,6 +255,10 @@ class SessionRepository:
             session.max_retries,
             session.retry_delay_seconds,
             list(session.outputs),
+            dict(session.labels),
+            list(session.preopen_ports),
+            session.callback_url,
+            session.idle_timeout_seconds,
         )
         if row is None:
             return False
@@ -454,6 +464,9 @@ class SessionRepository:
             wanted = wanted.where(sa.or_(table.c.name.like(search.name_pattern), by_id))
         if search.tag is not None:
             wanted = wanted.where(table.c.tag == search.tag)
+        for name, value in search.labels:
+            held = table.c.labels.has_key(name) if value is None else table.c.labels.contains({name: value})
+            wanted = wanted.where(held)
         if search.project is not None:
             project = sa.select(tables.projects.c.id).where(tables.projects.c.name == search.project)
             wanted = wanted.where(table.c.project_id.in_(project))
