@@ -170,6 +170,9 @@ MODELS = {
     "UsageRow": ("UsageRow", "Hours that one group held.", {"key"}),
     "Usage": ("Usage", "Hours of what was held within a range, by group.", {"since", "until"}),
     "WatchRules": ("WatchRules", "Thresholds of abuse rules and idle checkers.", set()),
+    "GraphNode": ("GraphNode", "A session in a graph of dependencies; `look` is how it stands, in a word.", {"id", "name"}),
+    "GraphEdge": ("GraphEdge", "`target` waits for `source`.", {"source", "target"}),
+    "Graph": ("DependencyGraph", "Sessions that wait for each other, as they were at `at`.", {"root"}),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

@@ -265,7 +265,7 @@ def _shown(route: Route) -> Any:
         return special[answer]
     hints = get_type_hints(answer)
     alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task"}
-    alone |= {"status_history", "statistics"}
+    alone |= {"status_history", "statistics", "graph"}
     if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
     return answer

@@ -16,8 +16,11 @@ __all__ = [
     "AbuseReport",
     "Agent",
     "Completions",
+    "DependencyGraph",
     "Event",
     "FileStat",
+    "GraphEdge",
+    "GraphNode",
     "HistoryEntry",
     "IdleWarning",
     "Image",
@@ -445,6 +448,54 @@ class WatchRules(Model):
     project: str | None = None
     rules: dict[str, dict[str, float]] = field(default_factory=dict)
     changed: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNode(Model):
+    """A session in a graph of dependencies; `look` is how it stands, in a word."""
+
+    id: str
+    name: str
+    status: str = ""
+    session_type: str = ""
+    result: str = ""
+    exit_code: int | None = None
+    reason: str | None = None
+    attempt: int = 0
+    retries: int = 0
+    starts_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    look: str = ""
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"starts_at": when, "started_at": when, "ended_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphEdge(Model):
+    """`target` waits for `source`."""
+
+    source: str
+    target: str
+    condition: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DependencyGraph(Model):
+    """Sessions that wait for each other, as they were at `at`."""
+
+    root: str
+    nodes: list[GraphNode] = field(default_factory=list)
+    edges: list[GraphEdge] = field(default_factory=list)
+    at: datetime | None = None
+    truncated: bool = False
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "nodes": many(GraphNode.from_json),
+        "edges": many(GraphEdge.from_json),
+        "at": when,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

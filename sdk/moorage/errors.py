@@ -19,6 +19,7 @@ __all__ = [
     "AgentNotFound",
     "AgentUnavailable",
     "AlreadyExists",
+    "ArchiveRefused",
     "BY_CODE",
     "CommandFailed",
     "CommitFailed",
@@ -42,18 +43,22 @@ __all__ = [
     "InvalidConfiguration",
     "InvalidImageName",
     "InvalidJson",
+    "InvalidMount",
     "InvalidName",
     "InvalidPath",
     "InvalidRange",
     "InvalidRequest",
     "InvalidResources",
+    "InvalidVolumeName",
     "KernelNotFound",
     "KeypairNotFound",
     "MethodNotAllowed",
     "MoorageError",
+    "MountedTwice",
     "NameTaken",
     "NoAgents",
     "NoPython",
+    "NoVolumeStore",
     "NotARegularFile",
     "NotConfigured",
     "NotFound",
@@ -79,17 +84,27 @@ __all__ = [
     "RunNotFound",
     "RunnerLost",
     "SecretUnreadable",
+    "ServiceEnded",
     "ServiceError",
     "ServiceFailed",
+    "ServiceNotFound",
+    "ServiceRuns",
+    "ServiceSilent",
+    "ServiceUnknown",
     "ServiceUnreachable",
     "SessionEnded",
     "SessionNotFound",
     "SessionNotReady",
+    "ShareNotFound",
+    "SharedWithNobody",
     "StartFailed",
     "StillInUse",
     "StorageFull",
     "StreamBroken",
     "TaskNotFound",
+    "TicketExpired",
+    "TicketInvalid",
+    "TicketUsed",
     "TooManyPoints",
     "TooManyRequests",
     "TransferFailed",
@@ -98,6 +113,12 @@ __all__ = [
     "Unreachable",
     "UnsupportedMediaType",
     "UserNotFound",
+    "VolumeAmbiguous",
+    "VolumeMounted",
+    "VolumeNameTaken",
+    "VolumeNotFound",
+    "VolumeNotReady",
+    "VolumeReadOnly",
     "WaitTimeout",
     "WrongStatus",
 ]
@@ -143,6 +164,16 @@ class TooManyPoints(InvalidRequest):
     default_message = "So short a step over so long a range makes too many points; take a longer step."
 
 
+class InvalidVolumeName(InvalidRequest):
+    """A volume's name has 1 to 64 letters, digits, '_', '-' or '.', and begins with a letter, digit or '_'."""
+
+    code = "invalid_volume_name"
+    http_status = 400
+    default_message = (
+        "A volume's name has 1 to 64 letters, digits, '_', '-' or '.', and begins with a letter, digit or '_'."
+    )
+
+
 class InvalidImageName(InvalidRequest):
     """A snapshot's name has 1 to 128 letters, digits, '_', '-' or '.'; an image for a registry is HOST/REPOSITORY:TAG in lower case."""
 
@@ -175,6 +206,34 @@ class InvalidConfiguration(MoorageError):
     default_message = "The session's parameters contradict each other or the image; change the named field."
 
 
+class MountedTwice(InvalidConfiguration):
+    """Two of the mounts are the same volume, or lie at the same place or inside each other; leave one out."""
+
+    code = "mounted_twice"
+    http_status = 422
+    default_message = (
+        "Two of the mounts are the same volume, or lie at the same place or inside each other; leave one out."
+    )
+
+
+class InvalidMount(InvalidConfiguration):
+    """A mount is NAME[:subpath][:/home/work/PATH][:ro]."""
+
+    code = "invalid_mount"
+    http_status = 422
+    default_message = "A mount is NAME[:subpath][:/home/work/PATH][:ro]."
+
+
+class SharedWithNobody(InvalidConfiguration):
+    """Nobody was named to share the volume with; name at least one user or project other than its owner."""
+
+    code = "shared_with_nobody"
+    http_status = 422
+    default_message = (
+        "Nobody was named to share the volume with; name at least one user or project other than its owner."
+    )
+
+
 class InvalidResources(InvalidConfiguration):
     """The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."""
 
@@ -197,6 +256,14 @@ class NoPython(InvalidConfiguration):
     code = "no_python"
     http_status = 422
     default_message = "The image has no Python; run commands with mode 'batch' instead."
+
+
+class ServiceUnknown(InvalidConfiguration):
+    """The image declares no such service, and no command and no port was given; give one of them."""
+
+    code = "service_unknown"
+    http_status = 422
+    default_message = "The image declares no such service, and no command and no port was given; give one of them."
 
 
 class RouteNotFound(MoorageError):
@@ -229,6 +296,14 @@ class PermissionDenied(MoorageError):
     code = "permission_denied"
     http_status = 403
     default_message = "You may not do this; ask an administrator."
+
+
+class VolumeReadOnly(PermissionDenied):
+    """The volume is shared with you for reading only; its owner can share it for writing."""
+
+    code = "volume_read_only"
+    http_status = 403
+    default_message = "The volume is shared with you for reading only; its owner can share it for writing."
 
 
 class TooManyRequests(MoorageError):
@@ -312,6 +387,22 @@ class KernelNotFound(NotFound):
     default_message = "The session has no kernel of this name; 'moorage info NAME' lists its kernels."
 
 
+class VolumeNotFound(NotFound):
+    """There is no such volume, or it is not shared with you; 'moorage volume ls' lists what you have."""
+
+    code = "volume_not_found"
+    http_status = 404
+    default_message = "There is no such volume, or it is not shared with you; 'moorage volume ls' lists what you have."
+
+
+class ShareNotFound(NotFound):
+    """The volume is not shared with them; 'moorage volume show NAME' says with whom it is."""
+
+    code = "share_not_found"
+    http_status = 404
+    default_message = "The volume is not shared with them; 'moorage volume show NAME' says with whom it is."
+
+
 class DependencyNotFound(NotFound):
     """There is no such session of yours to depend on; 'moorage ps -a' lists yours."""
 
@@ -336,6 +427,14 @@ class KeypairNotFound(NotFound):
     code = "keypair_not_found"
     http_status = 404
     default_message = "There is no such keypair."
+
+
+class ServiceNotFound(NotFound):
+    """The session has no service of this name; 'moorage service ls' lists those that it has."""
+
+    code = "service_not_found"
+    http_status = 404
+    default_message = "The session has no service of this name; 'moorage service ls' lists those that it has."
 
 
 class RegistryNotFound(NotFound):
@@ -384,6 +483,39 @@ class DependencyCycle(Conflict):
     code = "dependency_cycle"
     http_status = 409
     default_message = "The sessions would wait for each other for ever; take another dependency away first."
+
+
+class VolumeNameTaken(Conflict):
+    """You already have a volume with this name; choose another."""
+
+    code = "volume_name_taken"
+    http_status = 409
+    default_message = "You already have a volume with this name; choose another."
+
+
+class VolumeAmbiguous(Conflict):
+    """Several volumes of this name are shared with you; name the one you mean by its id."""
+
+    code = "volume_ambiguous"
+    http_status = 409
+    default_message = "Several volumes of this name are shared with you; name the one you mean by its id."
+
+
+class VolumeMounted(Conflict):
+    """The volume is mounted in sessions that have not ended; end them first."""
+
+    code = "volume_mounted"
+    http_status = 409
+    default_message = "The volume is mounted in sessions that have not ended; end them first."
+
+
+class VolumeNotReady(Conflict):
+    """The volume is still being made; wait for its task."""
+
+    code = "volume_not_ready"
+    http_status = 409
+    retryable = True
+    default_message = "The volume is still being made; wait for its task."
 
 
 class StillInUse(Conflict):
@@ -442,6 +574,16 @@ class PortConflict(Conflict):
     code = "port_conflict"
     http_status = 409
     default_message = "Another service of this session uses this port already; choose another port."
+
+
+class ServiceRuns(Conflict):
+    """The session runs a service of this name with other settings; shut it down first, or choose another name."""
+
+    code = "service_runs"
+    http_status = 409
+    default_message = (
+        "The session runs a service of this name with other settings; shut it down first, or choose another name."
+    )
 
 
 class ImageNameTaken(Conflict):
@@ -522,6 +664,14 @@ class AgentUnavailable(MoorageError):
     default_message = (
         "The session's host cannot be reached at the moment; the session goes on there: ask again shortly."
     )
+
+
+class NoVolumeStore(AgentUnavailable):
+    """No host that is connected has the folder of this volume; an administrator names one as 'volumes' in agent.toml."""
+
+    code = "no_volume_store"
+    http_status = 503
+    default_message = "No host that is connected has the folder of this volume; an administrator names one as 'volumes' in agent.toml."
 
 
 class NoAgents(AgentUnavailable):
@@ -633,6 +783,14 @@ class FileExists(FileError):
     default_message = "There is a file of this name already; pass overwrite, or choose another name."
 
 
+class ArchiveRefused(FileError):
+    """The archive holds something that is not unpacked; nothing of it was kept."""
+
+    code = "archive_refused"
+    http_status = 422
+    default_message = "The archive holds something that is not unpacked; nothing of it was kept."
+
+
 class RangeNotSatisfiable(FileError):
     """The requested range lies outside the file."""
 
@@ -666,6 +824,22 @@ class ServiceFailed(ServiceError):
     default_message = "The service's process ended or did not answer in time; its last output is attached."
 
 
+class ServiceEnded(ServiceFailed):
+    """The service's process ended before it answered; its last output is attached."""
+
+    code = "service_ended"
+    http_status = 502
+    default_message = "The service's process ended before it answered; its last output is attached."
+
+
+class ServiceSilent(ServiceFailed):
+    """The service's process runs, and did not answer in time; its last output is attached."""
+
+    code = "service_silent"
+    http_status = 502
+    default_message = "The service's process runs, and did not answer in time; its last output is attached."
+
+
 class NothingListens(ServiceError):
     """Nothing listens on this port in the session; start a program that does, on 127.0.0.1 or on all addresses."""
 
@@ -684,6 +858,34 @@ class ServiceUnreachable(ServiceError):
     http_status = 502
     retryable = True
     default_message = "The service cannot be reached through the proxy at the moment; ask again shortly."
+
+
+class TicketInvalid(MoorageError):
+    """This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."""
+
+    code = "ticket_invalid"
+    http_status = 403
+    default_message = (
+        "This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."
+    )
+
+
+class TicketUsed(TicketInvalid):
+    """This ticket was used before, and is good for one use; ask for a new address with 'moorage service url'."""
+
+    code = "ticket_used"
+    http_status = 403
+    default_message = (
+        "This ticket was used before, and is good for one use; ask for a new address with 'moorage service url'."
+    )
+
+
+class TicketExpired(TicketInvalid):
+    """This ticket has expired; ask for a new address with 'moorage service url'."""
+
+    code = "ticket_expired"
+    http_status = 403
+    default_message = "This ticket has expired; ask for a new address with 'moorage service url'."
 
 
 class CommitFailed(MoorageError):
@@ -741,17 +943,23 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidName.code: InvalidName,
     InvalidRange.code: InvalidRange,
     TooManyPoints.code: TooManyPoints,
+    InvalidVolumeName.code: InvalidVolumeName,
     InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
     RequestTooLarge.code: RequestTooLarge,
     InvalidConfiguration.code: InvalidConfiguration,
+    MountedTwice.code: MountedTwice,
+    InvalidMount.code: InvalidMount,
+    SharedWithNobody.code: SharedWithNobody,
     InvalidResources.code: InvalidResources,
     ResourcesImpossible.code: ResourcesImpossible,
     NoPython.code: NoPython,
+    ServiceUnknown.code: ServiceUnknown,
     RouteNotFound.code: RouteNotFound,
     MethodNotAllowed.code: MethodNotAllowed,
     Unauthenticated.code: Unauthenticated,
     PermissionDenied.code: PermissionDenied,
+    VolumeReadOnly.code: VolumeReadOnly,
     TooManyRequests.code: TooManyRequests,
     NotFound.code: NotFound,
     SessionNotFound.code: SessionNotFound,
@@ -762,15 +970,22 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     UserNotFound.code: UserNotFound,
     ProjectNotFound.code: ProjectNotFound,
     KernelNotFound.code: KernelNotFound,
+    VolumeNotFound.code: VolumeNotFound,
+    ShareNotFound.code: ShareNotFound,
     DependencyNotFound.code: DependencyNotFound,
     ResultsNotFound.code: ResultsNotFound,
     KeypairNotFound.code: KeypairNotFound,
+    ServiceNotFound.code: ServiceNotFound,
     RegistryNotFound.code: RegistryNotFound,
     Conflict.code: Conflict,
     NameTaken.code: NameTaken,
     AlreadyExists.code: AlreadyExists,
     DependencyFailed.code: DependencyFailed,
     DependencyCycle.code: DependencyCycle,
+    VolumeNameTaken.code: VolumeNameTaken,
+    VolumeAmbiguous.code: VolumeAmbiguous,
+    VolumeMounted.code: VolumeMounted,
+    VolumeNotReady.code: VolumeNotReady,
     StillInUse.code: StillInUse,
     WrongStatus.code: WrongStatus,
     SessionNotReady.code: SessionNotReady,
@@ -778,6 +993,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     RequestInProgress.code: RequestInProgress,
     NotWaitingForInput.code: NotWaitingForInput,
     PortConflict.code: PortConflict,
+    ServiceRuns.code: ServiceRuns,
     ImageNameTaken.code: ImageNameTaken,
     ImageNotReady.code: ImageNotReady,
     CommitInProgress.code: CommitInProgress,
@@ -787,6 +1003,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     StartFailed.code: StartFailed,
     QuotaExceeded.code: QuotaExceeded,
     AgentUnavailable.code: AgentUnavailable,
+    NoVolumeStore.code: NoVolumeStore,
     NoAgents.code: NoAgents,
     DatabaseUnavailable.code: DatabaseUnavailable,
     StorageFull.code: StorageFull,
@@ -800,12 +1017,18 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidPath.code: InvalidPath,
     NotARegularFile.code: NotARegularFile,
     FileExists.code: FileExists,
+    ArchiveRefused.code: ArchiveRefused,
     RangeNotSatisfiable.code: RangeNotSatisfiable,
     TransferFailed.code: TransferFailed,
     ServiceError.code: ServiceError,
     ServiceFailed.code: ServiceFailed,
+    ServiceEnded.code: ServiceEnded,
+    ServiceSilent.code: ServiceSilent,
     NothingListens.code: NothingListens,
     ServiceUnreachable.code: ServiceUnreachable,
+    TicketInvalid.code: TicketInvalid,
+    TicketUsed.code: TicketUsed,
+    TicketExpired.code: TicketExpired,
     CommitFailed.code: CommitFailed,
     RegistryUnreachable.code: RegistryUnreachable,
     RegistryDenied.code: RegistryDenied,

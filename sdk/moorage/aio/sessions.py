@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,8 @@ from moorage._errors import MoorageError, WaitTimeout
 from moorage._models import Completions, HistoryEntry, SessionInfo, TransitOutcome
 from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
+from moorage.aio.batch import SessionBatch, dependencies, moment
+from moorage.aio.batch import Sessions as DependsOn
 from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.aio.files import Files
 from moorage.aio.kernels import SessionKernels
@@ -31,7 +34,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels):
+class Session(SessionReports, SessionKernels, SessionBatch):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -281,6 +284,13 @@ class Sessions:
         max_wait: float | None = None,
         project: str | None = None,
         reuse: bool = False,
+        starts_at: datetime | str | None = None,
+        depends_on: DependsOn = (),
+        depends_on_any: DependsOn = (),
+        batch_timeout: float | None = None,
+        max_retries: int | None = None,
+        retry_delay: float | None = None,
+        outputs: Iterable[str] | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
@@ -312,6 +322,12 @@ class Sessions:
             project=project,
             timeout=timeout,
             reuse_if_exists=reuse or None,
+            starts_at=moment(starts_at),
+            depends_on=dependencies(depends_on, depends_on_any),
+            batch_timeout=batch_timeout,
+            max_retries=max_retries,
+            retry_delay=retry_delay,
+            outputs=None if outputs is None else list(outputs),
         )
         owned, hold = _owner(owner), _hold(wait)
         answer = await self._transport.request(

@@ -27,6 +27,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "match": ("sessions", "Find sessions by a pattern of their name or id."),
         "history": ("sessions", "Show every change of a session's status."),
         "logs": ("sessions", "Show what a session's container wrote."),
+        "graph": ("batch", "Show what a session waits for, and what waits for it."),
+        "results": ("batch", "Fetch the files that a batch session has left."),
         "wait": ("sessions", "Wait until a session has a status."),
         "events": ("sessions", "Show what happens."),
         "rename": ("sessions", "Give a session another name."),

@@ -19,6 +19,7 @@ import click
 
 from moorage._errors import MoorageError
 from moorage.cli import terminal
+from moorage.cli.batch import follow_batch, is_batch
 from moorage.cli.sessions import creation_fields, creation_options, find, wait_for_running
 from moorage.cli.terminal import F, connect, json_option, note, print_json, session_argument
 from moorage.errors import SessionNotFound
@@ -73,10 +74,14 @@ def run_command(
     moorage run --name demo -- python -m http.server
 
     A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
+    With --retries, --batch-timeout or --keep the COMMAND becomes a batch session, which ends with it.
     """
     mode, text = work(command, code, file)
+    asked = creation_fields(**fields)
+    if is_batch(asked):
+        return _run_batch(name, remove, command, timeout, as_json, asked)
     with connect() as client:
-        session = client.sessions.create(name, wait=False, **creation_fields(**fields))
+        session = client.sessions.create(name, wait=False, **asked)
         ended = remove
         try:
             try:
@@ -94,6 +99,31 @@ def run_command(
     if as_json:
         print_json({"session": session.info.to_json(), **result.to_json()})
     return program_exit_code(result)
+
+
+def _run_batch(
+    name: str | None, remove: bool, command: tuple[str, ...], timeout: float | None, as_json: bool, fields: Any
+) -> int:
+    """As a session of its own, which goes on when nobody looks any more; every attempt's output is shown."""
+    if not command:
+        raise click.UsageError("--retries, --batch-timeout and --keep go with -- COMMAND.")
+    if timeout is not None:
+        raise click.UsageError("The time of a batch session is bounded by --batch-timeout.")
+    _, text = work(command, None, None)
+    with connect() as client:
+        session = client.sessions.create(name, session_type="batch", startup_command=text, wait=False, **fields)
+        shown = Work(session, as_json=as_json, stdin=False)
+        try:
+            code = follow_batch(session, shown.attach)
+        except KeyboardInterrupt:
+            if remove:
+                _end(session)
+            else:
+                note(f"moorage: {session.name} goes on; 'moorage rm {session.name}' ends it.")
+            raise
+    if as_json:
+        print_json(session.info.to_json())
+    return code
 
 
 def _end(session: Session) -> None:

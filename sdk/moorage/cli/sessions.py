@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
+from moorage.cli.batch import batch_fields, batch_options, dependency_options, rewire, waits
 from moorage.cli.terminal import (
     F,
     PairParameter,
@@ -71,6 +72,7 @@ def creation_options(function: F) -> F:
         click.option("--tag", help="A word of yours to find it by."),
         click.option("--project", help="The project it counts for."),
     ]
+    function = batch_options(function)
     for option in reversed(options):
         function = option(function)
     return function
@@ -91,8 +93,10 @@ def creation_fields(
     priority: int | None,
     tag: str | None,
     project: str | None,
+    **batch: Any,
 ) -> dict[str, Any]:
     return {
+        **batch_fields(**batch),
         "image": image,
         "cpu": cpu,
         "mem": mem,
@@ -152,6 +156,7 @@ def create_command(
     if name is not None and name_option is not None:
         raise click.UsageError("Give the name once: as the argument, or with --name.")
     name = name or name_option
+    fields = creation_fields(**fields)
     with connect() as client:
         session = client.sessions.create(
             name,
@@ -159,9 +164,11 @@ def create_command(
             startup_command=startup_command,
             reuse=reuse,
             wait=False,
-            **creation_fields(**fields),
+            **fields,
         )
-        if not no_wait:
+        if waits(fields) and not no_wait and session.info.status_reason:
+            note(f"moorage: {session.name} {session.info.status_reason}; 'moorage wait {session.name}' waits as well.")
+        elif not no_wait:
             try:
                 wait_for_running(session, quiet=as_json)
             except KeyboardInterrupt:
@@ -427,6 +434,7 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
     metavar="N",
     help="Kernels of a running cluster, the main one included; those that have ended are replaced.",
 )
+@dependency_options
 @json_option
 def modify_command(
     session: str,
@@ -436,13 +444,17 @@ def modify_command(
     tag: str | None,
     cluster_size: int | None,
     as_json: bool,
+    **wiring: tuple[str, ...],
 ) -> None:
     """Change a session's settings."""
-    if name is None and priority is None and lifetime is None and tag is None and cluster_size is None:
+    changes = (name, priority, lifetime, tag, cluster_size)
+    if all(change is None for change in changes) and not any(wiring.values()):
         raise click.UsageError("Say what to change: --name, --priority, --lifetime, --tag or --cluster-size.")
     with connect() as client:
         found = client.sessions.get(session)
-        found.modify(name=name, priority=priority, timeout=lifetime, tag=tag, cluster_size=cluster_size)
+        rewire(found, **wiring)
+        if any(change is not None for change in changes):
+            found.modify(name=name, priority=priority, timeout=lifetime, tag=tag, cluster_size=cluster_size)
         if cluster_size is not None:
             with terminal.waiting(f"{found.name}: waiting for {cluster_size} kernels", shown=not as_json):
                 found.wait_for_kernels()

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
 from moorage.sync import _io
 from moorage.sync._transport import Transport, decoded
+from moorage.sync.batch import SessionBatch, dependencies, moment
+from moorage.sync.batch import Sessions as DependsOn
 from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
@@ -32,7 +35,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels):
+class Session(SessionReports, SessionKernels, SessionBatch):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -280,6 +283,13 @@ class Sessions:
         max_wait: float | None = None,
         project: str | None = None,
         reuse: bool = False,
+        starts_at: datetime | str | None = None,
+        depends_on: DependsOn = (),
+        depends_on_any: DependsOn = (),
+        batch_timeout: float | None = None,
+        max_retries: int | None = None,
+        retry_delay: float | None = None,
+        outputs: Iterable[str] | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
@@ -311,6 +321,12 @@ class Sessions:
             project=project,
             timeout=timeout,
             reuse_if_exists=reuse or None,
+            starts_at=moment(starts_at),
+            depends_on=dependencies(depends_on, depends_on_any),
+            batch_timeout=batch_timeout,
+            max_retries=max_retries,
+            retry_delay=retry_delay,
+            outputs=None if outputs is None else list(outputs),
         )
         owned, hold = _owner(owner), _hold(wait)
         answer = self._transport.request(
