@@ -148,8 +148,8 @@ def can_draw() -> bool:
 
 def draw_file(metrics: Metrics, path: Path) -> None:
     """PNG, SVG or PDF, by the name's ending."""
+    from matplotlib import dates as matplotlib_dates
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     shown = panels(metrics)
@@ -158,10 +158,11 @@ def draw_file(metrics: Metrics, path: Path) -> None:
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, shown, strict=True):
         _draw_panel(axis, panel)
-    locator = AutoDateLocator(minticks=4, maxticks=9)
+    dates: Any = matplotlib_dates  # its stubs say little
+    locator = dates.AutoDateLocator(minticks=4, maxticks=9)
     zone = datetime.now().astimezone().tzinfo
     axes[-1].xaxis.set_major_locator(locator)
-    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+    axes[-1].xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, tz=zone))
     axes[-1].set_xlim(_begin(metrics), metrics.until)
     figure.suptitle(f"{metrics.name}", fontsize=13, fontweight="bold", x=0.01, ha="left")
     if len(metrics.kernels) > 1:

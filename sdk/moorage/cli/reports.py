@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UsageRow,
         WatchRules,
     )
-    from moorage.sync import Session
+    from moorage.sync import Client, Session
 
 _HEADERS = ["KERNEL", "CPU", "MEM", "DISK", "NET IN/s", "NET OUT/s", "READ/s", "WRITE/s", "PIDS", "GPU", "GPU MEM"]
 _MIB = 1024 * 1024
@@ -207,10 +207,7 @@ def abuse_report_command(
     if (session is None) is not everybodys:
         raise click.UsageError("Name a session, or say --all.")
     with connect() as client:
-        if session is not None:
-            reports = [find(client, session).abuse_report()]
-        else:
-            reports = client.abuse_reports(project=project, quiet=verbose)
+        reports = _reports(client, session, project, quiet=verbose)
     if as_json:
         found = [report.to_json() for report in reports]
         print_json(found if everybodys else found[0])
@@ -218,6 +215,12 @@ def abuse_report_command(
         _show_reports(reports, verbose=verbose, alone=session is not None)
     if session is not None and reports[0].abusive:
         raise click.exceptions.Exit(1)
+
+
+def _reports(client: Client, session: str | None, project: str | None, *, quiet: bool) -> list[AbuseReport]:
+    if session is None:
+        return client.abuse_reports(project=project, quiet=quiet)
+    return [find(client, session).abuse_report()]
 
 
 def _show_reports(reports: Sequence[AbuseReport], *, verbose: bool, alone: bool) -> None:
@@ -256,10 +259,11 @@ def usage_command(
     elif as_csv:
         _print_csv(found)
     else:
-        total = [] if found.total is None or by == "total" else [["", "", "", "", ""], _usage_row(found.total)]
         headers = [by.upper(), "SESSIONS", "CPU HOURS", "MEM GiB HOURS", "GPU HOURS"]
         rows = [_usage_row(row) for row in found.rows]
-        table(headers, [*rows, *total] if rows else [], empty="Nothing was held in this time.")
+        if rows and found.total is not None and by != "total":
+            rows += [[""] * 5, _usage_row(found.total)]
+        table(headers, rows, empty="Nothing was held in this time.")
         note(f"{terminal.local_time(found.since)} to {terminal.local_time(found.until)}")
 
 
