@@ -6,10 +6,10 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
-from agent.wire import Fact, KernelSpec, RunRead, ServiceFact, ServiceSpec
+from agent.wire import Fact, KernelSpec, ProcessSpec, RunRead, ServiceFact, ServiceSpec
 from domain.ids import AgentId, KernelId, RunId
 
 
@@ -20,6 +20,33 @@ class KernelAddress:
     agent_id: AgentId
     kernel_id: KernelId
     attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeAddress:
+    """A volume, and a host that has its store: its files are managed there, without any session."""
+
+    agent_id: AgentId
+    volume_id: UUID
+    store: str
+    uid: int  #: as whom its files are read and written
+    gid: int
+    quota_bytes: int | None = None
+    quota_files: int | None = None
+
+    def pack(self) -> dict[str, Any]:
+        return {
+            "id": str(self.volume_id),
+            "store": self.store,
+            "uid": self.uid,
+            "gid": self.gid,
+            "quota_bytes": self.quota_bytes,
+            "quota_files": self.quota_files,
+        }
+
+
+#: Whose files are meant.
+Place: TypeAlias = KernelAddress | VolumeAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +76,44 @@ class Download(Protocol):
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Bytes that a process wrote."""
+
+    data: bytes
+    error: bool = False  #: to its stderr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEnd:
+    """Why no more comes of a process."""
+
+    reason: str  #: exited; taken (somebody else attached to its terminal); lost (the connection broke)
+    exit_code: int | None = None
+    signal: str | None = None  #: such as TERM, of a process that was ended by it
+
+
+class Process(Protocol):
+    """A process to which this connection is attached. Its terminal outlives the connection; without one, it ends with it."""
+
+    id: str
+    position: int  #: how many bytes of output there were before what `read` gives next
+    resumed: bool  #: it had been there before
+    lost: int  #: bytes that were asked for and are no longer kept
+
+    async def read(self) -> Output | ProcessEnd: ...
+    async def write(self, data: bytes) -> None: ...
+    async def write_eof(self) -> None: ...
+    async def resize(self, rows: int, cols: int) -> None: ...
+    async def signal(self, name: str) -> None:
+        """To what runs in the foreground; INT, TERM, ..."""
+        ...
+
+    async def close(self, *, hang_up: bool = False) -> None:
+        """Let go of it; `hang_up` ends it as closing a terminal does."""
+        ...
 
 
 class AgentClient(Protocol):
@@ -100,15 +165,15 @@ class AgentClient(Protocol):
         self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
     ) -> dict[str, Any]: ...
 
-    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage: ...
+    async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage: ...
 
-    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
         """`op` is mkdir, move, copy, remove, stat or chmod."""
         ...
 
     async def upload(
         self,
-        where: KernelAddress,
+        where: Place,
         path: str,
         body: AsyncIterator[bytes],
         *,
@@ -120,11 +185,29 @@ class AgentClient(Protocol):
         """Write a file as the session's user: whole or not at all."""
         ...
 
+    async def unpack(
+        self, where: Place, path: str, body: AsyncIterator[bytes], *, size: int | None, overwrite: bool = True
+    ) -> dict[str, int]:
+        """Unpack a tar or zip archive into the folder `path`, whole or not at all: {files, folders, links, bytes}."""
+        ...
+
+    async def volume_usage(self, where: VolumeAddress) -> dict[str, int]:
+        """{bytes, files}"""
+        ...
+
+    def clone_volume(self, where: VolumeAddress, job: UUID, source: UUID) -> AsyncIterator[dict[str, Any]]:
+        """Fill the volume with what is in another one of the same store. Progress, and at last {"result": {bytes, files}}."""
+        ...
+
+    def remove_volume(self, where: VolumeAddress, job: UUID) -> AsyncIterator[dict[str, Any]]:
+        """Remove all of its files for good. Progress, and at last {"result": None}; the same when there is none."""
+        ...
+
     async def download(
-        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
     ) -> Download: ...
 
-    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
+    async def archive(self, where: Place, paths: Sequence[str]) -> Download:
         """A tar stream of files and folders; links stay links."""
         ...
 
@@ -152,6 +235,13 @@ class AgentClient(Protocol):
 
     async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The same as streams: the writer's `write_eof` ends one direction, `drain` waits for a slow reader."""
+        ...
+
+    async def open_process(self, where: KernelAddress, spec: ProcessSpec) -> Process:
+        """Start a process as the session's user and attach to it, or attach again to a terminal.
+
+        `PtyNotFound` when that is gone, `ResourceExhausted` when there are too many.
+        """
         ...
 
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from agent.runner_link import RunnerLink
 from agent.snapshots import pull_error
 from agent.streams import Channel, chunks, is_loopback, send_chunk, send_end, send_file
 from agent.tunnel import carry, hand_over
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone, Sample, ServiceFact, ServiceSpec
+from agent.wire import AgentHello, Fact, KernelSpec, ProcessSpec, RunDone, Sample, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
     CommitInProgress,
@@ -290,6 +290,8 @@ class Host:
                 return await self._archive(link, arguments)
             case "tunnel":
                 return await self._tunnel(link, arguments)
+            case "process":
+                return await self._process(link, arguments)
             case other:
                 raise InvalidRequest(f"There is no transfer called '{other}'.")
 
@@ -370,19 +372,29 @@ class Host:
 
     async def _tunnel(self, link: RunnerLink, arguments: Arguments) -> Arguments:
         """To a port of the container: on one machine its socket itself, elsewhere its bytes."""
-        stream, sock = arguments["stream"], await link.connect_port(int(arguments["port"]))
+        await self._hand_on(arguments, await link.connect_port(int(arguments["port"])))
+        return {}
+
+    async def _hand_on(self, arguments: Arguments, sock: socket.socket) -> None:
+        stream = arguments["stream"]
         try:
             if is_loopback(str(stream["host"])) and hand_over(
                 str(arguments["handover"]), bytes(stream["ticket"]), sock
             ):
                 sock.close()
-                return {}
+                return
             channel = await open_channel(stream, self._tls)
         except BaseException:
             sock.close()
             raise
         self._transfer(channel, carry(channel, sock))
-        return {}
+
+    async def _process(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+        """Its stream goes the way of tunnels: on one machine it passes no agent."""
+        spec = ProcessSpec.unpack(arguments["spec"])
+        sock, said = await link.open_process(spec.pack())
+        await self._hand_on(arguments, sock)
+        return said
 
     def _transfer(self, channel: Channel, move: Awaitable[None]) -> None:
         """In the background; a transfer that breaks off is seen by the other side."""

@@ -19,11 +19,23 @@ from uuid import UUID, uuid4
 from aiohttp import web
 
 from agent import pki, wire
-from agent.client import Download, FilePage, FileStat, KernelAddress
+from agent.client import Download, FilePage, FileStat, KernelAddress, Place, Process, VolumeAddress
+from agent.process import StreamedProcess
 from agent.rpc import Peer
 from agent.streams import TICKET_SECONDS, Channel, Landing, PlainChannel, chunks, send_chunk, send_end
 from agent.tunnel import Handover, as_socket, streams_of
-from agent.wire import AgentHello, Fact, KernelSpec, RunDone, RunRead, Sample, ServiceFact, ServiceSpec, Welcome
+from agent.wire import (
+    AgentHello,
+    Fact,
+    KernelSpec,
+    ProcessSpec,
+    RunDone,
+    RunRead,
+    Sample,
+    ServiceFact,
+    ServiceSpec,
+    Welcome,
+)
 from domain.errors import (
     AgentUnavailable,
     InvalidRequest,
@@ -319,10 +331,13 @@ class AgentHub:
         return peer
 
     async def _ask(
-        self, where: KernelAddress, name: str, arguments: dict[str, Any], *, seconds: float = CALL_SECONDS
+        self, where: Place, name: str, arguments: dict[str, Any], *, seconds: float = CALL_SECONDS
     ) -> Any:
-        arguments["kernel_id"] = str(where.kernel_id)
-        arguments["attempt"] = where.attempt
+        if isinstance(where, VolumeAddress):
+            arguments["volume"] = where.pack()
+        else:
+            arguments["kernel_id"] = str(where.kernel_id)
+            arguments["attempt"] = where.attempt
         return await self._peer(where.agent_id).request(name, arguments, timeout_seconds=seconds)
 
     # -- AgentClient -----------------------------------------------------------------------------------------------------
@@ -386,13 +401,13 @@ class AgentHub:
         arguments = {"code": code, "row": row, "col": col, "line": line, "post": post}
         return dict(await self._ask(where, wire.COMPLETE, arguments))
 
-    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage:
+    async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage:
         page = await self._ask(
             where, wire.LIST_FILES, {"path": path, "cursor": cursor, "limit": limit}, seconds=FILES_SECONDS
         )
         return FilePage(files=[FileStat(**stat) for stat in page["files"]], next_cursor=page["next_cursor"])
 
-    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
         stat = await self._ask(where, wire.MANAGE_FILE, {"op": op, "arguments": arguments}, seconds=FILES_SECONDS)
         return FileStat(**stat) if stat is not None else None
 
@@ -417,6 +432,16 @@ class AgentHub:
         arguments: dict[str, Any] = {"job": str(job), "image": image, "labels": labels}
         arguments |= {"kernel_id": str(where.kernel_id), "attempt": where.attempt}
         return self._followed(where.agent_id, wire.COMMIT, arguments)
+
+    async def volume_usage(self, where: VolumeAddress) -> dict[str, int]:
+        return dict(await self._ask(where, wire.VOLUME_USAGE, {}, seconds=FILES_SECONDS))
+
+    def clone_volume(self, where: VolumeAddress, job: UUID, source: UUID) -> AsyncIterator[dict[str, Any]]:
+        arguments = {"job": str(job), "volume": where.pack(), "source": str(source)}
+        return self._followed(where.agent_id, wire.CLONE_VOLUME, arguments)
+
+    def remove_volume(self, where: VolumeAddress, job: UUID) -> AsyncIterator[dict[str, Any]]:
+        return self._followed(where.agent_id, wire.REMOVE_VOLUME, {"job": str(job), "volume": where.pack()})
 
     async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
         asked = self._peer(agent_id).request(wire.CANCEL_JOB, {"job": str(job)}, timeout_seconds=FILES_SECONDS)
@@ -448,7 +473,7 @@ class AgentHub:
     # -- bulk ------------------------------------------------------------------------------------------------------------
     async def upload(
         self,
-        where: KernelAddress,
+        where: Place,
         path: str,
         body: AsyncIterator[bytes],
         *,
@@ -458,13 +483,22 @@ class AgentHub:
         sha256: str | None = None,
     ) -> FileStat:
         arguments = {"op": "upload", "path": path, "size": size, "mode": mode, "overwrite": overwrite, "sha256": sha256}
+        return FileStat(**await self._send(where, arguments, body))
+
+    async def unpack(
+        self, where: Place, path: str, body: AsyncIterator[bytes], *, size: int | None, overwrite: bool = True
+    ) -> dict[str, int]:
+        arguments = {"op": "unpack", "path": path, "size": size, "overwrite": overwrite}
+        return dict(await self._send(where, arguments, body))
+
+    async def _send(self, where: Place, arguments: dict[str, Any], body: AsyncIterator[bytes]) -> dict[str, Any]:
         with self._landing.expecting() as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=86400.0))
             try:
                 channel = await _landed(landed, asked)
                 if channel is not None:
                     await self._pump(channel, body, asked)
-                return FileStat(**await asked)
+                return dict(await asked)
             finally:
                 asked.cancel()
 
@@ -494,17 +528,17 @@ class AgentHub:
             await channel.close()
 
     async def download(
-        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
     ) -> Download:
         return await self._receive(where, {"op": "download", "path": path, "offset": offset, "length": length})
 
-    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> Download:
+    async def archive(self, where: Place, paths: Sequence[str]) -> Download:
         return await self._receive(where, {"op": "archive", "paths": list(paths)})
 
     async def results(self, where: KernelAddress) -> Download:
         return await self._receive(where, {"op": "results"})
 
-    async def _receive(self, where: KernelAddress, arguments: dict[str, Any]) -> Download:
+    async def _receive(self, where: Place, arguments: dict[str, Any]) -> Download:
         with self._landing.expecting() as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=FILES_SECONDS))
             channel = None
@@ -531,11 +565,18 @@ class AgentHub:
     # -- tunnels ---------------------------------------------------------------------------------------------------------
     async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
         """A connected, non-blocking socket to a port inside the container; the caller closes it."""
+        return (await self._dig(where, {"op": "tunnel", "port": port}))[0]
+
+    async def open_process(self, where: KernelAddress, spec: ProcessSpec) -> Process:
+        return await StreamedProcess.over(*await self._dig(where, {"op": "process", "spec": spec.pack()}))
+
+    async def _dig(self, where: KernelAddress, what: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
+        """A connection into the container, and what the agent said to it."""
         with self._landing.expecting() as (ticket, landed):
-            arguments = {"op": "tunnel", "port": port, "handover": self._handover.name}
+            arguments = {**what, "handover": self._handover.name}
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=CALL_SECONDS))
             try:
-                await asked
+                said = await asked
                 async with asyncio.timeout(TICKET_SECONDS):  # the answer may come before the connection
                     channel = await landed
             except BaseException as error:
@@ -545,13 +586,13 @@ class AgentHub:
                 if landed.done() and not landed.cancelled():
                     await landed.result().close()
                 raise
-        return as_socket(channel, self._spawn)
+        return as_socket(channel, self._spawn), dict(said)
 
     async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await streams_of(await self.tunnel_socket(where, port))
 
     async def _open_stream(
-        self, where: KernelAddress, arguments: dict[str, Any], ticket: bytes, *, seconds: float
+        self, where: Place, arguments: dict[str, Any], ticket: bytes, *, seconds: float
     ) -> Any:
         stream = {"ticket": ticket, "port": self._landing.port, "tls": self._landing.encrypted}
         return await self._ask(where, wire.OPEN_STREAM, {**arguments, "stream": stream}, seconds=seconds)

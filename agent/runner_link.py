@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 
 from agent.client import FilePage, FileStat
 from agent.rings import RunnerError, close_unfinished
-from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
+from runner.frames import CHUNK, LENGTHS, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.ring import RECENT_BYTES
 
 __all__ = ["Archive", "ReadySignal", "RunnerConfig", "RunnerError", "RunnerLink", "Tail", "prepare_link"]
@@ -36,6 +36,7 @@ STALLED_SECONDS: Final = 60.0  #: a transfer that moves no byte for so long has 
 _MAX_UNASKED = 1000  #: answers to nothing, before the runner is taken for hostile
 _MAX_UNSENT_BYTES = 64 << 20
 _PIECE = 1 << 20
+_MAX_ANSWER_BYTES = 64 << 10
 _SOCKET = "runner.sock"
 
 
@@ -355,6 +356,31 @@ class RunnerLink(asyncio.Protocol):
             await stack.aclose()
             raise
         return Archive(sock, buffer.rest(), stack)
+
+    # -- processes ---------------------------------------------------------------------------------------------------------
+    async def open_process(self, spec: Mapping[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
+        """Start a process, or attach to a terminal: the connection on which its pieces follow, and what was said of it.
+
+        Errors: invalid_request, resource_exhausted, pty_not_found, no_shell.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            sock = await stack.enter_async_context(self._stream({**spec, "op": "process"}))
+            async with _transfer(REQUEST_SECONDS):
+                lengths = await _exactly(sock, LENGTHS.size)
+                header, body = LENGTHS.unpack(lengths)
+                if header > _MAX_ANSWER_BYTES or body:
+                    raise RunnerError("runner_lost", "The session's runner does not keep to the protocol.")
+                said = await self._answer_on(sock, lengths + await _exactly(sock, header))
+            kept = sock.dup()  # the stream closes its own
+            kept.setblocking(False)
+            return kept, said
+
+    async def terminals(self) -> list[dict[str, Any]]:
+        """Open terminals: {id, attached, position}."""
+        return [
+            _checked(item, dict)
+            for item in _checked((await self._ask({"op": "terminals"})).get("terminals"), list)[:100]
+        ]
 
     # -- ports -------------------------------------------------------------------------------------------------------------
     async def connect_port(self, port: int) -> socket.socket:
@@ -699,6 +725,16 @@ def _checked_connection(fd: int) -> socket.socket:
         sock.close()
         raise RunnerError("runner_lost", "The session's runner does not keep to the protocol.") from None
     return sock
+
+
+async def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = await asyncio.get_running_loop().sock_recv(sock, count - len(data))
+        if not more:
+            raise RunnerError("transfer_failed", "The runner broke the connection off; repeat it.")
+        data += more
+    return data
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

@@ -39,6 +39,9 @@ PULL_IMAGE: Final = "pull_image"
 PUSH_IMAGE: Final = "push_image"
 COMMIT: Final = "commit"
 CANCEL_JOB: Final = "cancel_job"
+VOLUME_USAGE: Final = "volume_usage"
+CLONE_VOLUME: Final = "clone_volume"
+REMOVE_VOLUME: Final = "remove_volume"
 LIST_IMAGES: Final = "list_images"
 REMOVE_IMAGE: Final = "remove_image"
 PING: Final = "ping"
@@ -109,6 +112,10 @@ class KernelSpec(Message):
     #: a kernel of a cluster: the mode of its session, single-node or multi-node
     cluster: str | None = None
     network: dict[str, Any] | None = None  #: the cluster's; fields as in `ClusterNetwork`
+    #: volumes: {volume, name, store, uid, gid, path, subpath, read_only, refused: why it may not be mounted any more}
+    mounts: list[dict[str, Any]] = field(default_factory=list)
+    uid: int | None = None  #: of everything in the container, for homes on NFS; None: the agent's usual one
+    gid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,25 @@ class ClusterNetwork(Message):
     vni: int  #: the number of the VXLAN between the session's hosts
     hosts: list[list[str]]  #: [name, address] of all kernels by rank, the main one first
     peers: list[str] = field(default_factory=list)  #: addresses of the session's other hosts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec(Message):
+    """A process to attach to: a new one, or a terminal that is known by its id."""
+
+    process: str | None = None  #: a terminal's id; one that is known is attached to, whatever else is said
+    resume: bool = False  #: it must be known
+    after: int | None = None  #: output bytes that have been seen already, and are not to come again
+    terminal: bool = False  #: on a terminal of its own; else stdin, stdout and stderr are pipes
+    rows: int = 24
+    cols: int = 80
+    term: str = "xterm-256color"
+    argv: list[str] | None = None  #: None: the user's shell
+    shell: str | None = None  #: a command for the shell, instead
+    program: str | None = None  #: one of the runner's own, instead: sftp
+    cwd: str | None = None
+    environ: dict[str, str] = field(default_factory=dict)
+    idle_seconds: float | None = None  #: a terminal on which nothing moves for so long is closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 _CLEAN_SIGNALS = (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGXFSZ)
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -40,14 +41,21 @@ def pipe() -> tuple[int, int]:
     return high(reader), high(writer)
 
 
-def spawn(argv: list[str], environ: dict[str, str], descriptors: dict[int, int]) -> int:
-    """Start a process in a group of its own, with the given descriptors (target: ours) and /dev/null as missing stdin."""
+def spawn(argv: list[str], environ: dict[str, str], descriptors: dict[int, int], *, terminal: str | None = None) -> int:
+    """Start a process in a group of its own, with the given descriptors (target: ours) and /dev/null as missing stdin.
+
+    `terminal`: the device that is all three, and which the process, leader of a session of its own, controls.
+    """
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
-    if 0 not in descriptors:
+    if terminal is not None:
+        actions.append((os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0))
+        actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+    elif 0 not in descriptors:
         actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
     actions += [(os.POSIX_SPAWN_DUP2, ours, target) for target, ours in descriptors.items()]
+    group: dict[str, Any] = {"setpgroup": 0} if terminal is None else {"setsid": True}
     pid = os.posix_spawn(
-        argv[0], argv, environ, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_CLEAN_SIGNALS
+        argv[0], argv, environ, file_actions=actions, setsigmask=(), setsigdef=_CLEAN_SIGNALS, **group
     )
     # before it has children of its own: they inherit this, so that the kernel takes them and not the runner
     with contextlib.suppress(OSError):
