@@ -28,7 +28,7 @@ from manager.rest.exchange import Exchange
 from manager.rest.json import dumps, loads
 from manager.rest.problems import document
 from manager.rest.rows import action, finish, gather
-from manager.rest.streams import CLOSING, HEARTBEAT, SSE_HEADERS, watched, with_heartbeats
+from manager.rest.streams import CLOSING, HEARTBEAT, SSE_HEADERS, Watch, watch_reader, watched, with_heartbeats
 
 NDJSON: Final = "application/x-ndjson"
 SSE: Final = "text/event-stream"
@@ -56,21 +56,30 @@ async def execute(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _held(exchange: Exchange, asked: ExecuteSessionAction) -> Any:
-    """The answer, unless its reader has gone: the execution goes on by itself."""
-    running = asyncio.ensure_future(exchange.run(asked))
+    """The answer, unless its reader has gone or may no longer ask: the execution goes on by itself.
+
+    When this manager stops, it finishes what it has begun within its time of grace.
+    """
+    watch, watching = Watch(), []
     try:
-        done, _ = await asyncio.wait({running}, timeout=_UNWATCHED_SECONDS)
-        if not done:
-            async with watched(exchange) as watch:
-                await asyncio.wait({running})
-            if watch.reason == "gone":
-                raise ConnectionResetError("the reader has gone")
-            if watch.reason == "revoked":
-                raise Unauthenticated
-        # When this manager stops, it finishes what it has begun within its time of grace.
-        return await running
-    finally:
-        running.cancel()
+        async with asyncio.timeout(None) as scope:
+
+            def begin() -> None:
+                watching.append(asyncio.create_task(watch_reader(exchange, watch, scope)))
+
+            timer = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, begin)
+            try:
+                return await exchange.run(asked)
+            finally:
+                timer.cancel()
+                for task in watching:
+                    task.cancel()
+    except TimeoutError:
+        if watch.reason == "revoked":
+            raise Unauthenticated from None
+        if watch.reason == "gone":
+            raise ConnectionResetError("the reader has gone") from None
+        raise
 
 
 async def read(exchange: Exchange) -> web.StreamResponse:

@@ -57,16 +57,27 @@ async def watched(exchange: Exchange) -> AsyncIterator[Watch]:
 
 async def _watch(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> None:
     door = exchange.door
-    while watch.reason is None:
-        try:
-            await asyncio.wait_for(door.closing.wait(), WATCH_SECONDS)
+    closing = asyncio.create_task(door.closing.wait())
+    reading = asyncio.create_task(watch_reader(exchange, watch, scope))
+    try:
+        await asyncio.wait({closing, reading}, return_when=asyncio.FIRST_COMPLETED)
+        if watch.reason is None:
             watch.reason = "closing"
-        except TimeoutError:
-            transport = exchange.request.transport
-            if transport is None or transport.is_closing():
-                watch.reason = "gone"
-            elif not await door.authenticator.still(exchange.request):
-                watch.reason = "revoked"
+            scope.reschedule(asyncio.get_running_loop().time())
+    finally:
+        closing.cancel()
+        reading.cancel()
+
+
+async def watch_reader(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> None:
+    """End the scope when nobody reads any more, or may not."""
+    while watch.reason is None:
+        await asyncio.sleep(WATCH_SECONDS)
+        transport = exchange.request.transport
+        if transport is None or transport.is_closing():
+            watch.reason = "gone"
+        elif not await exchange.door.authenticator.still(exchange.request):
+            watch.reason = "revoked"
     scope.reschedule(asyncio.get_running_loop().time())
 
 
