@@ -86,7 +86,8 @@ async def arrange(call: Work, session: Session, asked: Arranged) -> None:
     """Right after the session was made, in the same transaction. Raises what is wrong with its dependencies."""
     dependencies = call.db.dependencies_of(session)
     if asked.depends_on:
-        await dependencies.add(session.id, await dependencies.find(_wanted(asked.depends_on)))
+        found = await dependencies.find(_wanted(asked.depends_on), other_than=session.id)
+        await dependencies.add(session.id, found)
     if asked.depends_on or asked.starts_at is not None:
         await dependencies.rearm(session.id)
 

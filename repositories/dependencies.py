@@ -49,19 +49,25 @@ class DependencyRepository:
         self._user_id = user_id
         self._now = now
 
-    async def find(self, wanted: Sequence[tuple[str, Condition]]) -> list[Dependency]:
-        """Each by its id, or by its name: the live session, else the last that had it. Raises DependencyNotFound."""
+    async def find(
+        self, wanted: Sequence[tuple[str, Condition]], *, other_than: SessionId | None = None
+    ) -> list[Dependency]:
+        """Each by its id, or by its name: the live session, else the last that had it. Raises DependencyNotFound.
+
+        A new session that takes the name of one that has ended can depend on that: `other_than` itself.
+        """
         found: dict[SessionId, Dependency] = {}
         for name, condition in wanted:
             row = await self._connection.fetchrow(
                 f"""
                 SELECT id, name, status, session_type, result, exit_code, status_reason AS reason
-                FROM sessions WHERE user_id = $1 AND (id = $2 OR ($2::uuid IS NULL AND name = $3))
+                FROM sessions WHERE user_id = $1 AND id IS DISTINCT FROM $4 AND (id = $2 OR ($2::uuid IS NULL AND name = $3))
                 ORDER BY {tables.NOT_FINAL} DESC, created_at DESC, id DESC LIMIT 1
                 """,
                 self._user_id,
                 as_uuid(name),
                 name,
+                other_than,
             )
             if row is None:
                 raise DependencyNotFound(f"There is no session '{name[:80]}' of yours to depend on.", session=name[:80])

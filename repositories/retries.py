@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from domain.dependency import retry_delay_seconds
@@ -31,10 +32,7 @@ async def retry(
         sessions,
     )
     delays = {row["id"]: retry_delay_seconds(row["retry_delay_seconds"], row["retries"]) for row in rows}
-    asked = [
-        Asked(session_id=SessionId(row["id"]), reason=_reason(row["status_reason"], row, delays[row["id"]]))
-        for row in rows
-    ]
+    asked = [Asked(session_id=SessionId(row["id"]), reason=_reason(row, delays[row["id"]])) for row in rows]
     moved = await transit_many(connection, Event.RETRY, asked, cause=cause, now=now)
     for one in moved:
         await _new_kernels(connection, one.session_id, now, new_id)
@@ -50,10 +48,11 @@ async def retry(
     return moved
 
 
-def _reason(why: str | None, row: object, delay_seconds: float) -> str:
-    number, most = row["retries"] + 2, row["max_retries"] + 1  # type: ignore[index]
+def _reason(row: Mapping[str, Any], delay_seconds: float) -> str:
+    number, most = row["retries"] + 1, row["max_retries"] + 1
+    why = f"exit code {row['exit_code']}" if row["exit_code"] else row["status_reason"] or "nobody says why"
     when = f" in {delay_seconds:g} s" if delay_seconds else ""
-    return f"attempt {number - 1} of {most} failed ({why or 'nobody says why'}); attempt {number} follows{when}"[:2000]
+    return f"try {number} of {most} failed ({str(why)[:1500]}); try {number + 1} follows{when}"
 
 
 async def _new_kernels(

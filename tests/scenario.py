@@ -343,6 +343,9 @@ def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> st
         session_id = row.get("session_id") or all_rows.get(f"kernels {row.get('kernel_id')}", {}).get("session_id")
         who = str(all_rows.get(f"sessions {session_id}", {}).get("name"))
         return who if table == "kernels" else f"{who} {row['name']} {row['amount']}"
+    if table == "session_dependencies":
+        ends = [all_rows.get(f"sessions {row[end]}", {}).get("name") for end in ("session_id", "depends_on_id")]
+        return f"{ends[0]} <- {ends[1]}"
     if table in ("resources", "quotas"):
         return str(row["name"])
     if table == "agent_tokens":

@@ -24,7 +24,7 @@ from moorage.cli.terminal import (
 from moorage.errors import SessionNotFound
 
 if TYPE_CHECKING:
-    from moorage._models import SessionInfo
+    from moorage._models import HistoryEntry, SessionInfo
     from moorage.sync import Client, Session
 
 LIVE = (
@@ -275,6 +275,10 @@ def info_command(session: str, as_json: bool) -> None:
             "environment": "\n".join(f"{name}={value}" for name, value in info.environ.items()),
             "priority": info.priority,
             "attempt": info.attempt if info.attempt > 1 else None,
+            "retries": f"{info.retries} of {info.max_retries}" if info.max_retries else None,
+            "work ends": f"{terminal.span(info.batch_timeout)} after it began" if info.batch_timeout else None,
+            "waits for": ", ".join(info.waits_for),
+            "starts": f"not before {shown(info.starts_at)}" if info.starts_at and info.status == "PENDING" else None,
             "created": shown(info.created_at),
             "started": shown(info.started_at),
             "ended": shown(info.ended_at),
@@ -315,14 +319,14 @@ def history_command(session: str, as_json: bool) -> None:
         print_json([entry.to_json() for entry in entries])
         return
     table(
-        ["TIME", "STATUS", "AFTER", "EVENT", "STAYED", "REASON"],
+        ["TIME", "STATUS", "EVENT", "STAYED", "BY", "REASON"],
         [
             [
                 terminal.local_time(entry.timestamp),
                 entry.status,
-                entry.source,
-                entry.event,
-                terminal.span(entry.duration_seconds),
+                entry.event or "create",
+                _stayed(entry),
+                entry.by,
                 entry.reason,
             ]
             for entry in entries
@@ -331,27 +335,34 @@ def history_command(session: str, as_json: bool) -> None:
     )
 
 
+def _stayed(entry: HistoryEntry) -> str:
+    if entry.duration_seconds is None and entry.status not in FINAL:
+        return f"{terminal.age(entry.timestamp)} so far"
+    return terminal.span(entry.duration_seconds)
+
+
 @click.command("logs")
 @session_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is written.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
-@click.option("--since", metavar="TIME", help="Only what was written since (ISO 8601).")
+@click.option("--since", metavar="TIME", help="Only what was written since: 10m ago, or ISO 8601.")
 @click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")
 @json_option
 def logs_command(
     session: str, follow: bool, tail: int | None, since: str | None, kernel: str | None, as_json: bool
 ) -> None:
     """Show what a session's container wrote."""
+    moment = None if since is None else terminal.moment(since)
     with connect() as client:
         found = find(client, session)
         if follow:
-            for text in found.follow_logs(kernel=kernel, tail=tail):
+            for text in found.follow_logs(kernel=kernel, tail=tail, since=moment):
                 if as_json:
                     terminal.print_line({"text": text})
                 else:
                     click.echo(text, nl=False)
             return
-        text = found.logs(kernel=kernel, tail=tail, since=since)
+        text = found.logs(kernel=kernel, tail=tail, since=moment)
     if as_json:
         print_json({"session": found.name, "text": text})
     else:
