@@ -30,6 +30,7 @@ LABEL: Final = "moorage.agent"
 USER: Final = 1000  #: uid and gid of everything in a session
 _CPU_PERIOD_US: Final = 100_000
 _MIB: Final = 1024 * 1024
+_PATIENCE_SECONDS: Final = 3600
 #: Where the network's addresses come from: the first /22 that nothing on this host uses.
 _POOL: Final = ip_network("10.213.0.0/16")
 
@@ -94,6 +95,7 @@ class ImageConfig:
     id: str
     architecture: str
     environ: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Containers:
@@ -106,6 +108,7 @@ class Containers:
         self._timeout_seconds = timeout_seconds
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="agent-engine")
         self._client: Any = None
+        self._patient: Any = None  #: for what the engine may be silent about for long
         self._network_lock = asyncio.Lock()
 
     # -- the engine ------------------------------------------------------------------------------------------------
@@ -115,6 +118,7 @@ class Containers:
         def connect() -> dict[str, Any]:
             options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
             self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
+            self._patient = docker.APIClient(version="auto", timeout=_PATIENCE_SECONDS, **options)
             info: dict[str, Any] = self._client.info()
             return info
 
@@ -134,8 +138,9 @@ class Containers:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._client is not None:
-            self._client.close()
+        for client in (self._client, self._patient):
+            if client is not None:
+                client.close()
 
     async def ensure_network(self) -> None:
         """One bridge for all single sessions, which do not see each other. It can vanish under us."""
@@ -335,6 +340,9 @@ class Containers:
             if one.get("Names")
         ]
 
+    async def freeze(self, container: str) -> None:
+        await self._call(lambda: self._client.pause(container))
+
     async def thaw(self, container: str) -> None:
         await self._call(lambda: self._client.unpause(container))
 
@@ -362,16 +370,23 @@ class Containers:
                 return None
             raise
         environ = dict(line.partition("=")[::2] for line in (found.get("Config") or {}).get("Env") or [])
-        return ImageConfig(id=found["Id"], architecture=found.get("Architecture", ""), environ=environ)
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return ImageConfig(
+            id=found["Id"], architecture=found.get("Architecture", ""), environ=environ, labels=labels
+        )
 
-    async def pull(self, name: str, progress: Callable[[int, int, str], None]) -> None:
+    async def pull(
+        self, name: str, progress: Callable[[int, int, str], None], auth: Mapping[str, str] | None = None
+    ) -> None:
         """Fetch an image. `progress(current, total, message)` is called in the loop's thread, bytes over all layers."""
         loop = asyncio.get_running_loop()
         repository, tag = parse_repository_tag(name)
 
         def follow() -> None:
             layers: dict[str, tuple[int, int]] = {}
-            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True):
+            for line in self._client.pull(
+                repository, tag=tag or "latest", stream=True, decode=True, auth_config=auth
+            ):
                 if "error" in line:
                     text = str(line["error"])
                     raise EngineError(text, missing="image")
@@ -405,6 +420,10 @@ class Containers:
         finally:
             # closing waits for nothing: the socket is shut, and the thread's read ends
             stream.close()
+
+    async def ask(self, question: Callable[[Any], T], *, slow: bool = False) -> T:
+        """For `agent.images`: ask the engine's client, in a thread, with its refusals as EngineError."""
+        return await self._call(lambda: question(self._patient if slow else self._client))
 
     async def _call(self, function: Callable[[], T]) -> T:
         try:

@@ -74,6 +74,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         links = Links(config.known_managers(), tls, host, host.handlers)
         links.on_urls = lambda urls: config.remember_managers(list(urls))
         kernels.progress = links.progress
+        kernels.credentials = links.credentials
         try:
             await kernels.recover()
             log.info("boot %d of %s: %d kernels known", store.boot_no, config.agent_id, len(kernels.inventory()))
