@@ -386,7 +386,7 @@ class Supervisor:
         op, request = header.get("op"), header.get("id")
         if not isinstance(request, int):
             raise BadFrame("a request has a number")
-        if op in ("open", "put", "archive"):
+        if op in ("open", "put", "archive", "unpack"):
             self._start_stream(connection, request, header)
             return
         if op == "connect":
@@ -446,7 +446,7 @@ class Supervisor:
         values = {str(k): str(v) for k, v in given.items() if k and "=" not in str(k) and "\0" not in f"{k}{v}"}
         self.config.environ.update(values)
         self._to_worker({"op": "environ", "values": values})
-        return None
+        return {}
 
     def _execute(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         name, mode, opts = header.get("run"), header.get("mode"), header.get("opts") or {}
@@ -1321,6 +1321,8 @@ class _Stream:
                 self._open(header)
             elif header["op"] == "put":
                 self._put(header)
+            elif header["op"] == "unpack":
+                self._unpack(header)
             else:
                 self._archive(header)
         except Refused as refused:
@@ -1356,6 +1358,13 @@ class _Stream:
             sha256=digest if isinstance(digest, str) else None,
         )
         self._answer({"id": self._request, "ok": True, "result": facts})
+
+    def _unpack(self, header: dict[str, Any]) -> None:
+        from runner.unpack import Limits, unpack
+
+        path, overwrite = header.get("path", ""), bool(header.get("overwrite", True))
+        counts = unpack(self._files, path, self._pieces, limits=Limits(), overwrite=overwrite)
+        self._answer({"id": self._request, "ok": True, "result": counts})
 
     def _pieces(self) -> Iterator[memoryview]:
         """What comes, until its end is announced; a connection that breaks off before is a failed transfer."""
