@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from pydantic import Field
@@ -32,10 +32,11 @@ from actions.execution import POLL_SECONDS
 from actions.views import SessionData
 from agent.client import KernelAddress
 from agent.wire import Record, decode_records
-from domain.errors import InvalidRequest, PermissionDenied, SessionNotReady
+from domain.errors import AgentUnavailable, InvalidRequest, PermissionDenied, RunnerLost, RunNotFound, SessionNotReady
 from domain.options import label_query
-from domain.session import LIVE, Session, Status
+from domain.session import FINAL, LIVE, Event, Session, Status
 from repositories.session import Search, like
+from repositories.tail import kept_log
 from repositories.task import Task
 
 _LOG_RUN = "log"
@@ -57,16 +58,32 @@ class GetSessionInfoAction(SessionAction[Reading, SessionInfo]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusHistory(Result):
-    #: {"history": [{status, source, event, reason, timestamp, attempt, version, duration_seconds}, ...]}, oldest first
+    #: {"history": [{status, source, event, reason, by, timestamp, attempt, version, duration_seconds}, ...]}, oldest first
     status_history: dict[str, list[dict[str, Any]]]
 
 
 @action(Rules(allow=may_look, effect=Effect.READ))
 class GetStatusHistoryAction(SessionAction[Reading, StatusHistory]):
-    """Every status that a session has had, with reason, time and duration."""
+    """Every status that a session has had, with reason, by whom, time and duration; the last one lasts."""
 
     async def run(self, call: Reading, session: Session, /) -> StatusHistory:
-        return StatusHistory(status_history={"history": await call.db.sessions.history(session.id)})
+        history = await call.db.sessions.history(session.id)
+        told = [{**row, "reason": row["reason"] or _WHY.get(row["event"] or "create")} for row in history]
+        return StatusHistory(status_history={"history": told})
+
+
+#: Where nothing particular was to be said.
+_WHY: Final[Mapping[str, str]] = {
+    "create": "asked for",
+    Event.SCHEDULE: "a host with room was found",
+    Event.PREPARE: "its host has taken it on",
+    Event.PULL: "its host fetches the image",
+    Event.START: "every container answers",
+    Event.RECOVER: "every container answers again",
+    Event.RESTART: "a new attempt was asked for",
+    Event.GONE: "its hosts say that nothing is left of it",
+    Event.BREAK: "its hosts say that nothing is left of it",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +162,7 @@ class LogStream(Result):
     tail: int | None
     since: float | None
     follow: bool
+    kept: bytes | None = None  #: of an ended session: what is kept of the log should its host not have it
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Bytes of the log, whole records at a time."""
@@ -169,16 +187,22 @@ class LogStream(Result):
     async def _reads(self, from_seq: int, *, follow: bool) -> AsyncIterator[tuple[list[Record], int]]:
         next_seq = from_seq
         while True:
-            read = await self.call.agents.read(
-                self.where,
-                _LOG_RUN,
-                from_seq=next_seq,
-                max_bytes=_LOG_CHUNK_BYTES,
-                wait_seconds=POLL_SECONDS if follow else 0.0,
-            )
+            try:
+                read = await self.call.agents.read(
+                    self.where,
+                    _LOG_RUN,
+                    from_seq=next_seq,
+                    max_bytes=_LOG_CHUNK_BYTES,
+                    wait_seconds=POLL_SECONDS if follow else 0.0,
+                )
+            except (AgentUnavailable, RunnerLost, RunNotFound):
+                if self.kept is None:
+                    raise
+                rest = [r for r in _printed(self.kept) if r.seq >= next_seq]
+                yield rest, (rest[-1].seq + 1 if rest else next_seq)
+                return
             next_seq = read.next_seq
-            records = [r for r in decode_records(read.records) if r.kind in ("stdout", "stderr")]
-            yield records, next_seq
+            yield _printed(read.records), next_seq
             if read.done is not None or (not follow and not read.records):
                 return
 
@@ -186,11 +210,15 @@ class LogStream(Result):
         return b"".join([chunk async for chunk in self.chunks()]).decode("utf-8", "replace")
 
 
+def _printed(records: bytes) -> list[Record]:
+    return [record for record in decode_records(records) if record.kind in ("stdout", "stderr")]
+
+
 @action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
 class GetContainerLogsAction(SessionAction[Remote, LogStream]):
     """What a session's container has printed: bootstrap, startup command and the beginning of each execution's output.
 
-    It stays readable after the session's end for as long as its host keeps outputs (7 days).
+    It stays readable for 7 days after the session's end: all that its host keeps, or, without the host, the last 256 KiB.
     """
 
     kernel: Kernel = None
@@ -202,8 +230,17 @@ class GetContainerLogsAction(SessionAction[Remote, LogStream]):
         if session.agent_id is None:
             raise SessionNotReady("The session has no host yet, so it has printed nothing.", status=session.status)
         where = kernel_of(session, self.kernel, answering=False)
-        since = None if self.since is None else self.since.timestamp()
-        return LogStream(where=where, call=call, tail=self.tail, since=since, follow=self.follow)
+        kept = None
+        if session.status in FINAL:
+            async with call.service.reading(call) as reading:
+                kept = await kept_log(reading.db.connection, where.kernel_id, where.attempt)
+        since = None if self.since is None else _aware(self.since).timestamp()
+        return LogStream(where=where, call=call, tail=self.tail, since=since, follow=self.follow, kept=kept)
+
+
+def _aware(moment: datetime) -> datetime:
+    """A time without a zone is UTC, as all times here."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

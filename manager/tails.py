@@ -1,4 +1,4 @@
-"""Takes over the last of each run's output when its session has ended."""
+"""Takes over the last of each run's output, and of each container's log, when its session has ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from domain.ids import AgentId, KernelId, RunId
 from manager.loop import Loop
 from manager.tasks import Agents
 from repositories.database import Database
-from repositories.tail import keep, wanting
+from repositories.tail import keep, keep_log, wanting, wanting_logs
 
 TAIL_BYTES: Final = 1 << 20
+LOG_TAIL_BYTES: Final = 256 << 10
+_LOG_RUN: Final = "log"
 _AT_ONCE: Final = 20
 
 
@@ -44,7 +46,36 @@ class Tails(Loop):
                 tail = b""
             async with self._database.reader() as connection:
                 await keep(connection, RunId(run["run_id"]), tail)
-        return 0.0 if len(found) == _AT_ONCE else None
+        logs = await self._keep_logs()
+        return 0.0 if _AT_ONCE in (len(found), logs) else None
+
+    async def _keep_logs(self) -> int:
+        now = self._clock()
+        async with self._database.reader() as connection:
+            found = await wanting_logs(connection, self._agents.connected(), now=now, limit=_AT_ONCE)
+        for kernel in found:
+            where = KernelAddress(
+                agent_id=AgentId(kernel["agent_id"]), kernel_id=KernelId(kernel["kernel_id"]), attempt=kernel["attempt"]
+            )
+            try:
+                records = await self._read_log(where)
+            except AgentUnavailable:
+                return 0
+            except MoorageError as error:
+                self._log.info("the log of kernel %s is not there any more: %s", where.kernel_id, error)
+                records = b""
+            async with self._database.reader() as connection:
+                await keep_log(connection, where.kernel_id, where.attempt, records, now=now)
+        return len(found)
+
+    async def _read_log(self, where: KernelAddress) -> bytes:
+        next_seq, kept = 0, b""
+        while True:
+            read = await self._agents.read(where, _LOG_RUN, from_seq=next_seq, max_bytes=TAIL_BYTES, wait_seconds=0.0)
+            kept = last_records(kept + read.records, LOG_TAIL_BYTES)
+            if read.done is not None or not read.records:
+                return kept
+            next_seq = read.next_seq
 
     async def _read(self, run: dict[str, Any]) -> bytes:
         """The last records that fit; how many these may be is guessed from their average size, and cut to fit."""

@@ -38,7 +38,7 @@ async def candidates(
     rows = await connection.fetch(
         """
         SELECT s.id, s.name, s.user_id, s.domain, s.project_id, s.session_type, s.started_at, s.last_activity_at,
-            s.timeout_seconds, s.expires_at, (to_jsonb(s) ->> 'idle_timeout_seconds')::double precision AS idle_timeout_seconds,
+            s.timeout_seconds, s.expires_at, s.idle_timeout_seconds,
             x.session_id IS NOT NULL AS exempt,
             w.checker, w.warned_at, w.due_at,
             EXISTS (SELECT FROM executions e WHERE e.session_id = s.id AND e.status = 'running') AS busy

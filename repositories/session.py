@@ -212,7 +212,8 @@ class SessionRepository:
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
-                INSERT INTO status_history (session_id, version, target, at) SELECT id, 1, 'PENDING', $22 FROM made
+                INSERT INTO status_history (session_id, version, target, at, cause)
+                SELECT id, 1, 'PENDING', $22, $24::jsonb FROM made
             ), told AS (
                 INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
                 SELECT $22, 'session.pending', id, user_id, domain, $24::jsonb,
@@ -441,7 +442,7 @@ class SessionRepository:
         """Every status it has had, in order."""
         rows = await self._connection.fetch(
             """
-            SELECT version, attempt, source, event, target AS status, reason, at AS timestamp,
+            SELECT version, attempt, source, event, target AS status, reason, cause ->> 'by' AS by, at AS timestamp,
                 extract(epoch FROM lead(at) OVER (ORDER BY version) - at)::double precision AS duration_seconds
             FROM status_history WHERE session_id = $1 ORDER BY version
             """,

@@ -167,8 +167,8 @@ def moving(event: Event) -> str:
         WHERE s.id = a.id AND s.status IN ({sources}) AND ($4::uuid IS NULL OR s.user_id = $4)
         RETURNING s.id, s.prev_status, s.status, s.version, s.attempt, s.user_id, s.domain, s.name, s.exit_code, s.retrying, a.reason
     ), history AS (
-        INSERT INTO status_history (session_id, version, attempt, source, event, target, reason, at)
-        SELECT id, version, attempt, prev_status, '{event}', status, reason, $1 FROM moved
+        INSERT INTO status_history (session_id, version, attempt, source, event, target, reason, at, cause)
+        SELECT id, version, attempt, prev_status, '{event}', status, reason, $1, $2::jsonb FROM moved
     ), told_everybody AS (
         INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
         SELECT $1, 'session.' || lower(status), id, user_id, domain, $2::jsonb,

@@ -102,6 +102,10 @@ class SessionInfo(Model):
     retry_delay: float = 0.0
     retries: int = 0
     outputs: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    preopen_ports: list[int] = field(default_factory=list)
+    callback_url: str | None = None
+    idle_timeout: float | None = None
     bootstrap_script: str | None = None
     bootstrap_required: bool = False
     startup_command: str | None = None

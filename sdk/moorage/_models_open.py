@@ -27,6 +27,7 @@ class HistoryEntry(Model):
     source: str | None = None
     event: str | None = None
     reason: str | None = None
+    by: str | None = None  #: an access key, agent:ID, scheduler, deadline, ...
     timestamp: datetime
     attempt: int = 1
     version: int = 0

@@ -43,12 +43,15 @@ __all__ = [
     "InvalidConfiguration",
     "InvalidImageName",
     "InvalidJson",
+    "InvalidLabel",
     "InvalidMount",
     "InvalidName",
     "InvalidPath",
     "InvalidRange",
     "InvalidRequest",
     "InvalidResources",
+    "InvalidSshKey",
+    "InvalidTemplate",
     "InvalidVolumeName",
     "KernelNotFound",
     "KeypairNotFound",
@@ -58,6 +61,7 @@ __all__ = [
     "NameTaken",
     "NoAgents",
     "NoPython",
+    "NoShell",
     "NoVolumeStore",
     "NotARegularFile",
     "NotConfigured",
@@ -68,6 +72,7 @@ __all__ = [
     "PortConflict",
     "PreconditionFailed",
     "ProjectNotFound",
+    "PtyNotFound",
     "PushFailed",
     "QuotaExceeded",
     "RangeNotSatisfiable",
@@ -97,16 +102,21 @@ __all__ = [
     "SessionNotReady",
     "ShareNotFound",
     "SharedWithNobody",
+    "SshGatewayOff",
+    "SshKeyNotFound",
+    "SshKeyTaken",
     "StartFailed",
     "StillInUse",
     "StorageFull",
     "StreamBroken",
     "TaskNotFound",
+    "TemplateNotFound",
     "TicketExpired",
     "TicketInvalid",
     "TicketUsed",
     "TooManyPoints",
     "TooManyRequests",
+    "TooManySshKeys",
     "TransferFailed",
     "Unauthenticated",
     "UnexpectedAnswer",
@@ -146,6 +156,26 @@ class InvalidName(InvalidRequest):
     code = "invalid_name"
     http_status = 400
     default_message = "A session's name has 4 to 64 letters, digits, '_', '-' or '.', and begins and ends with a letter, digit or '_'."
+
+
+class InvalidLabel(InvalidRequest):
+    """A label has a name of up to 63 letters, digits, '.', '_', '/' or '-', and a value of up to 256 characters."""
+
+    code = "invalid_label"
+    http_status = 400
+    default_message = (
+        "A label has a name of up to 63 letters, digits, '.', '_', '/' or '-', and a value of up to 256 characters."
+    )
+
+
+class InvalidSshKey(InvalidRequest):
+    """This is no public key as OpenSSH writes it: give the one line of a file such as ~/.ssh/id_ed25519.pub."""
+
+    code = "invalid_ssh_key"
+    http_status = 400
+    default_message = (
+        "This is no public key as OpenSSH writes it: give the one line of a file such as ~/.ssh/id_ed25519.pub."
+    )
 
 
 class InvalidRange(InvalidRequest):
@@ -242,12 +272,28 @@ class InvalidResources(InvalidConfiguration):
     default_message = "The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."
 
 
+class InvalidTemplate(InvalidConfiguration):
+    """The template makes no sense; the message says which part of it."""
+
+    code = "invalid_template"
+    http_status = 422
+    default_message = "The template makes no sense; the message says which part of it."
+
+
 class ResourcesImpossible(InvalidConfiguration):
     """No host of this installation could ever hold this session, not even an empty one; ask for less."""
 
     code = "resources_impossible"
     http_status = 422
     default_message = "No host of this installation could ever hold this session, not even an empty one; ask for less."
+
+
+class NoShell(InvalidConfiguration):
+    """The image has no shell; name a program to run."""
+
+    code = "no_shell"
+    http_status = 422
+    default_message = "The image has no shell; name a program to run."
 
 
 class NoPython(InvalidConfiguration):
@@ -421,6 +467,32 @@ class ResultsNotFound(NotFound):
     )
 
 
+class TemplateNotFound(NotFound):
+    """There is no such template, or it is not visible to you; 'moorage template ls' lists those that are."""
+
+    code = "template_not_found"
+    http_status = 404
+    default_message = (
+        "There is no such template, or it is not visible to you; 'moorage template ls' lists those that are."
+    )
+
+
+class SshKeyNotFound(NotFound):
+    """There is no such SSH key among yours; 'moorage ssh-key ls' lists them."""
+
+    code = "ssh_key_not_found"
+    http_status = 404
+    default_message = "There is no such SSH key among yours; 'moorage ssh-key ls' lists them."
+
+
+class PtyNotFound(NotFound):
+    """There is no such terminal any more; open a new one."""
+
+    code = "pty_not_found"
+    http_status = 404
+    default_message = "There is no such terminal any more; open a new one."
+
+
 class KeypairNotFound(NotFound):
     """There is no such keypair."""
 
@@ -459,6 +531,24 @@ class NameTaken(Conflict):
     code = "name_taken"
     http_status = 409
     default_message = "You already have a live session with this name; choose another, or pass reuse_if_exists."
+
+
+class SshKeyTaken(Conflict):
+    """This SSH key is registered already; a key belongs to one user, so make another with 'ssh-keygen -t ed25519'."""
+
+    code = "ssh_key_taken"
+    http_status = 409
+    default_message = (
+        "This SSH key is registered already; a key belongs to one user, so make another with 'ssh-keygen -t ed25519'."
+    )
+
+
+class TooManySshKeys(Conflict):
+    """You have registered as many SSH keys as a user may; remove some with 'moorage ssh-key rm'."""
+
+    code = "too_many_ssh_keys"
+    http_status = 409
+    default_message = "You have registered as many SSH keys as a user may; remove some with 'moorage ssh-key rm'."
 
 
 class AlreadyExists(Conflict):
@@ -733,6 +823,14 @@ class RunnerLost(MoorageError):
     default_message = "The session's runner is gone, and with it the running code; restart the session."
 
 
+class SshGatewayOff(MoorageError):
+    """This installation runs no SSH gateway; set ssh_port in its manager.toml."""
+
+    code = "ssh_gateway_off"
+    http_status = 501
+    default_message = "This installation runs no SSH gateway; set ssh_port in its manager.toml."
+
+
 class FileError(MoorageError):
     """The file operation failed."""
 
@@ -941,6 +1039,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidRequest.code: InvalidRequest,
     InvalidJson.code: InvalidJson,
     InvalidName.code: InvalidName,
+    InvalidLabel.code: InvalidLabel,
+    InvalidSshKey.code: InvalidSshKey,
     InvalidRange.code: InvalidRange,
     TooManyPoints.code: TooManyPoints,
     InvalidVolumeName.code: InvalidVolumeName,
@@ -952,7 +1052,9 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidMount.code: InvalidMount,
     SharedWithNobody.code: SharedWithNobody,
     InvalidResources.code: InvalidResources,
+    InvalidTemplate.code: InvalidTemplate,
     ResourcesImpossible.code: ResourcesImpossible,
+    NoShell.code: NoShell,
     NoPython.code: NoPython,
     ServiceUnknown.code: ServiceUnknown,
     RouteNotFound.code: RouteNotFound,
@@ -974,11 +1076,16 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     ShareNotFound.code: ShareNotFound,
     DependencyNotFound.code: DependencyNotFound,
     ResultsNotFound.code: ResultsNotFound,
+    TemplateNotFound.code: TemplateNotFound,
+    SshKeyNotFound.code: SshKeyNotFound,
+    PtyNotFound.code: PtyNotFound,
     KeypairNotFound.code: KeypairNotFound,
     ServiceNotFound.code: ServiceNotFound,
     RegistryNotFound.code: RegistryNotFound,
     Conflict.code: Conflict,
     NameTaken.code: NameTaken,
+    SshKeyTaken.code: SshKeyTaken,
+    TooManySshKeys.code: TooManySshKeys,
     AlreadyExists.code: AlreadyExists,
     DependencyFailed.code: DependencyFailed,
     DependencyCycle.code: DependencyCycle,
@@ -1011,6 +1118,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     ResourceExhausted.code: ResourceExhausted,
     HostStorageFull.code: HostStorageFull,
     RunnerLost.code: RunnerLost,
+    SshGatewayOff.code: SshGatewayOff,
     FileError.code: FileError,
     FileNotFound.code: FileNotFound,
     FilePermissionDenied.code: FilePermissionDenied,

@@ -133,6 +133,7 @@ history = GetStatusHistoryAction(session_name=str(ID))
         answer=lambda a: (
             [(row["status"], row["event"], row["duration_seconds"]) for row in a.status_history["history"]]
             == [("PENDING", None, 2.0), ("SCHEDULED", "schedule", 3.0), ("TERMINATING", "destroy", None)]
+            and all(row["reason"] or row["event"] == "destroy" for row in a.status_history["history"])
         ),
         then_audit=None,
     ),

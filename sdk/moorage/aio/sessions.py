@@ -22,7 +22,7 @@ from moorage.aio.batch import Sessions as DependsOn
 from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.aio.files import Files
 from moorage.aio.kernels import SessionKernels
-from moorage.aio.reports import SessionReports
+from moorage.aio.reports import SessionReports, _time
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
 
@@ -216,14 +216,18 @@ class Session(SessionReports, SessionKernels, SessionBatch):
         answer = await self._transport.get(f"{self._base}/status-history", **self._owner)
         return [HistoryEntry.from_json(entry) for entry in answer["history"]]
 
-    async def logs(self, *, kernel: str | None = None, tail: int | None = None, since: str | None = None) -> str:
-        """What its container wrote."""
-        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=since)}
+    async def logs(
+        self, *, kernel: str | None = None, tail: int | None = None, since: datetime | str | None = None
+    ) -> str:
+        """What its container wrote, the last `tail` lines of it, or since a time; also after its end."""
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=_time(since))}
         return (await self._transport.request("GET", f"{self._base}/logs", params=params)).text
 
-    async def follow_logs(self, *, kernel: str | None = None, tail: int | None = None) -> AsyncGenerator[str]:
+    async def follow_logs(
+        self, *, kernel: str | None = None, tail: int | None = None, since: datetime | str | None = None
+    ) -> AsyncGenerator[str]:
         """What its container wrote and goes on writing, until it ends."""
-        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, follow=True)}
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=_time(since), follow=True)}
         address = f"{self._base}/logs"
         async with self._transport.stream("GET", address, params=params, read_seconds=LOG_SILENCE_SECONDS) as response:
             async for text in response.aiter_text():

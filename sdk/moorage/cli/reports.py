@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,7 +241,7 @@ def _show_reports(reports: Sequence[AbuseReport], *, verbose: bool, alone: bool)
 @click.option(
     "--by", type=click.Choice(["user", "project", "session", "host", "day", "total"]), default="user", show_default=True
 )
-@click.option("--since", metavar="TIME", help="From then on (2026-03-01, or with a time). [default: 30 days ago]")
+@click.option("--since", metavar="TIME", help="From then on: 2026-03-01, with a time, or 7d ago. [default: 30d]")
 @click.option("--until", metavar="TIME", help="Up to then. [default: now]")
 @click.option("--user", metavar="EMAIL", help="Only of this user.")
 @click.option("--project", help="Only of this project.")
@@ -252,8 +251,9 @@ def usage_command(
     by: str, since: str | None, until: str | None, user: str | None, project: str | None, as_csv: bool, as_json: bool
 ) -> None:
     """Show CPU-, memory- and GPU-hours that were held: exactly, whether they were used or not."""
+    begin, end = (None if text is None else terminal.moment(text) for text in (since, until))
     with connect() as client:
-        found = client.usage(by=by, since=_moment(since), until=_moment(until), user=user, project=project)
+        found = client.usage(by=by, since=begin, until=end, user=user, project=project)
     if as_json:
         print_json(found.to_json())
     elif as_csv:
@@ -281,17 +281,6 @@ def _print_csv(usage: Usage) -> None:
         name = f"'{row.name}" if row.name.startswith(("=", "+", "-", "@", "\t", "\r")) else row.name
         hours = (f"{value:.6f}" for value in (row.cpu_hours, row.mem_gib_hours, row.gpu_hours))
         writer.writerow([name, row.sessions, *hours])
-
-
-def _moment(text: str | None) -> datetime | None:
-    """Without a zone it is this machine's."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(f"'{text}' is no time; write 2026-03-01 or 2026-03-01T12:00.") from None
-    return moment if moment.tzinfo else moment.astimezone()
 
 
 @click.group("watch")

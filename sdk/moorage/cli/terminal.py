@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -189,6 +190,21 @@ def due_in(moment: datetime) -> str:
     """in 4m 10s, or now"""
     left = (moment - datetime.now(UTC)).total_seconds()
     return f"in {span(left)}" if left > 1 else "now"
+
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)", re.ASCII)
+_AGO_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(text: str) -> datetime:
+    """A time as people write it: 2026-03-01, 2026-03-01T12:00 (of this machine's zone when none is said), or 10m ago."""
+    if ago := _AGO.fullmatch(text.strip().removesuffix("ago").strip()):
+        return datetime.now(UTC) - timedelta(seconds=float(ago[1]) * _AGO_SECONDS[ago[2]])
+    try:
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise click.UsageError(f"'{text}' is no time; write 2026-03-01, 2026-03-01T12:00 or 10m.") from None
+    return found if found.tzinfo else found.astimezone()
 
 
 def local_time(moment: datetime | None) -> str:

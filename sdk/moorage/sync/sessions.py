@@ -25,7 +25,7 @@ from moorage.sync.batch import Sessions as DependsOn
 from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
-from moorage.sync.reports import SessionReports
+from moorage.sync.reports import SessionReports, _time
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 READY = frozenset({"RUNNING", "RUNNING_DEGRADED"})
@@ -215,14 +215,16 @@ class Session(SessionReports, SessionKernels, SessionBatch):
         answer = self._transport.get(f"{self._base}/status-history", **self._owner)
         return [HistoryEntry.from_json(entry) for entry in answer["history"]]
 
-    def logs(self, *, kernel: str | None = None, tail: int | None = None, since: str | None = None) -> str:
-        """What its container wrote."""
-        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=since)}
+    def logs(self, *, kernel: str | None = None, tail: int | None = None, since: datetime | str | None = None) -> str:
+        """What its container wrote, the last `tail` lines of it, or since a time; also after its end."""
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=_time(since))}
         return (self._transport.request("GET", f"{self._base}/logs", params=params)).text
 
-    def follow_logs(self, *, kernel: str | None = None, tail: int | None = None) -> Generator[str]:
+    def follow_logs(
+        self, *, kernel: str | None = None, tail: int | None = None, since: datetime | str | None = None
+    ) -> Generator[str]:
         """What its container wrote and goes on writing, until it ends."""
-        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, follow=True)}
+        params = {**self._owner, **_wire.query(kernel=kernel, tail=tail, since=_time(since), follow=True)}
         address = f"{self._base}/logs"
         with self._transport.stream("GET", address, params=params, read_seconds=LOG_SILENCE_SECONDS) as response:
             for text in response.iter_text():
