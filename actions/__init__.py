@@ -52,6 +52,13 @@ from actions.files import (
     UploadFilesAction,
 )
 from actions.graph import DownloadResultsAction, GetDependencyGraphAction
+from actions.gateway import (
+    AddSshKeyAction,
+    IssueSshCertificateAction,
+    ListSshKeysAction,
+    OpenProcessAction,
+    RemoveSshKeyAction,
+)
 from actions.information import (
     CancelTaskAction,
     GetContainerLogsAction,
@@ -71,7 +78,22 @@ from actions.lifecycle import (
     RenameSessionAction,
     RestartSessionAction,
 )
+from actions.services import (
+    ListServicesAction,
+    OpenPortAction,
+    OpenServiceAction,
+    ShutdownServiceAction,
+    StartServiceAction,
+)
 from actions.statistics import GetMetricsAction, GetTopAction
+from actions.templates import (
+    CreateFromTemplateAction,
+    CreateTemplateAction,
+    DeleteTemplateAction,
+    GetTemplateAction,
+    ListTemplatesAction,
+    ModifyTemplateAction,
+)
 from actions.usage import GetUsageAction
 from actions.watch import (
     ExemptSessionAction,
@@ -84,6 +106,7 @@ from actions.watch import (
 __all__ = [
     "ACTIONS",
     "Action",
+    "AddSshKeyAction",
     "AliasImageAction",
     "BatchAction",
     "CancelTaskAction",
@@ -92,12 +115,15 @@ __all__ = [
     "CreateAgentTokenAction",
     "CreateClusterAction",
     "CreateFromParamsAction",
+    "CreateFromTemplateAction",
     "CreateKeypairAction",
     "CreateProjectAction",
+    "CreateTemplateAction",
     "CreateTokenAction",
     "CreateUserAction",
     "DeleteKeypairAction",
     "DeleteProjectAction",
+    "DeleteTemplateAction",
     "DeleteTokenAction",
     "DeleteUserAction",
     "DestroySessionAction",
@@ -119,11 +145,13 @@ __all__ = [
     "GetStatisticsAction",
     "GetStatusHistoryAction",
     "GetTaskAction",
+    "GetTemplateAction",
     "GetTopAction",
     "GetUsageAction",
     "GetUserAction",
     "GetWatchRulesAction",
     "InterruptAction",
+    "IssueSshCertificateAction",
     "KillExecutionAction",
     "ListAgentsAction",
     "ListExecutionsAction",
@@ -132,7 +160,10 @@ __all__ = [
     "ListKeypairsAction",
     "ListProjectsAction",
     "ListQuotasAction",
+    "ListServicesAction",
+    "ListSshKeysAction",
     "ListTasksAction",
+    "ListTemplatesAction",
     "ListTokensAction",
     "ListUsersAction",
     "ManageFilesAction",
@@ -141,12 +172,17 @@ __all__ = [
     "ModifyKeypairAction",
     "ModifyProjectAction",
     "ModifySessionAction",
+    "ModifyTemplateAction",
     "ModifyUserAction",
+    "OpenPortAction",
+    "OpenProcessAction",
+    "OpenServiceAction",
     "PullImageAction",
     "ReadEventsAction",
     "ReadExecutionAction",
     "RegisterImageAction",
     "RemoveAgentAction",
+    "RemoveSshKeyAction",
     "RenameSessionAction",
     "RestartSessionAction",
     "Result",
@@ -157,6 +193,8 @@ __all__ = [
     "SessionAction",
     "SetQuotaAction",
     "SetWatchRulesAction",
+    "ShutdownServiceAction",
+    "StartServiceAction",
     "UploadFilesAction",
     "WhoAmIAction",
 ]

@@ -113,6 +113,17 @@ tokens = sa.Table(
     _now("created_at"),
     sa.Index(None, "access_key"),
 )
+ssh_keys = sa.Table(
+    "ssh_keys",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("access_key", sa.ForeignKey("keypairs.access_key", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("public_key", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False, unique=True),
+    _now("created_at"),
+    sa.Index(None, "access_key"),
+)
 
 # -- what runs where ---------------------------------------------------------------------------------------------
 images = sa.Table(
@@ -597,6 +608,7 @@ session_template_versions = sa.Table(
     sa.Column("template_id", sa.ForeignKey("session_templates.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("version", sa.BigInteger, primary_key=True),
     _json("document"),
+    sa.Column("source", sa.Text, nullable=False),  # as it was written, comments included
     sa.Column("by_access_key", sa.Text, nullable=False),
     _now("created_at"),
 )
@@ -795,20 +807,16 @@ service_tickets = sa.Table(
     metadata,
     sa.Column("token_hash", sa.LargeBinary, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("session_id", sa.Uuid, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),  # of the service, or `~PORT` and `~PORT.KERNEL`
     sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     sa.Column("access_key", sa.ForeignKey("keypairs.access_key", ondelete="CASCADE"), nullable=False),
     _at("expires_at", nullable=False),
     _at("used_at"),
     _now("created_at"),
-    sa.ForeignKeyConstraint(
-        ["session_id", "name"], ["services.session_id", "services.name"], ondelete="CASCADE",
-        name="service_tickets_service_fkey",
-    ),
     sa.CheckConstraint("kind IN ('ticket', 'pass')", name="kind"),
     sa.Index(None, "session_id", "name"),
     sa.Index(None, "user_id"),
     sa.Index(None, "access_key"),
     sa.Index(None, "expires_at"),
-)  # fmt: skip
+)

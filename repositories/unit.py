@@ -11,6 +11,7 @@ from domain.session import Session
 from repositories.database import Connection
 from repositories.dependencies import DependencyRepository
 from repositories.execution import ExecutionRepository
+from repositories.gateway import SshKeyRepository
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
 from repositories.metrics import MetricsRepository
@@ -18,7 +19,9 @@ from repositories.registry import RegistryRepository
 from repositories.service import ServiceRepository
 from repositories.session import AdminSessionRepository, SessionRepository
 from repositories.task import TaskRepository
+from repositories.template import TemplateRepository
 from repositories.transit import Cause
+from repositories.volumes import VolumeRepository
 from repositories.watch import WatchRepository
 from repositories.webhook import WebhookRepository
 
@@ -68,6 +71,11 @@ class Repositories:
         return IdentityRepository(self.connection, now=self.now, cause=self.cause)
 
     @cached_property
+    def ssh_keys(self) -> SshKeyRepository:
+        """The asker's own."""
+        return SshKeyRepository(self.connection, self._by.user_id)
+
+    @cached_property
     def images(self) -> ImageRepository:
         """As far as the owner may see them; administrators see all."""
         owner = self._owner
@@ -84,12 +92,29 @@ class Repositories:
         return WatchRepository(self.connection, now=self.now)
 
     @cached_property
+    def templates(self) -> TemplateRepository:
+        """As far as the asker may see."""
+        return self.templates_of(self._by)
+
+    def templates_of(self, viewer: Principal) -> TemplateRepository:
+        return TemplateRepository(self.connection, viewer, now=self.now)
+
+    @cached_property
     def webhooks(self) -> WebhookRepository:
         return WebhookRepository(self.connection, now=self.now)
 
     @cached_property
     def metrics(self) -> MetricsRepository:
         return MetricsRepository(self.connection)
+
+    @cached_property
+    def volumes(self) -> VolumeRepository:
+        """The owner's, and what is shared with the owner; administrators and monitors reach all by id."""
+        owner, by = self._owner, self._by
+        sees_all = by.is_admin if by.sees_all and owner is by else None
+        return VolumeRepository(
+            self.connection, owner.user_id, sees_all=sees_all, now=self.now, domain=owner.domain
+        )
 
     @cached_property
     def tasks(self) -> TaskRepository:

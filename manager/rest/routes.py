@@ -105,11 +105,19 @@ NDJSON: Final = "application/x-ndjson"
 SSE: Final = "text/event-stream"
 # fmt: off
 ROUTES: Final[tuple[Route, ...]] = (
+    # services
+    _row("POST", f"{_S}/services/{{service}}", a.StartServiceAction, hidden=frozenset({"login_session_token"})),
+    _row("DELETE", f"{_S}/services/{{service}}", a.ShutdownServiceAction),
+    _row("GET", f"{_S}/services", a.ListServicesAction),
+    _row("POST", f"{_S}/services/{{service}}/ticket", a.OpenServiceAction),
+    _row("POST", f"{_S}/ports/{{port}}/pass", a.OpenPortAction),
     # sessions
     _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,
          answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("POST", "/v1/sessions/cluster", a.CreateClusterAction, handler=information.create, settles=True, etag=True,
          answer=session_data, status=lambda result: 201 if result.created else 200),
+    _row("POST", "/v1/sessions/from-template", a.CreateFromTemplateAction, handler=information.create, settles=True,
+         etag=True, answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("GET", "/v1/sessions", a.SearchSessionsAction, answer=page),
     _row("GET", "/v1/sessions/match", a.MatchSessionsAction, answer=page),
     _row("POST", "/v1/sessions/transit", a.CheckAndTransitStatusAction, answer=answers.transit_outcomes),
@@ -180,6 +188,12 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", "/v1/projects", a.CreateProjectAction, rename={"name": "project"}, answer=attrgetter("project"), status=201),
     _row("PATCH", "/v1/projects/{project}", a.ModifyProjectAction, answer=attrgetter("project")),
     _row("DELETE", "/v1/projects/{project}", a.DeleteProjectAction, status=204),
+    _row("GET", "/v1/templates", a.ListTemplatesAction, answer=page, paged=True),
+    _row("POST", "/v1/templates", a.CreateTemplateAction, answer=attrgetter("template"), status=201),
+    _row("GET", "/v1/templates/{template}", a.GetTemplateAction, answer=attrgetter("template"), etag=True),
+    _row("PATCH", "/v1/templates/{template}", a.ModifyTemplateAction, answer=attrgetter("template"), etag=True,
+         if_match=True, hidden=frozenset({"version"})),
+    _row("DELETE", "/v1/templates/{template}", a.DeleteTemplateAction, status=204),
     _row("GET", "/v1/quota", a.ListQuotasAction, answer=page, paged=True),
     _row("PUT", "/v1/quota/{scope}/{of}", a.SetQuotaAction, answer=page),
     # where sessions run, and of what

@@ -79,6 +79,7 @@ def _templates() -> None:
         sa.Column("template_id", sa.Uuid(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.Column("document", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
         sa.Column("by_access_key", sa.Text(), nullable=False),
         sa.Column("created_at", _AT, server_default=sa.func.now(), nullable=False),
         sa.PrimaryKeyConstraint("template_id", "version", name="session_template_versions_pkey"),
