@@ -23,6 +23,7 @@ COLOURS: Final = {
 _EDGES: Final = {EdgeState.WAITING: "#94a3b8", EdgeState.MET: "#15803d", EdgeState.BROKEN: "#b91c1c"}
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 224, 58, 84, 26, 24
 _LEGEND_HEIGHT: Final = 40
+_FONTS: Final = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
 _NAME_LETTERS, _DETAIL_LETTERS = 22, 33
 
 
@@ -37,9 +38,9 @@ def svg(graph: Graph) -> str:
     height = round(2 * _MARGIN + max(0.0, layout.rows - 1) * (_HEIGHT + _GAP_Y) + _HEIGHT + _LEGEND_HEIGHT)
     names = {node.id: node.name for node in graph.nodes}
     title = f"Dependencies of {names.get(graph.root, graph.root)}, {graph.at:%Y-%m-%d %H:%M} UTC"
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-        ' font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{_FONTS}" role="img">',
         f"<title>{_text(title)}</title>",
         "<defs>",
         *(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ def keep(scratch: Path, results: Path, patterns: Sequence[str]) -> int:
             if any(_matches(path, pattern) for pattern in wanted):
                 target = results.joinpath(*path)
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.rename(scratch.joinpath(*path), target)
+                scratch.joinpath(*path).rename(target)
                 moved += 1
             elif is_folder and any(_leads_to(path, pattern) for pattern in wanted):
                 waiting.append(path)
@@ -72,7 +72,7 @@ def _leads_to(folder: Sequence[str], pattern: Sequence[str]) -> bool:
     return len(pattern) > len(folder)
 
 
-def archive(results: Path) -> Iterator[bytes]:
+def archive(results: Path) -> Generator[bytes]:
     """A tar stream of what was kept. Links stay links; what is neither file, folder nor link is left out."""
     root = os.open(results, _FOLDER)
     try:
@@ -82,7 +82,7 @@ def archive(results: Path) -> Iterator[bytes]:
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _folder(fd: int, above: str) -> Iterator[bytes]:
+def _folder(fd: int, above: str) -> Generator[bytes]:
     with os.scandir(fd) as entries:
         names = sorted(entry.name for entry in entries)
     for name in names:
@@ -103,7 +103,7 @@ def _folder(fd: int, above: str) -> Iterator[bytes]:
             yield from _file(fd, name, path)
 
 
-def _file(folder_fd: int, name: str, path: str) -> Iterator[bytes]:
+def _file(folder_fd: int, name: str, path: str) -> Generator[bytes]:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
     try:
         said = os.fstat(fd)

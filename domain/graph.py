@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 from uuid import UUID
 
 from domain.dependency import Condition, holds, is_skip, succeeded
 from domain.ids import SessionId
-from domain.session import ANSWERING, FINAL, SessionTypes, Status
+from domain.session import FINAL, SessionTypes, Status
 
 
 class Look(StrEnum):
@@ -128,7 +129,7 @@ def lay_out(graph: Graph, sweeps: int = 8) -> Layout:
         for cell, at in zip(passing, range(first + 1, last), strict=True):
             layers[at].append(cell)
         chain: list[_Cell] = [edge.source, *passing, edge.target]
-        for left, right in zip(chain, chain[1:], strict=False):
+        for left, right in pairwise(chain):
             after.setdefault(left, []).append(right)
             before.setdefault(right, []).append(left)
         chains[edge.source, edge.target] = passing
@@ -188,7 +189,7 @@ def _rows(
 
 def _spread(layer: Sequence[_Cell], wanted: Sequence[float], rows: dict[_Cell, float]) -> None:
     """As near to what is wanted as their distances allow: pushed down from above and up from below, then the mean."""
-    gaps = [1.0 if isinstance(a, UUID) and isinstance(b, UUID) else 0.7 for a, b in zip(layer, layer[1:], strict=False)]
+    gaps = [1.0 if isinstance(a, UUID) and isinstance(b, UUID) else 0.7 for a, b in pairwise(layer)]
     down, up = list(wanted), list(wanted)
     for at in range(1, len(layer)):
         down[at] = max(down[at], down[at - 1] + gaps[at - 1])
