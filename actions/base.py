@@ -15,10 +15,11 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from agent.client import AgentClient, KernelAddress
-from domain.errors import KernelNotFound, MoorageError, SessionNotReady, WrongStatus
+from domain.errors import KernelNotFound, MoorageError, SecretUnreadable, SessionNotReady, WrongStatus
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role
 from domain.session import ANY_STATUS, ENDED, Session, Status
+from domain.ssh import PublicKey
 from repositories.unit import Repositories
 
 R = TypeVar("R", covariant=True)
@@ -41,6 +42,10 @@ class Audit(StrEnum):
     ITSELF = "itself"  #: the action writes it with its own row
 
 
+def no_seal(_secret: str, _about: str) -> bytes:
+    raise SecretUnreadable("This process has no key to seal secrets with; send the request to a manager.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """Who asks for what, when."""
@@ -51,6 +56,7 @@ class Call:
     request_id: str | None = None
     key: str | None = None  #: the Idempotency-Key
     new_id: Callable[[], UUID] = uuid7
+    seal: Callable[[str, str], bytes] = no_seal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +77,41 @@ class Work(Reading):
         self.announcements.append((topic, session_id))
 
 
+class SshAuthority(Protocol):
+    """The installation's SSH gateway: where it is, and who signs for it."""
+
+    @property
+    def host(self) -> str | None: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def host_key(self) -> str: ...
+
+    def sign(
+        self,
+        key: PublicKey,
+        *,
+        identity: str,
+        principals: Sequence[str],
+        valid_from: datetime,
+        valid_until: datetime,
+    ) -> str:
+        """A certificate, as one line. Raises InvalidSshKey."""
+        ...
+
+
 class Service(Protocol):
     """The part of `manager.world.SessionService` that actions use."""
 
     @property
+    def ssh(self) -> SshAuthority | None: ...
+
+    @property
     def agents(self) -> AgentClient: ...
+    @property
+    def proxy_url(self) -> str:
+        """Where services are served, without a slash at its end."""
+        ...
 
     def reading(self, call: Call) -> AbstractAsyncContextManager[Reading]: ...
 

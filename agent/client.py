@@ -111,8 +111,12 @@ class Process(Protocol):
         """To what runs in the foreground; INT, TERM, ..."""
         ...
 
-    async def close(self, *, hang_up: bool = False) -> None:
-        """Let go of it; `hang_up` ends it as closing a terminal does."""
+    async def hang_up(self) -> None:
+        """End it, as closing a terminal does."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
         ...
 
 

@@ -94,10 +94,10 @@ class StreamedProcess:
     async def signal(self, name: str) -> None:
         await self._send(SIGNAL, name.removeprefix("SIG").encode("ascii", "replace")[:16])
 
-    async def close(self, *, hang_up: bool = False) -> None:
-        if hang_up:
-            with contextlib.suppress(RunnerLost):
-                await self._send(HANG_UP)
+    async def hang_up(self) -> None:
+        await self._send(HANG_UP)
+
+    async def close(self) -> None:
         self._writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(2.0):

@@ -60,6 +60,12 @@ class InvalidLabel(InvalidRequest):
     code = "invalid_label"
 
 
+class InvalidSshKey(InvalidRequest):
+    """This is no public key as OpenSSH writes it: give the one line of a file such as ~/.ssh/id_ed25519.pub."""
+
+    code = "invalid_ssh_key"
+
+
 class InvalidRange(InvalidRequest):
     """This is no span of time that can be told of; write 900, 15m, 6h or 7d."""
 
@@ -236,6 +242,18 @@ class TemplateNotFound(NotFound):
     code = "template_not_found"
 
 
+class SshKeyNotFound(NotFound):
+    """There is no such SSH key among yours; 'moorage ssh-key ls' lists them."""
+
+    code = "ssh_key_not_found"
+
+
+class PtyNotFound(NotFound):
+    """There is no such terminal any more; open a new one."""
+
+    code = "pty_not_found"
+
+
 class KeypairNotFound(NotFound):
     """There is no such keypair."""
 
@@ -253,6 +271,18 @@ class NameTaken(Conflict):
     """You already have a live session with this name; choose another, or pass reuse_if_exists."""
 
     code = "name_taken"
+
+
+class SshKeyTaken(Conflict):
+    """This SSH key is registered already; a key belongs to one user, so make another with 'ssh-keygen -t ed25519'."""
+
+    code = "ssh_key_taken"
+
+
+class TooManySshKeys(Conflict):
+    """You have registered as many SSH keys as a user may; remove some with 'moorage ssh-key rm'."""
+
+    code = "too_many_ssh_keys"
 
 
 class AlreadyExists(Conflict):
@@ -411,6 +441,18 @@ class RunnerLost(MoorageError):
     """The session's runner is gone, and with it the running code; restart the session."""
 
     code, http_status = "runner_lost", 502
+
+
+class NoShell(InvalidConfiguration):
+    """The image has no shell; name a program to run."""
+
+    code = "no_shell"
+
+
+class SshGatewayOff(MoorageError):
+    """This installation runs no SSH gateway; set ssh_port in its manager.toml."""
+
+    code, http_status = "ssh_gateway_off", 501
 
 
 class NoPython(InvalidConfiguration):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actions import ACTIONS, Action
 from actions.administration import hash_secret
-from actions.base import Call, Reading, Settles, Work
+from actions.base import Call, Reading, Settles, SshAuthority, Work, no_seal
 from agent.client import AgentClient
 from domain.errors import InvalidRequest
 from domain.ids import SessionId, uuid7
@@ -24,6 +24,7 @@ from domain.principal import Principal
 from domain.session import Session
 from manager.herald import Herald
 from manager.processor import Observer, Processor
+from manager.vault import Vault
 from repositories.database import Database
 from repositories.identity import principal_of_keypair, principal_of_token
 from repositories.session import AdminSessionRepository
@@ -122,12 +123,22 @@ class KnownSessions:
 class SessionService:
     """What AGENT actions run against: agents, short transactions, and waiting for sessions to change."""
 
+    #: the gateway, where there is one
+    ssh: SshAuthority | None = None
+
     def __init__(
-        self, database: Database, herald: Herald, agents: AgentClient, *, clock: Callable[[], datetime] = utc_now
+        self,
+        database: Database,
+        herald: Herald,
+        agents: AgentClient,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        proxy_url: str = "http://127.0.0.1",
     ) -> None:
         self._database = database
         self._herald = herald
         self.agents = agents
+        self.proxy_url = proxy_url
         self._clock = clock
         self.processor: Processor | None = None  # set by `World`, which knits the two together
         self.processors: SessionProcessors
@@ -274,9 +285,11 @@ class World:
         *,
         observe: Observer,
         clock: Callable[[], datetime] = utc_now,
+        proxy_url: str = "http://127.0.0.1",
+        vault: Vault | None = None,
     ) -> World:
         identities = Identities(database, herald)
-        service = SessionService(database, herald, agents, clock=clock)
+        service = SessionService(database, herald, agents, clock=clock, proxy_url=proxy_url)
         processor = Processor(
             database,
             identities,
@@ -286,6 +299,7 @@ class World:
             now=service.now,
             new_id=uuid7,
             memory=KnownSessions(herald),
+            seal=no_seal if vault is None else vault.seal,
         )
         service.processor = processor
         service.processors = SessionProcessors(processor)

@@ -21,6 +21,7 @@ from domain.errors import (
     PortConflict,
     QuotaExceeded,
     RequestInProgress,
+    SshKeyTaken,
     StillInUse,
     StorageFull,
 )
@@ -32,6 +33,7 @@ _BY_CONSTRAINT: Final[dict[str, type[MoorageError]]] = {
     "services_session_id_port_key": PortConflict,
     "quotas_limit_check": QuotaExceeded,
     "users_email_key": AlreadyExists,
+    "ssh_keys_fingerprint_key": SshKeyTaken,
     "projects_domain_name_key": AlreadyExists,
     "images_pkey": AlreadyExists,
     "images_title_key": ImageNameTaken,

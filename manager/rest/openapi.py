@@ -265,7 +265,7 @@ def _shown(route: Route) -> Any:
         return special[answer]
     hints = get_type_hints(answer)
     alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task"}
-    alone |= {"status_history", "statistics", "graph"}
+    alone |= {"status_history", "statistics", "graph", "ssh_key"}
     if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
     return answer
@@ -571,6 +571,7 @@ _BY_FAMILY: Final[dict[str, tuple[str, ...]]] = {
     "projects": ("project_not_found",),
     "agents": ("agent_not_found",),
     "tokens": ("not_found",),
+    "ssh-keys": ("ssh_key_not_found",),
 }
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 import actions as a
 from actions.base import Action
-from manager.rest import answers, executions, files, graphs, information, reports, streams
+from manager.rest import answers, executions, files, graphs, information, reports, streams, terminals
 from manager.rest.exchange import Exchange, decode_segment
 from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
 
@@ -146,6 +146,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/executions/{{run}}/kill", a.KillExecutionAction),
     _row("GET", f"{_S}/executions/{{run}}/stream", a.FollowExecutionAction, handler=executions.socket,
          query=("binary",), media=("websocket",), head=False),
+    # terminals and SSH
+    _row("GET", f"{_S}/pty", a.OpenProcessAction, handler=terminals.socket, query=("command",),
+         hidden=frozenset({"command", "terminal", "shell", "program", "environ"}), media=("websocket",), head=False),
+    _row("POST", f"{_S}/ssh-certificate", a.IssueSshCertificateAction, status=201),
+    _row("GET", "/v1/ssh-keys", a.ListSshKeysAction, answer=page, paged=True),
+    _row("POST", "/v1/ssh-keys", a.AddSshKeyAction, answer=attrgetter("ssh_key"), status=201),
+    _row("DELETE", "/v1/ssh-keys/{ssh_key}", a.RemoveSshKeyAction, answer=attrgetter("ssh_key")),
     # files
     _row("GET", f"{_S}/files", a.ListFilesAction, answer=answers.file_list),
     _row("POST", f"{_S}/files", a.UploadFilesAction, handler=files.upload_form, hidden=frozenset({"files", "kernel"}),

@@ -17,8 +17,8 @@ from uuid import UUID
 
 import orjson
 
-from agent.client import FilePage, FileStat, KernelAddress
-from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead, ServiceFact, ServiceSpec
+from agent.client import FilePage, FileStat, KernelAddress, Output, ProcessEnd
+from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, ProcessSpec, RunRead, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
     FileExists,
@@ -27,6 +27,7 @@ from domain.errors import (
     MoorageError,
     NothingListens,
     NotWaitingForInput,
+    PtyNotFound,
     RunNotFound,
 )
 from domain.ids import AgentId, RunId
@@ -85,6 +86,7 @@ class FakeAgent:
         self.log = Run(mode="log")
         self.nothing_runs = False
         self.services: dict[tuple[UUID, str], ServiceSpec] = {}
+        self.processes: dict[str, FakeProcess] = {}
         self.ports: dict[int, int] = {}  #: of kernels, and where a test serves them
 
     def _asked(self, name: str, *arguments: Any) -> None:
@@ -277,6 +279,15 @@ class FakeAgent:
         self._asked("results", where.attempt)
         return FakeDownload(b"tar of the results", None)
 
+    # -- processes ---------------------------------------------------------------------------------------------------------
+    async def open_process(self, where: KernelAddress, spec: ProcessSpec) -> FakeProcess:
+        self._asked("open_process", where.kernel_id, spec)
+        if spec.resume and spec.process not in self.processes:
+            raise PtyNotFound
+        made = FakeProcess(spec, resumed=spec.process in self.processes)
+        self.processes[made.id] = made
+        return made
+
     # -- the rest ----------------------------------------------------------------------------------------------------------
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         self._asked("statistics")
@@ -310,6 +321,40 @@ class FakeAgent:
         self._asked("pull_image", agent_id, image)
         yield {"current": 1, "total": 2, "message": "half"}
         yield {"current": 2, "total": 2, "message": "there"}
+
+
+class FakeProcess:
+    """Says back what it is told, and ends with its input."""
+
+    def __init__(self, spec: ProcessSpec, *, resumed: bool) -> None:
+        self.spec = spec
+        self.id = spec.process or "p1"
+        self.position = self.lost = 0
+        self.resumed = resumed
+        self.told: asyncio.Queue[Output | ProcessEnd] = asyncio.Queue()
+        self.sizes: list[tuple[int, int]] = []
+        self.closed = False
+
+    async def read(self) -> Output | ProcessEnd:
+        return await self.told.get()
+
+    async def write(self, data: bytes) -> None:
+        self.told.put_nowait(Output(data=data))
+
+    async def write_eof(self) -> None:
+        self.told.put_nowait(ProcessEnd(reason="exited", exit_code=0))
+
+    async def resize(self, rows: int, cols: int) -> None:
+        self.sizes.append((rows, cols))
+
+    async def signal(self, name: str) -> None:
+        self.told.put_nowait(ProcessEnd(reason="exited", exit_code=128, signal=name))
+
+    async def hang_up(self) -> None:
+        await self.signal("HUP")
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 class FakeDownload:
