@@ -59,6 +59,14 @@ from actions.gateway import (
     OpenProcessAction,
     RemoveSshKeyAction,
 )
+from actions.images import (
+    CollectImagesAction,
+    ListRegistriesAction,
+    RemoveRegistryAction,
+    RescanImagesAction,
+    SetRegistryAction,
+    ShareImageAction,
+)
 from actions.information import (
     CancelTaskAction,
     GetContainerLogsAction,
@@ -85,6 +93,7 @@ from actions.services import (
     ShutdownServiceAction,
     StartServiceAction,
 )
+from actions.snapshots import CommitSessionAction, ConvertSessionToImageAction, GetCommitStatusAction
 from actions.statistics import GetMetricsAction, GetTopAction
 from actions.templates import (
     CreateFromTemplateAction,
@@ -102,6 +111,7 @@ from actions.watch import (
     SearchAbusingReportsAction,
     SetWatchRulesAction,
 )
+from actions.webhooks import CreateWebhookSecretAction, ListDeliveriesAction
 
 __all__ = [
     "ACTIONS",
@@ -111,7 +121,10 @@ __all__ = [
     "BatchAction",
     "CancelTaskAction",
     "CheckAndTransitStatusAction",
+    "CollectImagesAction",
+    "CommitSessionAction",
     "CompleteAction",
+    "ConvertSessionToImageAction",
     "CreateAgentTokenAction",
     "CreateClusterAction",
     "CreateFromParamsAction",
@@ -121,6 +134,7 @@ __all__ = [
     "CreateTemplateAction",
     "CreateTokenAction",
     "CreateUserAction",
+    "CreateWebhookSecretAction",
     "DeleteKeypairAction",
     "DeleteProjectAction",
     "DeleteTemplateAction",
@@ -138,6 +152,7 @@ __all__ = [
     "ForgetImageAction",
     "GetAbusingReportAction",
     "GetAgentAction",
+    "GetCommitStatusAction",
     "GetContainerLogsAction",
     "GetDependencyGraphAction",
     "GetMetricsAction",
@@ -154,12 +169,14 @@ __all__ = [
     "IssueSshCertificateAction",
     "KillExecutionAction",
     "ListAgentsAction",
+    "ListDeliveriesAction",
     "ListExecutionsAction",
     "ListFilesAction",
     "ListImagesAction",
     "ListKeypairsAction",
     "ListProjectsAction",
     "ListQuotasAction",
+    "ListRegistriesAction",
     "ListServicesAction",
     "ListSshKeysAction",
     "ListTasksAction",
@@ -182,8 +199,10 @@ __all__ = [
     "ReadExecutionAction",
     "RegisterImageAction",
     "RemoveAgentAction",
+    "RemoveRegistryAction",
     "RemoveSshKeyAction",
     "RenameSessionAction",
+    "RescanImagesAction",
     "RestartSessionAction",
     "Result",
     "Rules",
@@ -192,7 +211,9 @@ __all__ = [
     "SearchSessionsAction",
     "SessionAction",
     "SetQuotaAction",
+    "SetRegistryAction",
     "SetWatchRulesAction",
+    "ShareImageAction",
     "ShutdownServiceAction",
     "StartServiceAction",
     "UploadFilesAction",

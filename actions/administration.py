@@ -452,13 +452,23 @@ class ImagePage(Result):
     next_cursor: str | None = None
 
 
-def _image(image: Image) -> ImageData:
+def image_data(image: Image) -> ImageData:
     return ImageData(
         name=image.name,
         architecture=image.architecture,
         aliases=image.aliases,
         labels=image.labels,
         created_at=image.created_at,
+        kind=image.kind,
+        status=image.status,
+        title=image.title,
+        owner=image.owner,
+        visibility=image.visibility,
+        project=image.project,
+        agent=image.agent_id,
+        session_id=image.session_id,
+        size_bytes=image.size_bytes,
+        digest=image.digest,
     )
 
 
@@ -467,7 +477,7 @@ class ListImagesAction(ScopeAction[Reading, ImagePage]):
     """The images that sessions can be made of, with their aliases."""
 
     async def run(self, call: Reading, /) -> ImagePage:
-        return ImagePage(items=[_image(image) for image in await call.db.images.all()])
+        return ImagePage(items=[image_data(image) for image in await call.db.images.all()])
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
@@ -488,7 +498,7 @@ class RegisterImageAction(ScopeAction[Work, ImageResult]):
             self.image, architecture=self.architecture, labels=self.labels, aliases=self.aliases, replace=self.replace
         )
         call.announce("images")
-        return ImageResult(image=_image(image))
+        return ImageResult(image=image_data(image))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
@@ -505,12 +515,12 @@ class AliasImageAction(ScopeAction[Work, ImageResult]):
         image = await call.db.images.resolve(self.image)
         await call.db.images.alias(image.name, self.alias)
         call.announce("images")
-        return ImageResult(image=_image(await call.db.images.resolve(image.name)))
+        return ImageResult(image=image_data(await call.db.images.resolve(image.name)))
 
 
-@action(Rules(allow=superadmin, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE))
 class ForgetImageAction(ScopeAction[Work, Done]):
-    """Let no more sessions be made of an image; the hosts keep their copies."""
+    """Let no more sessions be made of an image. A snapshot goes from its host as well; of others, hosts keep their copies."""
 
     image: str
 
@@ -518,7 +528,16 @@ class ForgetImageAction(ScopeAction[Work, Done]):
         return self.image
 
     async def run(self, call: Work, /) -> Done:
-        await call.db.images.remove(self.image)
+        image = await call.db.images.resolve(self.image)
+        if not call.by.is_admin and (image.owner_id is None or image.owner_id != call.by.user_id):
+            raise PermissionDenied("This image is not yours; its owner or an administrator can remove it.")
+        await call.db.images.remove(image.name)
+        if image.agent_id is not None:
+            arguments = {"image": image.name, "agent": image.agent_id, "job": str(image.task_id)}
+            await call.db.tasks.add(
+                call.new_id(), action="remove_image", arguments=arguments, user_id=call.by.user_id, session_id=None
+            )
+            call.announce("tasks")
         call.announce("images")
         return Done()
 

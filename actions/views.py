@@ -49,6 +49,22 @@ class IdleWarning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MountData:
+    """A volume, where a session sees it."""
+
+    volume: str  #: its name when the session was created
+    volume_id: UUID
+    path: str
+    subpath: str
+    read_only: bool
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> MountData:
+        told = {name: stored[name] for name in ("path", "subpath", "read_only")}
+        return cls(volume=stored["name"], volume_id=UUID(stored["volume"]), **told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionData:
     """A session as its owner sees it. Memory is in MiB, times are in UTC."""
 
@@ -78,6 +94,7 @@ class SessionData:
     retry_delay: float
     retries: int  #: that have been begun
     outputs: tuple[str, ...]
+    mounts: tuple[MountData, ...]  #: its volumes
     labels: Mapping[str, str]
     preopen_ports: tuple[int, ...]
     callback_url: str | None
@@ -135,6 +152,7 @@ class SessionData:
             retry_delay=s.retry_delay_seconds,
             retries=s.retries,
             outputs=s.outputs,
+            mounts=tuple(MountData.of(mount) for mount in s.mounts),
             labels=s.labels,
             preopen_ports=s.preopen_ports,
             callback_url=s.callback_url,
@@ -218,6 +236,16 @@ class ImageData:
     aliases: tuple[str, ...]
     labels: Mapping[str, str]
     created_at: datetime
+    kind: str  #: registered; snapshot: of a session, on one host; built: of a session, in a registry
+    status: str  #: making, ready
+    title: str | None  #: what its owner calls it
+    owner: str | None
+    visibility: str  #: public, project, user
+    project: str | None
+    agent: AgentId | None  #: the only host that has it
+    session_id: SessionId | None  #: that it was made of
+    size_bytes: int | None
+    digest: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ class Control:
         self._shared_clock = DatabaseClock(database)
         clock = clock or self._shared_clock
         lease_seconds = settings.lease_seconds
-        self.ingest = Ingest(database, herald, agents, clock=clock, lease_seconds=lease_seconds)
+        self.ingest = Ingest(database, herald, agents, clock=clock, lease_seconds=lease_seconds, vault=vault)
         self.scheduler = Scheduler(database, herald, clock=clock, pool=settings.cluster_pool)
         self.dispatcher = Dispatcher(
             database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter

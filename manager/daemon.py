@@ -8,11 +8,13 @@ import gc
 import logging
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -34,6 +36,7 @@ from manager.ingest import Ingest
 from manager.metrics import Metrics
 from manager.supervisor import supervise
 from manager.vault import Vault
+from manager.webhooks import WebhookSettings
 from manager.world import World
 from repositories import agents as agent_rows
 from repositories.database import Database
@@ -58,6 +61,8 @@ def run(config: ManagerConfig, role: str | None) -> None:
     )
     if not config.database_url:
         raise CannotServe("No database is given: set database_url in manager.toml, or DATABASE_URL.")
+    if not config.proxy_port:  # both the API, which tells of it, and the proxy must know it
+        config = replace(config, proxy_port=_free_port(config.host))
     _migrate(config)
     asyncio.run(bootstrap(config, image=None, now=datetime.now(UTC)))
     if role is not None:
@@ -65,6 +70,11 @@ def run(config: ManagerConfig, role: str | None) -> None:
         return
     _preload()
     supervise({name: partial(_serve, config, name) for name in ROLES})
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _migrate(config: ManagerConfig) -> None:
@@ -237,6 +247,11 @@ class _Callbacks:
             raise WrongStatus("Services are told of to a control process.")
         await self.ingest.on_services(agent_id, facts)
 
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None:
+        if self.ingest is None:
+            raise WrongStatus("Credentials are asked of a control process.")
+        return await self.ingest.credentials(agent_id, kernel_id, image)
+
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         if self.ingest is None:
             raise WrongStatus("Samples are told to a control process.")
@@ -280,7 +295,15 @@ async def open_world(
     await clock.step()
     ticking = asyncio.create_task(clock.run(), name="clock")
     stack.push_async_callback(_ended, ticking)
-    world = World.build(database, herald, hub, observe=(metrics or Metrics()).observe, clock=clock)
+    world = World.build(
+        database,
+        herald,
+        hub,
+        observe=(metrics or Metrics()).observe,
+        clock=clock,
+        proxy_url=config.proxy_endpoint,
+        vault=Vault.of(config.data_dir / "pki"),
+    )
     await _open_to_agents(hub, "api", database, herald, stack)
     async with database.reader() as connection:
         known = await agent_rows.list_agents(connection)
@@ -297,7 +320,9 @@ async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     herald.subscribe("managers", lambda _: tell.set())
     telling = asyncio.create_task(_tell_managers(hub, tell), name="tell managers")
     stack.push_async_callback(_ended, telling)
-    settings = ControlSettings(cluster_pool=config.cluster_network())
+    settings = ControlSettings(
+        cluster_pool=config.cluster_network(), webhooks=WebhookSettings(egress=config.callback_egress())
+    )
     vault = Vault.of(config.data_dir / "pki")
     control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings, vault=vault)
     callbacks.ingest = control.ingest
@@ -319,5 +344,7 @@ async def _tell_managers(hub: AgentHub, tell: asyncio.Event) -> None:
 async def _proxy(config: ManagerConfig, stack: AsyncExitStack) -> None:
     from manager.proxy import serve
 
-    database, _ = await _open(config, "proxy", stack)
-    await serve(database, config, stack)
+    database, herald = await _open(config, "proxy", stack)
+    hub = _hub(config, "proxy", _Callbacks(database), config.agent_proxy_port)
+    await _open_to_agents(hub, "proxy", database, herald, stack)
+    await serve(database, herald, hub, config, _tls(config), stack)

@@ -10,14 +10,17 @@ from typing import Any
 
 from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
 from domain.ids import AgentId, KernelId, SessionId
+from domain.images import registry_of
 from domain.names import as_uuid
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Batcher
+from manager.vault import Vault
 from repositories.agents import heartbeats, hello
 from repositories.database import Database
 from repositories.kernels import record_facts, renew_pull
 from repositories.record import AuditRecord, write_audit
+from repositories.registry import RegistryRepository, owner_of_kernel
 from repositories.runs_done import finish_runs
 from repositories.samples import store_samples
 from repositories.service import record_services
@@ -36,8 +39,10 @@ class Ingest:
         *,
         clock: Callable[[], datetime],
         lease_seconds: float,
+        vault: Vault | None = None,
     ) -> None:
         self._database = database
+        self._vault = vault
         self._herald = herald
         self._agents = agents
         self._greeting: set[asyncio.Task[None]] = set()
@@ -112,6 +117,20 @@ class Ingest:
         self._renewed[KernelId(kernel_id)] = now
         async with self._database.reader() as connection:
             await renew_pull(connection, agent_id, KernelId(kernel_id), now=now)
+
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None:
+        """With which an agent fetches the image of a kernel that it is to run; of no other image, and no other kernel."""
+        kernel = as_uuid(kernel_id)
+        if kernel is None or self._vault is None:
+            return None
+        async with self._database.reader() as connection:
+            owner_id = await owner_of_kernel(connection, kernel, agent_id, image)
+            if owner_id is None:
+                return None
+            row = await RegistryRepository(connection, now=self._clock()).of(registry_of(image), owner_id)
+        if row is None:
+            return None
+        return {"username": row.username, "password": self._vault.open(row.sealed, row.host)}
 
     async def _write_facts(self, reports: Sequence[tuple[AgentId, Fact]]) -> None:
         async with self._database.transaction() as connection:

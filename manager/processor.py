@@ -32,10 +32,12 @@ from actions.base import (
     SessionAction,
     Settles,
     Work,
+    no_seal,
 )
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
+    KernelNotFound,
     KeypairNotFound,
     MoorageError,
     NotFound,
@@ -103,6 +105,7 @@ class Processor:
         observe: Observer,
         now: Callable[[], datetime],
         new_id: Callable[[], UUID] = uuid7,
+        seal: Callable[[str, str], bytes] = no_seal,
         memory: SessionMemory | None = None,
     ) -> None:
         self._database = database
@@ -112,6 +115,7 @@ class Processor:
         self._observe = observe
         self._now = now
         self._new_id = new_id
+        self._seal = seal
         self._memory = memory
         self._denials: dict[tuple[UUID, str, str | None, str], float] = {}
 
@@ -162,7 +166,15 @@ class Processor:
         owner = by
         if owner_key is not None and owner_key != by.access_key:
             owner = await self._owner(by, owner_key)
-        return Call(by=by, owner=owner, now=self._now(), request_id=request_id, key=key, new_id=self._new_id)
+        return Call(
+            by=by,
+            owner=owner,
+            now=self._now(),
+            request_id=request_id,
+            key=key,
+            new_id=self._new_id,
+            seal=self._seal,
+        )
 
     async def _owner(self, by: Principal, access_key: AccessKey) -> Principal:
         if (found := await self._directory.of_access_key(access_key)) is not None:
@@ -232,6 +244,7 @@ class Processor:
             request_id=call.request_id,
             key=call.key,
             new_id=call.new_id,
+            seal=call.seal,
             service=self._service,
             run_id=RunId(run_id),
         )
@@ -239,8 +252,8 @@ class Processor:
         if session is not None:
             try:
                 answer = await _invoke(action, remote, session)
-            except (SessionEnded, SessionNotReady, WrongStatus):
-                session = None  # nothing was done; it may have been restarted since it was loaded
+            except (SessionEnded, SessionNotReady, WrongStatus, KernelNotFound):
+                session = None  # nothing was done; it may have been restarted, or have grown, since it was loaded
         if session is None:
             session = await self._loaded(action, call)
             answer = await _invoke(action, remote, session)
@@ -411,7 +424,14 @@ async def _invoke(action: Action[Any, R], context: Call, session: Session | None
 
 def _as(kind: type[Any], call: Call, **more: Any) -> Any:
     return kind(
-        by=call.by, owner=call.owner, now=call.now, request_id=call.request_id, key=call.key, new_id=call.new_id, **more
+        by=call.by,
+        owner=call.owner,
+        now=call.now,
+        request_id=call.request_id,
+        key=call.key,
+        new_id=call.new_id,
+        seal=call.seal,
+        **more,
     )
 
 

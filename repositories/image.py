@@ -249,6 +249,9 @@ class ImageRepository:
             "UPDATE images SET size_bytes = $2 WHERE name = $1 AND size_bytes IS DISTINCT FROM $2", name, size_bytes
         )
 
+    async def on_host(self, agent_id: AgentId, names: Sequence[str]) -> None:
+        await self._connection.execute("UPDATE agents SET images = $2 WHERE id = $1", agent_id, list(names))
+
     async def unused(self, before: datetime) -> list[Image]:
         """Made here, not used since then, and in use by nobody."""
         rows = await self._connection.fetch(

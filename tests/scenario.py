@@ -290,6 +290,7 @@ _NAMES: Final = {
     "executions": "mode",
     "tasks": "action",
     "tokens": "name",
+    "registries": "host",
     "session_templates": "name",
 }
 #: Written beside everything: the audit is checked by itself, and times say nothing.
