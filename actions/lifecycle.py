@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from actions.base import (
 from actions.batch import Dependencies, arrange, change_dependencies, checked_outputs
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
 from actions.options import checked_options
+from actions.mounts import places_of
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec
@@ -44,8 +46,10 @@ from domain.errors import (
 )
 from domain.ids import KernelId, SessionId
 from domain.names import check_session_name
+from domain.principal import Principal
 from domain.resources import ResourceSlot, parse_memory_mib
 from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
+from domain.volumes import MOST_MOUNTS, Mount
 from repositories.agents import reported_slots
 from repositories.image import Image
 from repositories.kernels import settle
@@ -101,6 +105,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     retry_delay: Annotated[float, Field(ge=0, le=MOST_RETRY_DELAY_SECONDS)] = 5.0
     #: globs below /home/work that are kept after a batch session's end; `outputs` when left out
     outputs: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None = None
+    mounts: Annotated[tuple[Mount, ...], Field(max_length=MOST_MOUNTS)] = ()  #: volumes, below /home/work
     labels: Mapping[str, str] | None = None  #: to find it by: `label=name=value` in searches
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
     callback_url: str | None = None  #: is sent a signed request whenever something happens to the session
@@ -127,6 +132,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         project = self.project or next(iter(call.owner.projects), None)
         if project is None:
             raise InvalidConfiguration("You are not a member of any project; ask an administrator.", field="project")
+        places = await places_of(call, self.mounts)
         groups = await self._groups(call, image)
         check_groups(groups)
         shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
@@ -161,6 +167,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             max_retries=self.max_retries,
             retry_delay_seconds=self.retry_delay if self.max_retries else 0.0,
             outputs=outputs,
+            mounts=tuple(place.to_spec() for place in places),
             created_at=call.now,
             status_changed_at=call.now,
             main_kernel_id=KernelId(call.new_id()),
@@ -169,10 +176,12 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         )
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
-        kernels = kernels_of_groups(session, groups, self._kernel, call.new_id)
+        kernels = kernels_of_groups(session, groups, partial(self._kernel, owner=call.owner), call.new_id)
         made = await call.db.sessions.create(session, kernels, _quota(session, kernels), project_id=project_id)
         if not made:
             return await self._reuse(call, name, image)
+        if places:
+            await call.db.volumes.mount(session.id, places)
         await arrange(call, session, self)
         call.announce("queue")
         call.announce("sessions", session.id)
@@ -187,8 +196,8 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             if count
         ]
 
-    def _kernel(self, session: Session, kernel_id: KernelId) -> NewKernel:
-        return _kernel(session, kernel_id)
+    def _kernel(self, session: Session, kernel_id: KernelId, owner: Principal) -> NewKernel:
+        return _kernel(session, kernel_id, owner)
 
     async def _reuse(self, call: Work, name: str, image: Image) -> CreatedSession:
         if not self.reuse_if_exists:
@@ -250,7 +259,7 @@ def checked_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], tuple[d
     )
 
 
-def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
+def _kernel(session: Session, kernel_id: KernelId, owner: Principal) -> NewKernel:
     spec = KernelSpec(
         session_id=str(session.id),
         session_name=session.name,
@@ -264,6 +273,9 @@ def _kernel(session: Session, kernel_id: KernelId) -> NewKernel:
         preopen_ports=list(session.preopen_ports),
         shm_mib=session.shm_mib,
         outputs=list(session.outputs),
+        mounts=[dict(mount) for mount in session.mounts],
+        uid=owner.uid,
+        gid=owner.gid,
     )
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 

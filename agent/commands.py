@@ -57,6 +57,7 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
 @click.option("--mem", help="Memory to offer, such as 16g.  [default: all]")
 @click.option("--reserve", default="", help="What to keep of that for others, such as cpu=1,mem=2g.")
 @click.option("--engine", default="", help="Docker's address.  [default: $DOCKER_HOST, or the local socket]")
+@click.option("--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them.")
 @click.pass_obj
 def join(
     data_dir_before: Path | None,
@@ -67,6 +68,7 @@ def join(
     mem: str | None,
     reserve: str,
     engine: str,
+    volumes: str,
 ) -> None:
     """Let this host join an installation. TOKEN is good for one time; '-' reads it from standard input."""
     from agent.join import join as joining
@@ -75,7 +77,7 @@ def join(
     if token == "-":  # noqa: S105 - the word for standard input
         token = sys.stdin.read().strip()
     try:
-        settings = {"cpu": cpu, "mem": mem, "reserve": reserve, "engine": engine}
+        settings = {"cpu": cpu, "mem": mem, "reserve": reserve, "engine": engine, "volumes": volumes}
         config = asyncio.run(joining(token, folder, name, **settings))
         AgentConfig.load(folder)
     except ConfigError as error:

@@ -36,6 +36,7 @@ class AgentConfig:
     vxlan_port: int = 4789  #: UDP, between the hosts of a cluster session; the same on all of them
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
+    volumes: str = ""  #: the folder of all volumes, local or mounted from NFS; empty: this host keeps none
     sample_seconds: float = 5.0  #: between two looks at what each session uses
     log_level: str = "INFO"
     mounts: tuple[tuple[Path, str], ...] = ()  #: [[mounts]] source, target: read-only in every session
@@ -62,6 +63,8 @@ class AgentConfig:
             made.resources()
             if made.address:
                 IPv4Address(made.address)
+            if made.volumes and not Path(made.volumes).is_absolute():
+                raise ValueError(f"volumes is an absolute path, not '{made.volumes}'")
             if not 0.2 <= made.sample_seconds <= 60:
                 raise ValueError("sample_seconds is between 0.2 and 60")
         except (KeyError, TypeError, ValueError, InvalidResources) as error:

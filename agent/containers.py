@@ -61,6 +61,7 @@ class ContainerSpec:
     shm_mib: int
     pids: int
     mounts: Sequence[tuple[Path, str, bool]]  #: source, target, read-only
+    user: tuple[int, int] = (USER, USER)  #: uid, gid
     gpu_uuids: Sequence[str] = ()
     network: str | None = None  #: None: no network at all
     address: str | None = None  #: on that network; None: the engine chooses
@@ -278,7 +279,7 @@ class Containers:
             spec.image,
             entrypoint=list(spec.entrypoint),
             command=[],
-            user=f"{USER}:{USER}",
+            user="{}:{}".format(*spec.user),
             hostname=spec.hostname,
             working_dir="/home/work",
             labels={**spec.labels, LABEL: self._uid},

@@ -23,6 +23,7 @@ from agent.kernels import Kernels
 from agent.link import Links
 from agent.runtime import ensure_runtime
 from agent.store import Store
+from agent.volumes import Volumes
 from agent.vxlan import own_address
 
 log = logging.getLogger("moorage.agent")
@@ -60,6 +61,8 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             network=config.network or None,
             mounts=config.mounts,
         )
+        volumes = await asyncio.to_thread(Volumes, Path(config.volumes)) if config.volumes else None
+        info["volumes"] = volumes.store if volumes is not None else None
         address = config.address or own_address(config.known_managers())
         kernels = Kernels(
             store,
@@ -69,6 +72,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             defaults=defaults,
             sample_seconds=config.sample_seconds,
             networks=Networks(engine, address=address, port=config.vxlan_port),
+            volumes=volumes,
         )
         host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
         links = Links(config.known_managers(), tls, host, host.handlers)
@@ -83,6 +87,8 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         finally:
             await host.close()
             await kernels.close()
+            if volumes is not None:
+                await volumes.close()
     finally:
         with contextlib.suppress(EngineError):  # refused while sessions are on it
             await engine.remove_network()

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
+from uuid import UUID
 
 from agent import wire
 from agent.client import FileStat
@@ -25,11 +26,13 @@ from agent.runner_link import RunnerLink
 from agent.snapshots import pull_error
 from agent.streams import Channel, chunks, is_loopback, send_chunk, send_end, send_file
 from agent.tunnel import carry, hand_over
+from agent.volumes import VolumeFiles, Volumes
 from agent.wire import AgentHello, Fact, KernelSpec, ProcessSpec, RunDone, Sample, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
     CommitInProgress,
     InvalidRequest,
+    NoVolumeStore,
     RangeNotSatisfiable,
     ResultsNotFound,
     RunnerLost,
@@ -78,6 +81,9 @@ class Host:
             wire.CANCEL_JOB: self.cancel_job,
             wire.LIST_IMAGES: self.list_images,
             wire.REMOVE_IMAGE: self.remove_image,
+            wire.VOLUME_USAGE: _told_as_ours(self.volume_usage),
+            wire.CLONE_VOLUME: _told_as_ours(self.clone_volume),
+            wire.REMOVE_VOLUME: _told_as_ours(self.remove_volume),
             **{
                 name: _told_as_ours(handler, None if name in (wire.READ, wire.STATISTICS) else self._moves)
                 for name, handler in (
@@ -185,7 +191,9 @@ class Host:
         return await self._kernels.snapshots.push(job, name, arguments["auth"], self._listener(arguments))
 
     async def cancel_job(self, arguments: Arguments) -> bool:
-        return await self._kernels.snapshots.cancel(str(arguments["job"]))
+        job = str(arguments["job"])
+        volumes = self._kernels.volumes
+        return await self._kernels.snapshots.cancel(job) or (volumes is not None and await volumes.jobs.cancel(job))
 
     async def list_images(self, _arguments: Arguments) -> list[Arguments]:
         return await self._kernels.snapshots.list()
@@ -267,12 +275,12 @@ class Host:
 
     # -- files -------------------------------------------------------------------------------------------------------
     async def list_files(self, arguments: Arguments) -> Arguments:
-        _, link = self._running(arguments)
+        link = self._files(arguments)
         page = await link.list_files(arguments["path"], cursor=arguments["cursor"], limit=arguments["limit"])
         return {"files": [asdict(stat) for stat in page.files], "next_cursor": page.next_cursor}
 
     async def manage_file(self, arguments: Arguments) -> Arguments | None:
-        _, link = self._running(arguments)
+        link = self._files(arguments)
         stat = await link.manage_file(arguments["op"], arguments["arguments"])
         return asdict(stat) if stat is not None else None
 
@@ -280,14 +288,17 @@ class Host:
         """Dial, answer, and move the bytes; an upload is answered when the file is there."""
         if arguments["op"] == "results":
             return await self._results(arguments)
-        _, link = self._running(arguments)
         match arguments["op"]:
             case "upload":
-                return {**asdict(await self._upload(link, arguments))}
+                return {**asdict(await self._upload(self._files(arguments), arguments))}
+            case "unpack":
+                return await self._unpack(self._files(arguments), arguments)
             case "download":
-                return await self._download(link, arguments)
+                return await self._download(self._files(arguments), arguments)
             case "archive":
-                return await self._archive(link, arguments)
+                return await self._archive(self._files(arguments), arguments)
+        _, link = self._running(arguments)
+        match arguments["op"]:
             case "tunnel":
                 return await self._tunnel(link, arguments)
             case "process":
@@ -295,7 +306,24 @@ class Host:
             case other:
                 raise InvalidRequest(f"There is no transfer called '{other}'.")
 
-    async def _upload(self, link: RunnerLink, arguments: Arguments) -> FileStat:
+    def _files(self, arguments: Arguments) -> RunnerLink | VolumeFiles:
+        """Of a session, or of a volume."""
+        if "volume" not in arguments:
+            return self._running(arguments)[1]
+        return self._volumes().open(arguments["volume"])
+
+    async def _unpack(self, link: RunnerLink | VolumeFiles, arguments: Arguments) -> Arguments:
+        channel = await open_channel(arguments["stream"], self._tls)
+        try:
+            return {
+                **await link.unpack(
+                    arguments["path"], _bytes(channel), size=arguments["size"], overwrite=arguments["overwrite"]
+                )
+            }
+        finally:
+            await channel.close()
+
+    async def _upload(self, link: RunnerLink | VolumeFiles, arguments: Arguments) -> FileStat:
         channel = await open_channel(arguments["stream"], self._tls)
         try:
             return await link.put_file(
@@ -309,7 +337,7 @@ class Host:
         finally:
             await channel.close()
 
-    async def _download(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+    async def _download(self, link: RunnerLink | VolumeFiles, arguments: Arguments) -> Arguments:
         """The runner opens the file as the session's user, and hands over the descriptor."""
         fd, stat = await link.open_file(arguments["path"])
         try:
@@ -331,7 +359,7 @@ class Host:
         self._transfer(channel, move())
         return {"stat": asdict(stat)}
 
-    async def _archive(self, link: RunnerLink, arguments: Arguments) -> Arguments:
+    async def _archive(self, link: RunnerLink | VolumeFiles, arguments: Arguments) -> Arguments:
         archive = await link.archive(arguments["paths"])
         try:
             channel = await open_channel(arguments["stream"], self._tls)
@@ -410,6 +438,30 @@ class Host:
         self._transfers.add(task)
         task.add_done_callback(self._transfers.discard)
 
+    # -- volumes -----------------------------------------------------------------------------------------------------
+    def _volumes(self) -> Volumes:
+        if self._kernels.volumes is None:
+            raise NoVolumeStore("This host keeps no volumes.")
+        return self._kernels.volumes
+
+    async def volume_usage(self, arguments: Arguments) -> Arguments:
+        return {**await self._volumes().open(arguments["volume"]).usage()}
+
+    async def clone_volume(self, arguments: Arguments) -> Arguments:
+        volumes, target, source = self._volumes(), arguments["volume"], UUID(str(arguments["source"]))
+        job = str(arguments["job"])
+        return {
+            **await volumes.jobs.run(
+                job, lambda progress: volumes.clone(target, source, progress), self._listener(arguments)
+            )
+        }
+
+    async def remove_volume(self, arguments: Arguments) -> None:
+        volumes, target = self._volumes(), arguments["volume"]
+        await volumes.jobs.run(
+            str(arguments["job"]), lambda _: volumes.remove(target), self._listener(arguments)
+        )
+
     # -- figures -----------------------------------------------------------------------------------------------------
     async def statistics(self, arguments: Arguments) -> Arguments:
         kernel, link = self._running(arguments)
@@ -445,7 +497,7 @@ class Host:
 
     async def _moves(self, arguments: Arguments) -> None:
         """While it is committed, a session stands still: wait for its end, for a while."""
-        kernel = self._kernels.find(str(arguments["kernel_id"]))
+        kernel = self._kernels.find(str(arguments.get("kernel_id")))
         if kernel is None or kernel.thawed.is_set():
             return
         try:

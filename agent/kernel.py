@@ -15,12 +15,14 @@ from uuid import uuid4
 from agent import cluster, runtime
 from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError, ImageConfig
 from agent.outputs import keep
+from agent.mounts import MountFailed
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
 from agent.runs import Rings, Runs, follow
 from agent.scratch import Folders, make_scratch, set_aside
 from agent.statistics import Cgroup
 from agent.store import Store, StoredKernel
+from agent.volumes import Volumes, mount_all
 from agent.wire import Fact, KernelSpec, exit_record
 from domain.session import KernelState, Want
 
@@ -56,6 +58,7 @@ class House(Protocol):
     runtime: Path
     starts: asyncio.Semaphore
     networks: cluster.Networks
+    volumes: Volumes | None
 
     def now(self) -> float: ...
     def next_seq(self) -> int: ...
@@ -114,6 +117,12 @@ class Kernel:
     def spec(self) -> KernelSpec:
         assert self.state.spec is not None, "only a kernel that shall run has a container"
         return self.state.spec
+
+    @property
+    def user(self) -> tuple[int, int]:
+        """uid and gid of everything in the container."""
+        spec = self.state.spec
+        return (USER, USER) if spec is None else (spec.uid or USER, spec.gid or spec.uid or USER)
 
     def fact(self) -> Fact:
         return self.state.fact(self._house.store.boot_no, self.seq)
@@ -231,7 +240,7 @@ class Kernel:
         image = await house.ensure_image(self.id, self.spec.image)
         if self.state.observed == KernelState.PULLING:
             await self.observe(KernelState.PREPARING)
-        make_scratch(self.folders.scratch, USER)
+        make_scratch(self.folders.scratch, *self.user)
         await house.fill(self, image)
         async with house.starts:
             await self._create_and_start(self._runner_config(image.environ))
@@ -265,12 +274,13 @@ class Kernel:
 
     def _prepare(self, config: RunnerConfig) -> Any:
         self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        make_scratch(self.folders.scratch, USER)
+        make_scratch(self.folders.scratch, *self.user)
         if (network := cluster.view(self.spec)) is not None:
             cluster.write_hosts(self.folders.hosts, network)
         if self.state.attempt > 1:  # the startup command runs again, under the same run id
             set_aside(self.folders.link, self.id, f"{self.id}-{self.state.attempt - 1}")
-        return prepare_link(self.folders.link, config, uid=USER, gid=USER)
+        uid, gid = self.user
+        return prepare_link(self.folders.link, config, uid=uid, gid=gid)
 
     async def _connect(self, state: ContainerState) -> None:
         self.died.clear()
@@ -300,6 +310,8 @@ class Kernel:
         """The runner answers: bootstrap, then RUNNING, then the startup command."""
         link, spec, notices = self._linked(), self.spec, list(self.state.notices)
         await self.network_told(_TELL_SECONDS)  # it may have changed while the container came up
+        if spec.mounts:
+            await self._mount_volumes()
         if spec.bootstrap_script:
             run = f"bootstrap-{self.state.attempt}"
             await link.bootstrap(spec.bootstrap_script, run=run)
@@ -314,6 +326,19 @@ class Kernel:
         await self.observe(KernelState.RUNNING, started_at=self._house.now(), notices=notices, exit=None)
         if spec.startup_command:
             await self._start_command(spec.startup_command)
+
+    async def _mount_volumes(self) -> None:
+        """Before any code of the user runs. What was mounted before the agent was away stays as it is."""
+        spec = self.spec
+        try:
+            if self.pid is None or self.state.container_id is None:
+                raise MountFailed("the container has ended")
+            folders = self._house.volumes
+            await asyncio.to_thread(
+                mount_all, folders, spec.mounts, self.folders.scratch, self.user, self.pid, self.state.container_id
+            )
+        except MountFailed as failure:
+            raise StartFailed(exit_record("mount_refused", f"A volume could not be mounted: {failure}.")) from None
 
     async def _start_command(self, command: str) -> None:
         await self._house.runs.begin(self.id, self.id, self.state.attempt)
@@ -500,7 +525,8 @@ class Kernel:
     async def _close_runs(self) -> None:
         """No runner is alive: every run has ended, one way or another."""
         house = self._house
-        await asyncio.to_thread(close_unfinished, self.folders.link, now=house.now(), uid=USER, gid=USER)
+        uid, gid = self.user
+        await asyncio.to_thread(close_unfinished, self.folders.link, now=house.now(), uid=uid, gid=gid)
         lost = {"reason": "runner_lost", "finished_at": house.now()}
         for run_id, attempt in await house.runs.unfinished(self.id):
             done, last_seq = await asyncio.to_thread(self.rings.end, run_id) or (lost, 0)
@@ -578,7 +604,7 @@ class Kernel:
         quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
         return RunnerConfig(
             environ={"HOME": "/home/work", **image_environ, **cluster.environ(spec), **spec.environ},
-            file_roots=tuple(target for _, target in defaults.mounts),
+            file_roots=(*(target for _, target in defaults.mounts), *(str(mount["path"]) for mount in spec.mounts)),
             quota_bytes=quota_mib * 1024 * 1024 if quota_mib else None,
             context={
                 "session_id": spec.session_id,
@@ -622,6 +648,7 @@ class Kernel:
             pids=spec.pids or house.defaults.pids,
             mounts=mounts,
             gpu_uuids=[name.removeprefix("gpu/") for name in spec.devices if name.startswith("gpu/")],
+            user=self.user,
             network=house.defaults.network if network is None else cluster.network_name(spec.session_id),
             address=None if network is None else network.address,
         )

@@ -27,6 +27,7 @@ from agent.scratch import empty
 from agent.services import Services
 from agent.snapshots import Snapshots
 from agent.store import Store, StoredKernel
+from agent.volumes import Volumes
 from agent.wire import Fact, KernelSpec
 from domain.errors import InvalidRequest
 from domain.session import KernelState, Want
@@ -57,6 +58,7 @@ class Kernels:
         most_starts: int | None = None,
         sample_seconds: float = PERIOD_SECONDS,
         networks: Networks | None = None,
+        volumes: Volumes | None = None,
     ) -> None:
         self.store = store
         self.engine = engine
@@ -64,6 +66,7 @@ class Kernels:
         self.runtime = runtime
         self.defaults = defaults or Defaults()
         self.networks = networks or Networks(engine)
+        self.volumes = volumes  #: None: this host keeps none
         self.changed = asyncio.Event()
         self.runs = Runs(store, self.changed)
         self.services = Services(store, self.find, now=self.now, changed=self.changed)

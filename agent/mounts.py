@@ -29,6 +29,8 @@ _MOVE_BOTH_ARE_OPEN: Final = 0x04 | 0x40
 _EMPTY_PATH: Final = 0x1000
 _RDONLY, _NOSUID, _NODEV, _NOSYMFOLLOW = 0x1, 0x2, 0x4, 0x200000
 _CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
+#: Of a path with a link or `..` in it.
+LEADS_AWAY: Final = (errno.ELOOP, errno.EXDEV)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -119,7 +121,7 @@ class Inside:
         try:
             self._there(move)
         except OSError as error:
-            why = "a symbolic link is on the way" if error.errno in (errno.ELOOP, errno.EXDEV) else error.strerror
+            why = "a symbolic link is on the way" if error.errno in LEADS_AWAY else error.strerror
             raise MountFailed(f"{target} cannot be mounted: {why}") from None
 
     def _there(self, work: Callable[[], T]) -> T:

@@ -326,6 +326,16 @@ class RunnerLink(asyncio.Protocol):
     ) -> FileStat:
         """Write a file as the session's user, whole or not at all; missing folders are made."""
         header = {"op": "put", "path": path, "size": size, "mode": mode, "overwrite": overwrite, "sha256": sha256}
+        return _file_stat(await self._feed(header, source))
+
+    async def unpack(
+        self, path: str, source: AsyncIterator[bytes], *, size: int | None = None, overwrite: bool = True
+    ) -> dict[str, int]:
+        """Unpack an archive as the session's user into the folder `path`, whole or not at all."""
+        answer = await self._feed({"op": "unpack", "path": path, "overwrite": overwrite}, source)
+        return {name: _checked(answer.get(name), int) for name in ("files", "folders", "links", "bytes")}
+
+    async def _feed(self, header: dict[str, Any], source: AsyncIterator[bytes]) -> dict[str, Any]:
         async with self._stream(header) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UPLOAD_BUFFER_BYTES)
             try:
@@ -342,7 +352,7 @@ class RunnerLink(asyncio.Protocol):
                     raise
                 # the runner has hung up before the end: its answer says why
             async with _transfer(FILE_SECONDS):
-                return _file_stat(await self._answer_on(sock))
+                return await self._answer_on(sock)
 
     async def archive(self, paths: Sequence[str]) -> Archive:
         """A tar stream of files and folders; links stay links. Closing the stream stops the runner's work on it."""

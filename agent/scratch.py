@@ -33,10 +33,10 @@ class Folders:
             self.scratch.rename(trash)
 
 
-def make_scratch(folder: Path, uid: int) -> None:
+def make_scratch(folder: Path, uid: int, gid: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() == 0 and folder.stat().st_uid != uid:
-        os.chown(folder, uid, uid)
+        os.chown(folder, uid, gid)
 
 
 def set_aside(link: Path, run_id: str, new_name: str) -> None:

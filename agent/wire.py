@@ -183,7 +183,7 @@ def exit_record(
     """How a kernel ended.
 
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
-    bootstrap_failed, agent_restarted; `finished` is true when the main work came to its own end.
+    bootstrap_failed, mount_refused, agent_restarted; `finished` is true when the main work came to its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
 

@@ -29,6 +29,7 @@ class PendingSession:
     clustered: bool = False  #: its kernels get a network of their own
     joins: bool = False  #: the session runs, and this kernel of it is a new one
     hosts: frozenset[AgentId] = frozenset()  #: those that hold kernels of it already
+    stores: frozenset[str] = frozenset()  #: of its volumes: a host has to have all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Host:
     architecture: str
     free: Mapping[str, int]
     capacity: Mapping[str, int]  #: what it has when it is empty
+    store: str | None = None  #: of volumes
     address: str | None = None  #: under which other hosts reach it; without one it shares no cluster with them
 
 

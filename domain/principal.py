@@ -26,6 +26,9 @@ class Principal:
     role: Role = Role.USER
     #: names of the projects the user is a member of; the first is used when none is named
     projects: tuple[str, ...] = ()
+    #: of their containers and new volumes, for homes on NFS; None: the usual ones
+    uid: int | None = None
+    gid: int | None = None
 
     @property
     def is_admin(self) -> bool:

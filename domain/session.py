@@ -301,6 +301,7 @@ class Session:
     retry_delay_seconds: float = 0.0  #: before the first retry; twice as long before each further one
     retries: int = 0  #: that have been begun
     retrying: bool = False  #: it ends, and another attempt follows
+    mounts: tuple[Mapping[str, Any], ...] = ()  #: its volumes, as in agent.wire.KernelSpec
     outputs: tuple[str, ...] = ()  #: what is kept of a batch session's files: globs below /home/work
     waits_for: tuple[str, ...] = ()  #: names of sessions whose end it waits for
     labels: Mapping[str, str] = field(default_factory=dict)

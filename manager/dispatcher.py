@@ -16,6 +16,7 @@ from domain.ids import AgentId, KernelId
 from manager.loop import Loop
 from repositories.database import Database
 from repositories.kernels import Intent, back_off_seconds, claim, overtake, try_again
+from repositories.volumes import mounts_asked_again
 
 #: Longer than an agent takes to answer, and shorter than anybody waits when the manager that claimed has died.
 CLAIM_SECONDS: Final = 2.0
@@ -69,6 +70,7 @@ class Dispatcher(Loop):
                 limit=room,
                 claim_seconds=CLAIM_SECONDS,
             )
+            intents = await mounts_asked_again(connection, intents)
         for intent in intents:
             key = (intent.kernel_id, intent.attempt, intent.generation)
             if key not in self._in_flight:

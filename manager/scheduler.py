@@ -42,18 +42,25 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _fit(session: PendingSession, fleet: _Fleet) -> tuple[KernelPlacement, ...] | None:
+    having = fleet.having(session.stores) if session.stores else None
     if session.cluster_mode is ClusterMode.SINGLE_NODE:
-        return _fit_one_host(session, fleet, fleet.numbers(session.hosts) if session.joins else None)
+        return _fit_one_host(session, fleet, _both(fleet.numbers(session.hosts) if session.joins else None, having))
     if not session.clustered:
-        return _fit_hosts(session, fleet, None)
+        return _fit_hosts(session, fleet, having)
     # Hosts that cannot reach each other share no network: either all of them can, or one host holds everything.
     reachable = fleet.reachable()
     here = fleet.numbers(session.hosts)
     if not session.joins or here <= reachable:
-        found = _fit_hosts(session, fleet, reachable | here)
+        found = _fit_hosts(session, fleet, _both(reachable | here, having))
         if found is not None:
             return found
-    return _fit_one_host(session, fleet, here if session.joins else None) if len(session.hosts) <= 1 else None
+    one = _both(here if session.joins else None, having)
+    return _fit_one_host(session, fleet, one) if len(session.hosts) <= 1 else None
+
+
+def _both(one: set[int] | None, other: set[int] | None) -> set[int] | None:
+    """Hosts of both; None is all hosts."""
+    return other if one is None else one if other is None else one & other
 
 
 def _fit_one_host(
@@ -110,6 +117,10 @@ class _Fleet:
         if self._reachable is None:
             self._reachable = {number for number, host in enumerate(self._hosts) if host.address is not None}
         return self._reachable
+
+    def having(self, stores: Collection[str]) -> set[int]:
+        """Hosts that have all of these stores."""
+        return {number for number, host in enumerate(self._hosts) if set(stores) <= {host.store}}
 
     def first_with(self, slots: Amounts, among: Container[int] | None = None) -> int | None:
         """The number of the first host with this much free, of all or of these."""
@@ -218,6 +229,8 @@ def _why(session: PendingSession, fleet: _Fleet) -> Blocked:
         return Blocked(
             code="no_hosts", detail=f"no host of architecture {session.architecture} takes sessions at the moment"
         )
+    if session.stores and not fleet.having(session.stores):
+        return Blocked(code="no_hosts", detail="no host that takes sessions at the moment has the store of its volumes")
     single = session.cluster_mode is ClusterMode.SINGLE_NODE
     parts = [_sum(k.slots for k in session.kernels)] if single else [dict(kernel.slots) for kernel in session.kernels]
     for slots in parts:

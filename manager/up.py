@@ -223,7 +223,10 @@ def _join(installation: Installation, config: ManagerConfig, options: list[str])
     expires_at = datetime.now(UTC) + timedelta(minutes=10)
     token = asyncio.run(new_join_token(config, expires_at=expires_at))
     done = subprocess.run(
-        [*moorage_command(), "agent", "join", "-", "--data-dir", str(installation.agent_dir), *options],
+        [
+            *moorage_command(), "agent", "join", "-", "--data-dir", str(installation.agent_dir),
+            "--volumes", str(installation.data_dir / "volumes"), *options,
+        ],  # fmt: skip
         input=token,
         capture_output=True,
         text=True,

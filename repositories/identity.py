@@ -15,7 +15,7 @@ from repositories.database import Connection
 from repositories.transit import Cause
 
 _PRINCIPAL: Final = """
-    SELECT k.access_key, k.secret_hash, u.id AS user_id, u.domain, u.role,
+    SELECT k.access_key, k.secret_hash, u.id AS user_id, u.domain, u.role, u.uid, u.gid,
         ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id WHERE m.user_id = u.id
               ORDER BY p.created_at, p.name) AS projects
     FROM keypairs k JOIN users u ON u.id = k.user_id JOIN domains d ON d.name = u.domain
@@ -36,6 +36,8 @@ def _principal(row: Mapping[str, Any]) -> Principal:
         domain=row["domain"],
         role=Role(row["role"]),
         projects=tuple(row["projects"]),
+        uid=row["uid"],
+        gid=row["gid"],
     )
 
 

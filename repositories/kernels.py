@@ -247,6 +247,7 @@ _REASONS: Final = {
     "image_missing": "the host could not get the image",
     "create_failed": "the host could not create the container",
     "bootstrap_failed": "the bootstrap script failed",
+    "mount_refused": "a volume could not be mounted",
     "agent_restarted": "the host's agent restarted and did not find the container again",
 }
 _STATES: Final = frozenset(str(state) for state in KernelState)
@@ -346,7 +347,8 @@ async def _derive(
         """
         SELECT k.id, k.session_id, k.want, k.observed, k.exit, k.role, k.id = s.main_kernel_id AS is_main
         FROM kernels k JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
-        WHERE s.id = ANY($1::uuid[]) ORDER BY k.session_id, k.id = s.main_kernel_id DESC, k.idx
+        WHERE s.id = ANY($1::uuid[]) AND (k.left_at IS NULL OR k.want <> 'NONE')
+        ORDER BY k.session_id, k.id = s.main_kernel_id DESC, k.idx
         """,
         [session["id"] for session in sessions],
     )

@@ -24,7 +24,8 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
     kernels = await connection.fetch(
         """
         SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots,
-            k.spec ->> 'cluster' IS NOT NULL AS clustered, false AS joins, NULL::text[] AS hosts
+            k.spec ->> 'cluster' IS NOT NULL AS clustered, false AS joins, NULL::text[] AS hosts,
+            ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores
         FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
         WHERE s.status = 'PENDING' AND s.unmet = 0 AND (s.starts_at IS NULL OR s.starts_at <= $1)
         ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
@@ -39,7 +40,7 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
         return Snapshot(pending=(), hosts=(), next_start_at=next_start_at)
     resources = await connection.fetch(
         """
-        SELECT a.id, a.architecture, a.info ->> 'address' AS address, r.name, r.reported - r.used AS free, r.reported
+        SELECT a.id, a.architecture, a.info ->> 'address' AS address, a.info ->> 'volumes' AS store, r.name, r.reported - r.used AS free, r.reported
         FROM agents a JOIN resources r ON r.agent_id = a.id
         WHERE a.schedulable AND NOT a.lost AND a.uid IS NOT NULL AND a.lease_until > $1 ORDER BY a.id, r.name
         """,
@@ -58,6 +59,7 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
                 clustered=one["clustered"],
                 joins=one["joins"],
                 hosts=frozenset(AgentId(host) for host in one["hosts"] or ()),
+                stores=frozenset(one["stores"]),
                 kernels=tuple(PendingKernel(id=KernelId(row["kernel_id"]), slots=row["slots"]) for row in rows),
             )
             for one, rows in pending
@@ -69,6 +71,7 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
                 free={row["name"]: row["free"] for row in rows},
                 capacity={row["name"]: row["reported"] for row in rows},
                 address=one["address"],
+                store=one["store"],
             )
             for one, rows in hosts
         ),
@@ -86,7 +89,8 @@ _JOINING: Final = """
     SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots, true AS clustered,
         true AS joins, (
             SELECT array_agg(DISTINCT o.agent_id) FROM kernels o
-            WHERE o.session_id = s.id AND o.attempt = s.attempt AND o.left_at IS NULL AND o.want = 'RUN') AS hosts
+            WHERE o.session_id = s.id AND o.attempt = s.attempt AND o.left_at IS NULL AND o.want = 'RUN') AS hosts,
+        ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores
     FROM kernels k JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
     WHERE k.joining AND k.want = 'NONE' AND k.left_at IS NULL AND s.status IN ('RUNNING', 'RUNNING_DEGRADED')
     ORDER BY s.priority DESC, s.created_at, s.id, k.idx, k.id

@@ -38,7 +38,7 @@ _COLUMNS: Final = """
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
     s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
-    s.main_kernel_id, k.agent_id, k.observed, k.seen_generation < k.generation AS pending,
+    s.main_kernel_id, k.agent_id, k.observed, k.spec -> 'mounts' AS mounts, k.seen_generation < k.generation AS pending,
     c.members, a.slots AS occupied,
     CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN (
         SELECT jsonb_build_object('checker', i.checker, 'reason', i.reason, 'warned_at', i.warned_at, 'due_at', i.due_at)
@@ -110,6 +110,7 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         retries=row["retries"],
         retrying=row["retrying"],
         outputs=tuple(row["outputs"]),
+        mounts=tuple(row["mounts"] or ()),
         waits_for=tuple(row["waits_for"] or ()),
         labels=row["labels"],
         preopen_ports=tuple(row["preopen_ports"]),

@@ -15,11 +15,11 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 256
 _PIECE = 1 << 20
 #: An upload looks at the quota again after so many bytes.
@@ -39,8 +39,11 @@ class Refused(Exception):
 class Quota:
     """How much the tree under a folder holds, counted again only when the answer may matter."""
 
-    def __init__(self, folder: str, limit: int | None) -> None:
+    def __init__(self, folder: str, limit: int | None, apart: Collection[str] = ()) -> None:
         self.limit = limit
+        self.files_limit: int | None = None
+        self.files = 0
+        self._apart = frozenset(apart)  #: folders below that are not counted: mounts
         self._folder = folder
         self._lock = threading.Lock()
         self._used = 0
@@ -55,31 +58,42 @@ class Quota:
                 self._count()
             return self._used
 
-    def claim(self, size: int) -> None:
-        """Make sure that `size` more bytes fit, and count them in; they are forgotten at the next count."""
-        if self.limit is None:
+    def claim(self, size: int, files: int = 0) -> None:
+        """Make sure that so many more bytes and files fit, and count them in; they are forgotten at the next count."""
+        if self.limit is None and self.files_limit is None:
             return
         with self._lock:
             stale = time.monotonic() - self._counted_at > max(5.0, 20 * self._cost)
-            if stale or self._used + size > self.limit:
+            if stale or self._over(size, files):
                 fresh = time.monotonic() - self._counted_at < max(0.05, 2 * self._cost) and self._cost > 0.02
                 if not fresh:
                     self._count()
-            if self._used + size > self.limit:
+            if self.files_limit is not None and files and self.files + files > self.files_limit:
+                raise Refused(
+                    "quota_exceeded",
+                    f"At most {self.files_limit} files are allowed here, and {self.files} are there; remove some first.",
+                )
+            if self.limit is not None and self._over(size, 0):
                 raise Refused(
                     "quota_exceeded",
                     f"The session's disk quota is {self.limit >> 20} MiB and {self._used >> 20} MiB are in use; "
                     "remove something first.",
                 )
             self._used += size
+            self.files += files
 
-    def release(self, size: int) -> None:
+    def _over(self, size: int, files: int) -> bool:
+        over = self.limit is not None and self._used + size > self.limit
+        return over or (self.files_limit is not None and files > 0 and self.files + files > self.files_limit)
+
+    def release(self, size: int, files: int = 0) -> None:
         with self._lock:
             self._used = max(0, self._used - size)
+            self.files = max(0, self.files - files)
 
     def _count(self) -> None:
         started = time.monotonic()
-        total = 0
+        total = files = 0
         seen: set[int] = set()
         try:
             device = os.stat(self._folder).st_dev
@@ -94,8 +108,9 @@ class Quota:
                             facts = entry.stat(follow_symlinks=False)
                         except OSError:
                             continue
-                        if facts.st_dev != device:
+                        if facts.st_dev != device or entry.path in self._apart:
                             continue
+                        files += 1
                         if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
                             if facts.st_ino in seen:
                                 continue
@@ -105,7 +120,7 @@ class Quota:
                             stack.append(entry.path)
             except OSError:
                 continue  # unreadable, or gone meanwhile
-        self._used = total
+        self._used, self.files = total, files
         self._counted_at = time.monotonic()
         self._cost = self._counted_at - started
 
@@ -116,15 +131,15 @@ class Files:
     def __init__(self, workdir: str, roots: list[str], quota_bytes: int | None) -> None:
         self.workdir = os.path.normpath(workdir)
         self._roots = sorted({self.workdir, "/tmp", *map(os.path.normpath, roots)}, key=len, reverse=True)
-        self.quota = Quota(self.workdir, quota_bytes)
+        self.quota = Quota(self.workdir, quota_bytes, self._roots)
 
     # -- what can be asked -------------------------------------------------------------------------------------------
     def page(self, path: str, cursor: str | None, limit: int) -> dict[str, Any]:
         with self._folder(path) as folder:
             try:
-                reader = os.open(".", _READ_FOLDER, dir_fd=folder)
+                reader = os.open(".", READ_FOLDER, dir_fd=folder)
             except OSError as error:
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
             try:
                 names = sorted(os.fsencode(name) for name in os.listdir(reader))
                 start = bisect.bisect_right(names, _cursor(cursor)) if cursor else 0
@@ -163,7 +178,7 @@ class Files:
             except OSError as error:
                 if error.errno == errno.ENXIO:  # a socket
                     raise _not_regular(path) from None
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             os.close(fd)
@@ -183,23 +198,23 @@ class Files:
         """Write a file under a temporary name beside it, then give it its name; on any failure nothing is left."""
         limited = self._is_under_workdir(path)
         with self._place(path, make=True) as (folder, name):
-            before = _lstat(folder, name, path)
+            before = look(folder, name, path)
             if before is not None:
                 self._no_link(folder, name, path)
                 if not stat.S_ISREG(before.st_mode):
                     raise _not_regular(path)
                 if not overwrite:
-                    raise _exists(path)
+                    raise exists(path)
             claimed = 0
             part = PART_PREFIX + secrets.token_hex(8)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                if limited and size:
-                    self.quota.claim(size)
-                    claimed = size
+                if limited:
+                    self.quota.claim(size or 0, files=int(before is None))
+                    claimed = size or 0
                 fd = os.open(part, flags, 0o600, dir_fd=folder)
             except OSError as error:
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
             try:
                 digest = _sha256() if sha256 else None
                 written = 0
@@ -215,7 +230,7 @@ class Files:
                         )
                     if digest is not None:
                         digest.update(piece)
-                    _write_all(fd, piece)
+                    write_all(fd, piece)
                 if size is not None and written != size:
                     raise Refused("transfer_failed", f"{written} of {size} bytes came; nothing was kept.")
                 if digest is not None and sha256 is not None and digest.hexdigest() != sha256.lower():
@@ -236,7 +251,7 @@ class Files:
             except BaseException as error:
                 self.quota.release(claimed)
                 if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
-                    raise _refusal(error, path) from None
+                    raise refusal(error, path) from None
                 raise
             finally:
                 os.close(fd)
@@ -249,10 +264,10 @@ class Files:
         places = []
         try:
             for path in paths:
-                root, parts = self._locate(path)
+                root, parts = self.locate(path)
                 folder, name = self._walk(root, parts, path, make=False)
                 places.append((folder, name, "/".join(parts)))
-                if _lstat(folder, name, path) is None:
+                if look(folder, name, path) is None:
                     raise _missing(path)
         except BaseException:
             for folder, _, _ in places:
@@ -266,58 +281,60 @@ class Files:
         parents = bool(args.get("parents"))
         with self._place(path, make=parents) as (folder, name):
             try:
+                if self.quota.files_limit is not None:
+                    self.quota.claim(0, files=1)
                 os.mkdir(name, 0o755, dir_fd=folder)
                 if args.get("mode") is not None:
                     os.chmod(name, _mode(args), dir_fd=folder)
             except FileExistsError:
-                facts = _lstat(folder, name, path)
+                facts = look(folder, name, path)
                 if not (parents and facts is not None and stat.S_ISDIR(facts.st_mode)):
-                    raise _exists(path) from None
+                    raise exists(path) from None
             except OSError as error:
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
             return _describe(path, folder, name)
 
     def _move(self, args: dict[str, Any]) -> dict[str, Any]:
         path, to = _text(args, "path"), _text(args, "to")
         with self._place(path) as (source, name), self._place(to) as (target, new_name):
-            if _lstat(source, name, path) is None:
+            if look(source, name, path) is None:
                 raise _missing(path)
             if name == "." or new_name == ".":
                 raise Refused("invalid_path", "One of the session's own folders cannot be moved or replaced.")
-            if not args.get("overwrite") and _lstat(target, new_name, to) is not None:
-                raise _exists(to)
+            if not args.get("overwrite") and look(target, new_name, to) is not None:
+                raise exists(to)
             try:
                 os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
             except OSError as error:
                 if error.errno != errno.EXDEV:
-                    raise _refusal(error, to) from None
+                    raise refusal(error, to) from None
                 self._copy_tree(source, name, target, new_name, path)
-                _remove_tree(source, name, path)
+                remove_tree(source, name, path)
             return _describe(to, target, new_name)
 
     def _copy(self, args: dict[str, Any]) -> dict[str, Any]:
         path, to = _text(args, "path"), _text(args, "to")
         with self._place(path) as (source, name), self._place(to) as (target, new_name):
-            facts = _lstat(source, name, path)
+            facts = look(source, name, path)
             if facts is None:
                 raise _missing(path)
             if stat.S_ISDIR(facts.st_mode):
                 if not args.get("recursive"):
                     raise Refused("not_a_regular_file", f"{path!r} is a folder; pass recursive to copy it.")
-                root, parts = self._locate(path)
-                to_root, to_parts = self._locate(to)
+                root, parts = self.locate(path)
+                to_root, to_parts = self.locate(to)
                 if (root, parts) == (to_root, to_parts[: len(parts)]):
                     raise Refused("invalid_path", "A folder cannot be copied into itself.")
-            there = _lstat(target, new_name, to)
+            there = look(target, new_name, to)
             if there is not None:
                 if not args.get("overwrite"):
-                    raise _exists(to)
-                _remove_tree(target, new_name, to)
+                    raise exists(to)
+                remove_tree(target, new_name, to)
             try:
                 self._copy_tree(source, name, target, new_name, path)
             except BaseException:
                 with contextlib.suppress(Refused, OSError):
-                    _remove_tree(target, new_name, to)
+                    remove_tree(target, new_name, to)
                 raise
             return _describe(to, target, new_name)
 
@@ -328,40 +345,40 @@ class Files:
                 raise Refused(
                     "invalid_path", "One of the session's own folders cannot be removed; remove what is in it."
                 )
-            facts = _lstat(folder, name, path)
+            facts = look(folder, name, path)
             if facts is None:
                 raise _missing(path)
             try:
                 if not stat.S_ISDIR(facts.st_mode):
                     os.unlink(name, dir_fd=folder)
                 elif args.get("recursive"):
-                    _remove_tree(folder, name, path)
+                    remove_tree(folder, name, path)
                 else:
                     os.rmdir(name, dir_fd=folder)
             except OSError as error:
                 if error.errno == errno.ENOTEMPTY:
                     raise Refused("file_error", f"{path!r} is not empty; pass recursive to remove all of it.") from None
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
         self.quota.release(facts.st_blocks * 512)
 
     def _stat(self, args: dict[str, Any]) -> dict[str, Any]:
         path = _text(args, "path")
         with self._place(path) as (folder, name):
-            if _lstat(folder, name, path) is None:
+            if look(folder, name, path) is None:
                 raise _missing(path)
             return _describe(path, folder, name)
 
     def _chmod(self, args: dict[str, Any]) -> dict[str, Any]:
         path, mode = _text(args, "path"), _mode(args)
         with self._place(path) as (folder, name):
-            facts = _lstat(folder, name, path)
+            facts = look(folder, name, path)
             if facts is None:
                 raise _missing(path)
             self._no_link(folder, name, path)
             try:
                 _chmod_tree(folder, name, mode, recursive=bool(args.get("recursive")))
             except OSError as error:
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
             return _describe(path, folder, name)
 
     def _copy_tree(self, source: int, name: str, target: int, new_name: str, path: str, depth: int = 0) -> None:
@@ -373,9 +390,9 @@ class Files:
                 os.symlink(os.readlink(name, dir_fd=source), new_name, dir_fd=target)
             elif stat.S_ISDIR(facts.st_mode):
                 os.mkdir(new_name, 0o700, dir_fd=target)
-                reader = os.open(name, _READ_FOLDER, dir_fd=source)
+                reader = os.open(name, READ_FOLDER, dir_fd=source)
                 try:
-                    writer = os.open(new_name, _FOLDER, dir_fd=target)
+                    writer = os.open(new_name, FOLDER, dir_fd=target)
                     try:
                         for child in os.listdir(reader):
                             self._copy_tree(reader, child, writer, child, path, depth + 1)
@@ -388,13 +405,13 @@ class Files:
                 self._copy_file(source, name, target, new_name)
             # pipes, sockets and devices are left out
         except OSError as error:
-            raise _refusal(error, path) from None
+            raise refusal(error, path) from None
 
     def _copy_file(self, source: int, name: str, target: int, new_name: str) -> None:
         reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
         try:
             facts = os.fstat(reader)
-            self.quota.claim(facts.st_size)
+            self.quota.claim(facts.st_size, files=1)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             writer = os.open(new_name, flags, 0o600, dir_fd=target)
             try:
@@ -412,9 +429,9 @@ class Files:
         return self.quota.limit is None or self.quota.used() + size < self.quota.limit
 
     def _is_under_workdir(self, path: str) -> bool:
-        return self.quota.limit is not None and self._locate(path)[0] == self.workdir
+        return self.quota.limit is not None and self.locate(path)[0] == self.workdir
 
-    def _locate(self, path: Any) -> tuple[str, list[str]]:
+    def locate(self, path: Any) -> tuple[str, list[str]]:
         """The root that a path lies under, and its components below it."""
         if not isinstance(path, str) or not path or "\0" in path:
             raise Refused("invalid_path", "A path is a text without NUL, and not empty.")
@@ -436,7 +453,7 @@ class Files:
             elif not absolute:
                 raise Refused("invalid_path", f"'..' in {path!r} leads outside {self.workdir}.")
         if not absolute:
-            return self.workdir, parts
+            parts = [*(part for part in self.workdir.split("/") if part), *parts]
         for root in self._roots:
             above = [part for part in root.split("/") if part]
             if parts[: len(above)] == above:
@@ -448,7 +465,7 @@ class Files:
         try:
             folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise _refusal(error, root) from None
+            raise refusal(error, root) from None
         try:
             for index, part in enumerate(parts[:-1]):
                 following = self._step(folder, part, "/".join(parts[: index + 1]), path, make=make)
@@ -461,25 +478,25 @@ class Files:
 
     def _step(self, folder: int, part: str, shown: str, path: str, *, make: bool) -> int:
         try:
-            return os.open(part, _FOLDER, dir_fd=folder)
+            return os.open(part, FOLDER, dir_fd=folder)
         except FileNotFoundError:
             if not make:
                 raise Refused("file_not_found", f"There is no {path!r}: the folder {shown!r} is missing.") from None
             try:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=folder)
-                return os.open(part, _FOLDER, dir_fd=folder)
+                return os.open(part, FOLDER, dir_fd=folder)
             except OSError as error:
-                raise _refusal(error, shown) from None
+                raise refusal(error, shown) from None
         except NotADirectoryError:
             self._no_link(folder, part, shown)
             raise Refused("file_not_found", f"There is no {path!r}: {shown!r} is not a folder.") from None
         except OSError as error:
-            raise _refusal(error, shown) from None
+            raise refusal(error, shown) from None
 
     @contextlib.contextmanager
     def _place(self, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        root, parts = self._locate(path)
+        root, parts = self.locate(path)
         folder, name = self._walk(root, parts, path, make=make)
         try:
             yield folder, name
@@ -489,16 +506,16 @@ class Files:
     @contextlib.contextmanager
     def _folder(self, path: str) -> Iterator[int]:
         with self._place(path) as (parent, name):
-            facts = _lstat(parent, name, path)
+            facts = look(parent, name, path)
             if facts is None:
                 raise _missing(path)
             self._no_link(parent, name, path)
             if not stat.S_ISDIR(facts.st_mode):
                 raise Refused("file_error", f"{path!r} is not a folder.")
             try:
-                folder = os.open(name, _FOLDER, dir_fd=parent)
+                folder = os.open(name, FOLDER, dir_fd=parent)
             except OSError as error:
-                raise _refusal(error, path) from None
+                raise refusal(error, path) from None
         try:
             yield folder
         finally:
@@ -506,7 +523,7 @@ class Files:
 
     @staticmethod
     def _no_link(folder: int, name: str, shown: str) -> None:
-        facts = _lstat(folder, name, shown)
+        facts = look(folder, name, shown)
         if facts is not None and stat.S_ISLNK(facts.st_mode):
             raise Refused("invalid_path", f"{shown!r} is a symbolic link; paths through links are refused.")
 
@@ -550,7 +567,7 @@ class Archive:
                 entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=folder)
             elif stat.S_ISDIR(facts.st_mode):
                 entry.type = tarfile.DIRTYPE
-                fd = os.open(name, _READ_FOLDER, dir_fd=folder)
+                fd = os.open(name, READ_FOLDER, dir_fd=folder)
             elif stat.S_ISREG(facts.st_mode):
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
                 facts = os.fstat(fd)
@@ -582,13 +599,13 @@ class Archive:
                 os.close(fd)
 
 
-def _lstat(folder: int, name: str, path: str) -> os.stat_result | None:
+def look(folder: int, name: str, path: str) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _refusal(error, path) from None
+        raise refusal(error, path) from None
 
 
 def _describe(shown: str, folder: int, name: str) -> dict[str, Any]:
@@ -651,7 +668,7 @@ def _chmod_tree(folder: int, name: str, mode: int, *, recursive: bool, depth: in
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             return
         if recursive and stat.S_ISDIR(facts.st_mode):
-            reader = os.open(".", _READ_FOLDER, dir_fd=fd)
+            reader = os.open(".", READ_FOLDER, dir_fd=fd)
             try:
                 for child in os.listdir(reader):
                     _chmod_tree(reader, child, mode, recursive=True, depth=depth + 1)
@@ -662,7 +679,7 @@ def _chmod_tree(folder: int, name: str, mode: int, *, recursive: bool, depth: in
         os.close(fd)
 
 
-def _remove_tree(folder: int, name: str, path: str, depth: int = 0) -> None:
+def remove_tree(folder: int, name: str, path: str, depth: int = 0) -> None:
     if depth > _MAX_DEPTH:
         raise Refused("file_error", f"{path!r} is deeper than {_MAX_DEPTH} folders; remove it from inside the session.")
     try:
@@ -670,20 +687,20 @@ def _remove_tree(folder: int, name: str, path: str, depth: int = 0) -> None:
         if not stat.S_ISDIR(facts.st_mode):
             os.unlink(name, dir_fd=folder)
             return
-        reader = os.open(name, _READ_FOLDER, dir_fd=folder)
+        reader = os.open(name, READ_FOLDER, dir_fd=folder)
         try:
             for child in os.listdir(reader):
-                _remove_tree(reader, child, path, depth + 1)
+                remove_tree(reader, child, path, depth + 1)
         finally:
             os.close(reader)
         os.rmdir(name, dir_fd=folder)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _refusal(error, path) from None
+        raise refusal(error, path) from None
 
 
-def _write_all(fd: int, piece: memoryview) -> None:
+def write_all(fd: int, piece: memoryview) -> None:
     while piece:
         piece = piece[os.write(fd, piece) :]
 
@@ -698,7 +715,7 @@ def _missing(path: str) -> Refused:
     return Refused("file_not_found", f"There is no {path!r} in the session.")
 
 
-def _exists(path: str) -> Refused:
+def exists(path: str) -> Refused:
     return Refused("file_exists", f"There is a {path!r} already; pass overwrite, or choose another name.")
 
 
@@ -706,7 +723,7 @@ def _not_regular(path: str) -> Refused:
     return Refused("not_a_regular_file", f"{path!r} is a directory, device, pipe or socket, not a regular file.")
 
 
-def _refusal(error: OSError, path: str) -> Refused:
+def refusal(error: OSError, path: str) -> Refused:
     if error.errno == errno.ENOENT:
         return _missing(path)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -716,7 +733,7 @@ def _refusal(error: OSError, path: str) -> Refused:
     if error.errno == errno.ELOOP:
         return Refused("invalid_path", f"{path!r} is a symbolic link; paths through links are refused.")
     if error.errno == errno.EEXIST:
-        return _exists(path)
+        return exists(path)
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
         return Refused("resource_exhausted", f"The session ran out of memory or descriptors: {error.strerror}.")
     if error.errno == errno.ENOTDIR:
