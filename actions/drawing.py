@@ -133,7 +133,7 @@ def detail(node: GraphNode, at: datetime) -> str:
         case Look.SUCCEEDED:
             return _joined("succeeded" if node.session_type is SessionTypes.BATCH else "ended", took, tries)
         case Look.FAILED:
-            code = f"exit code {node.exit_code}" if node.exit_code else _first_words(node.reason)
+            code = f"exit {node.exit_code}" if node.exit_code else _first_words(node.reason)
             return _joined("failed", code, took, tries)
         case _:
             return "cancelled" if node.status is Status.CANCELLED else _joined("ended", took)

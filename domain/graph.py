@@ -184,7 +184,8 @@ def _rows(
             wanted = [sum(rows[one] for one in near[c]) / len(near[c]) if near[c] else rows[c] for c in layer]
             _spread(layer, wanted, rows)
     top = min(rows.values(), default=0.0)
-    return {cell: row - top for cell, row in rows.items()}
+    # in quarters, so that what is nearly on one line is; a distance of a row stays one
+    return {cell: round((row - top) * 4 + 1e-6) / 4 for cell, row in rows.items()}
 
 
 def _spread(layer: Sequence[_Cell], wanted: Sequence[float], rows: dict[_Cell, float]) -> None:
