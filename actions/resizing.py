@@ -10,7 +10,7 @@ from actions.kernels import check_possible, once_more, total
 from domain.errors import InvalidConfiguration
 from domain.ids import KernelId
 from domain.resources import ResourceSlot
-from domain.session import ANSWERING, ENDED, ClusterMode, Session, SessionTypes
+from domain.session import ANSWERING, ENDED, ClusterMode, KernelState, Session, SessionTypes
 from repositories import clusters
 from repositories.agents import reported_slots
 from repositories.clusters import MOST_KERNELS, Member
@@ -27,10 +27,10 @@ class Change:
 
 
 def change(members: Sequence[Member], size: int) -> Change:
-    """Workers that have ended go first and are replaced; of the others those that came last. Pure."""
+    """Workers that have ended go first and are replaced; then those that wait, then those that came last. Pure."""
     workers = sorted((one for one in members if one.role == "worker"), key=lambda one: one.index)
     alive = [one for one in workers if one.observed not in ENDED]
-    stay = alive[: size - 1]
+    stay = sorted(alive, key=lambda one: (one.observed is not KernelState.RUNNING, one.index))[: size - 1]
     kept = {one.id for one in stay}
     taken = {one.index for one in stay}
     free = (index for index in range(1, size + len(workers)) if index not in taken)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,15 @@ class Fleet:
         self.client = moorage.Client(config=self.environ["MOORAGE_CONFIG"])
         for number, host in enumerate(self.hosts.hosts, 1):
             self._join(host, f"host-{number}")
+        self._wait_for_agents(len(self.hosts.hosts) + 1)
+
+    def _wait_for_agents(self, number: int, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while sum(agent.last_seen_at is not None for agent in self.client.agents.list()) < number:
+            if time.monotonic() > deadline:
+                logs = [(host.folder / "agent.log").read_text()[-1000:] for host in self.hosts.hosts]
+                pytest.fail("the agents do not come up:\n" + "\n".join(logs))
+            time.sleep(0.05)  # processes outside this one have no event to wait for
 
     def _join(self, host: Host, name: str) -> None:
         token = json.loads(self.moorage("admin", "agent", "token", "--json").stdout)["token"]

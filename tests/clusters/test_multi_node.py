@@ -112,7 +112,7 @@ def test_an_agent_that_was_killed_finds_the_network_again(fleet: Fleet, cluster:
 
 
 def test_nothing_is_left_of_a_cluster(fleet: Fleet) -> None:
-    with fleet.client.sessions.create_cluster(workers=2, multi_node=True, cpu=1, mem="128m") as session:
+    with fleet.client.sessions.create_cluster(workers=2, multi_node=True, cpu=0.5, mem="128m", wait=30) as session:
         assert {kernel.agent for kernel in session.info.kernels} >= {"host-1"}
     for host in fleet.hosts.hosts:
         left = quiet(["docker", "-H", host.engine, "network", "ls", "--format", "{{.Name}}"]).stdout.split()
