@@ -22,9 +22,10 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         raise InvalidLabel(f"A session has at most {MOST_LABELS} labels, and these are {len(labels)}.")
     for name, value in labels.items():
         check_label_name(name)
-        if len(value) > MOST_LABEL_VALUE_CHARACTERS or not value.isprintable():
+        if len(value) > MOST_LABEL_VALUE_CHARACTERS or not value.isprintable() or "," in value:
             raise InvalidLabel(
-                f"The value of the label '{name}' is not up to {MOST_LABEL_VALUE_CHARACTERS} printable characters."
+                f"The value of the label '{name}' is not up to {MOST_LABEL_VALUE_CHARACTERS} printable characters without "
+                "a comma."
             )
     return dict(labels)
 
@@ -69,7 +70,7 @@ def check_callback_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise InvalidConfiguration(_NO_URL, field="callback_url") from None
-    printable = url.isascii() and url.isprintable() and " " not in url
+    printable = url.isascii() and url.isprintable() and " " not in url and "\\" not in url
     if parts.scheme not in ("http", "https") or not host or not printable or len(url) > MOST_URL_CHARACTERS:
         raise InvalidConfiguration(_NO_URL, field="callback_url")
     if parts.username is not None or parts.password is not None:

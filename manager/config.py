@@ -10,6 +10,8 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
+from manager.egress import Egress, networks
+
 FILE_NAME = "manager.toml"
 
 
@@ -39,14 +41,19 @@ class ManagerConfig:
     agent_host: str = "127.0.0.1"
     agent_api_port: int = 0
     agent_control_port: int = 0
+    agent_proxy_port: int = 0
     #: where agents bring and fetch files, by connections of their own
     agent_data_port: int = 0
     #: the address that agents are told, when it differs from the one listened on
     advertised_agent_host: str = ""
     proxy_port: int = 0
+    #: where browsers reach the proxy, when it is not at its port on `host`; an origin of its own
+    proxy_url: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"
+    #: addresses and ranges, between commas, that sessions' callback_url may lead to although they are private
+    callback_allow: str = ""
     cluster_pool: str = "10.216.0.0/13"  #: of which every cluster session gets a /24 for its kernels
 
     @classmethod
@@ -70,11 +77,18 @@ class ManagerConfig:
         if bool(made.tls_cert) != bool(made.tls_key):
             raise ConfigError("tls_cert and tls_key belong together; give both or none")
         made.cluster_network()
+        made.callback_egress()
         if not made.tls_cert and not made.listens_on_loopback:
             raise ConfigError(
                 f"plain HTTP is spoken on loopback only, and {made.host} is not: give --tls-cert and --tls-key"
             )
         return made
+
+    def callback_egress(self) -> Egress:
+        try:
+            return Egress(networks(self.callback_allow))
+        except ValueError as error:
+            raise ConfigError(f"callback_allow is not a list of addresses and ranges: {error}") from None
 
     def cluster_network(self) -> IPv4Network:
         try:
@@ -100,6 +114,15 @@ class ManagerConfig:
     @property
     def listens_on_loopback(self) -> bool:
         return self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
+
+    @property
+    def proxy_endpoint(self) -> str:
+        """Of the services of sessions, without a slash at its end."""
+        if self.proxy_url:
+            return self.proxy_url.rstrip("/")
+        scheme = "https" if self.tls_cert else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.proxy_port}"
 
     @property
     def endpoint(self) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 from ipaddress import IPv4Network
 from uuid import UUID
 
-from manager import image_tasks
+from manager import image_tasks, volume_tasks
 from manager.clock import DatabaseClock
 from manager.dependencies import Dependencies
 from manager.dispatcher import ConnectedAgents, Dispatcher
@@ -23,6 +23,7 @@ from manager.reconciler import Deadlines, LostAgents, Scheduler
 from manager.tails import Tails
 from manager.tasks import TaskLoop, Tools
 from manager.vault import Vault
+from manager.webhooks import Callbacks, Webhooks, WebhookSettings
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.upkeep import Retention
@@ -33,6 +34,7 @@ class ControlSettings:
     lease_seconds: float = 30.0  #: as agents are told in `Welcome`
     keep: Retention = field(default_factory=Retention)
     cluster_pool: IPv4Network = DEFAULT_POOL  #: of which every cluster session gets a /24
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
 
 class Control:
@@ -67,8 +69,19 @@ class Control:
         self.tails = Tails(database, agents, clock=clock)
         self.idle_checkers = IdleCheckers(database, herald, clock=clock)
         tools = Tools(database=database, herald=herald, agents=agents, clock=clock, vault=vault)
-        self.tasks = TaskLoop(tools, image_tasks.jobs(tools), manager_id=manager_id)
+        self.tasks = TaskLoop(tools, {**image_tasks.jobs(tools), **volume_tasks.jobs(tools)}, manager_id=manager_id)
+        self.callbacks = Callbacks(database, herald, clock=clock)
+        self.webhooks = Webhooks(
+            database,
+            manager_id=manager_id,
+            clock=clock,
+            jitter=jitter,
+            vault=vault,
+            settings=settings.webhooks,
+        )
         self._wakes = (
+            ("stamped", self.callbacks),
+            ("webhooks", self.webhooks),
             ("queue", self.scheduler),
             ("queue", self.dependencies),
             ("agents", self.scheduler),
@@ -92,6 +105,8 @@ class Control:
             self.tasks,
             self.tails,
             self.idle_checkers,
+            self.callbacks,
+            self.webhooks,
         )
 
     async def run(self) -> None:
@@ -106,3 +121,4 @@ class Control:
                 end()
             await self.dispatcher.close()
             await self.tasks.close()
+            await self.webhooks.close()

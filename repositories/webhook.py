@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -42,6 +43,11 @@ class Delivery:
 _COLUMNS: Final = (
     "id, session_id, user_id, event_seq, type, url, body, status, tries, next_try_at, http_status, error, created_at, finished_at"
 )
+
+
+def secret_about(user_id: UUID) -> str:
+    """What a user's secret is sealed with, so that it does not open as another's."""
+    return f"webhook {user_id}"
 
 
 class WebhookRepository:
@@ -166,6 +172,17 @@ async def next_try(connection: Connection) -> datetime | None:
         "SELECT min(greatest(next_try_at, lease_until)) FROM webhook_deliveries WHERE status = 'queued'"
     )
     return at
+
+
+async def hosts_of_ours(connection: Connection) -> frozenset[str]:
+    """Addresses at which managers and hosts of this installation have told they are."""
+    rows = await connection.fetch(
+        """
+        SELECT agent_url AS place FROM managers WHERE agent_url IS NOT NULL
+        UNION SELECT info ->> 'address' FROM agents WHERE info ->> 'address' IS NOT NULL
+        """
+    )
+    return frozenset(urlsplit(row["place"]).hostname or row["place"] for row in rows)
 
 
 async def sealed_secrets(connection: Connection, users: Sequence[UUID]) -> dict[UUID, bytes]:

@@ -239,6 +239,7 @@ async def stage(
         observe=observe,
         now=lambda: NOW + timedelta(seconds=1),
         new_id=lambda: next(ids),
+        seal=lambda secret, about: f"{about} {secret}".encode(),
         memory=memory,
     )
     return service.processor
