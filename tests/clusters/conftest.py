@@ -94,7 +94,7 @@ class Fleet:
         assert done.returncode == 0, done.stderr + (log.read_text()[-3000:] if log.exists() else "")
         self.client = moorage.Client(config=self.environ["MOORAGE_CONFIG"])
         for number, host in enumerate(self.hosts.hosts, 1):
-            self._join(host, f"host-{number}")
+            self._join(host, number)
         self._wait_for_agents(len(self.hosts.hosts) + 1)
 
     def _wait_for_agents(self, number: int, seconds: float = 60.0) -> None:
@@ -105,10 +105,22 @@ class Fleet:
                 pytest.fail("the agents do not come up:\n" + "\n".join(logs))
             time.sleep(0.05)  # processes outside this one have no event to wait for
 
-    def _join(self, host: Host, name: str) -> None:
+    def _join(self, host: Host, number: int) -> None:
+        """The first has 4 CPUs, the second 8."""
         token = json.loads(self.moorage("admin", "agent", "token", "--json").stdout)["token"]
         folder = host.folder / "agent"
-        options = ["--data-dir", str(folder), "--name", name, "--cpu", "4", "--mem", "4g", "--engine", host.engine]
+        options = [
+            "--data-dir",
+            str(folder),
+            "--name",
+            f"host-{number}",
+            "--cpu",
+            str(4 * number),
+            "--mem",
+            "8g",
+            "--engine",
+            host.engine,
+        ]
         done = quiet(host.inside(MOORAGE, "agent", "join", "-", *options), input=token)
         assert done.returncode == 0, done.stderr
         with (folder / "agent.toml").open("a") as config:
