@@ -137,7 +137,7 @@ async def _make(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitStatus(Result):
+class CommitStatus:
     """How the last commit of a session stands."""
 
     status: str  #: none, queued, running, done, failed, cancelled
@@ -150,21 +150,28 @@ class CommitStatus(Result):
     finished_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitStatusResult(Result):
+    commit_status: CommitStatus
+
+
 @action(Rules(allow=may_look, effect=Effect.READ))
-class GetCommitStatusAction(SessionAction[Reading, CommitStatus]):
+class GetCommitStatusAction(SessionAction[Reading, CommitStatusResult]):
     """How far the last commit, or the last image, of a session is."""
 
-    async def run(self, call: Reading, session: Session, /) -> CommitStatus:
+    async def run(self, call: Reading, session: Session, /) -> CommitStatusResult:
         task = await call.db.tasks.latest(session.id, MAKING)
         if task is None:
-            return CommitStatus(status="none")
-        return CommitStatus(
-            status=task.status,
-            image=str(task.arguments["title"]),
-            task_id=task.id,
-            progress=task.progress,
-            result=task.result,
-            error=task.error,
-            created_at=task.created_at,
-            finished_at=task.finished_at,
+            return CommitStatusResult(commit_status=CommitStatus(status="none"))
+        return CommitStatusResult(
+            commit_status=CommitStatus(
+                status=task.status,
+                image=str(task.arguments["title"]),
+                task_id=task.id,
+                progress=task.progress,
+                result=task.result,
+                error=task.error,
+                created_at=task.created_at,
+                finished_at=task.finished_at,
+            )
         )

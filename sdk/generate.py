@@ -150,6 +150,8 @@ MODELS = {
     "UserData": ("User", "Somebody who may use this installation.", {"id", "email"}),
     "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
     "ProjectData": ("Project", "Users who share.", {"name"}),
+    "CommitStatus": ("CommitStatus", "How the last commit of a session stands.", {"status"}),
+    "RegistryData": ("Registry", "Whose credentials are kept for a registry; the password is told to nobody.", {"host"}),
     "ImageData": ("Image", "An image that sessions may be made from.", {"name"}),
     "Point": ("Point", "What one container used on average from `at` on, for one step.", {"at"}),
     "KernelMetrics": (
@@ -179,6 +181,7 @@ MODELS = {
 OPEN = {
     ("SessionData", "notices"): ("list[Notice]", "many(Notice.from_json)"),
     ("TaskData", "progress"): ("Progress | None", "Progress.from_json"),
+    ("CommitStatus", "progress"): ("Progress | None", "Progress.from_json"),
 }
 OPEN_MODELS = ("Agent", "HistoryEntry", "Notice", "Progress")
 MODELS_HEAD = f'''"""What the server's answers hold."""

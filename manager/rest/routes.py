@@ -82,6 +82,7 @@ class Route:
 
 
 _S: Final = "/v1/sessions/{session}"
+_V: Final = "/v1/volumes/{volume}"
 session_data = attrgetter("session_data")
 
 
@@ -137,7 +138,7 @@ ROUTES: Final[tuple[Route, ...]] = (
          answer=attrgetter("graph"), media=("application/json", graphs.SVG, graphs.DOT)),
     _row("GET", f"{_S}/results", a.DownloadResultsAction, handler=files.archive, media=("application/x-tar",), head=False),
     _row("POST", f"{_S}/commit", a.CommitSessionAction, answer=attrgetter("task"), status=202),
-    _row("GET", f"{_S}/commit", a.GetCommitStatusAction),
+    _row("GET", f"{_S}/commit", a.GetCommitStatusAction, answer=attrgetter("commit_status")),
     _row("POST", f"{_S}/image", a.ConvertSessionToImageAction, answer=attrgetter("task"), status=202),
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
@@ -166,6 +167,27 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("PUT", f"{_S}/files/{{path*}}", a.UploadFilesAction, handler=files.upload, hidden=frozenset({"files", "kernel"}),
          query=("mode", "kernel")),
     _row("GET", f"{_S}/files/{{path*}}", a.DownloadFileAction, handler=files.download,
+         hidden=frozenset({"offset", "length"}), media=("application/octet-stream",)),
+    _row("POST", f"{_S}/files/unpack", a.UnpackArchiveAction, handler=files.unpack, query=("path", "overwrite", "kernel"),
+         hidden=frozenset({"content", "path", "size", "overwrite", "kernel"})),
+    # volumes
+    _row("GET", "/v1/volumes", a.ListVolumesAction, answer=page),
+    _row("POST", "/v1/volumes", a.CreateVolumeAction, answer=attrgetter("volume"), status=201),
+    _row("GET", _V, a.GetVolumeAction, answer=attrgetter("volume")),
+    _row("PATCH", _V, a.ModifyVolumeAction, answer=attrgetter("volume")),
+    _row("DELETE", _V, a.DeleteVolumeAction, answer=attrgetter("task"), status=202),
+    _row("POST", f"{_V}/share", a.ShareVolumeAction, answer=attrgetter("volume")),
+    _row("POST", f"{_V}/unshare", a.UnshareVolumeAction, answer=attrgetter("volume")),
+    _row("POST", f"{_V}/leave", a.LeaveVolumeAction, status=204),
+    _row("POST", f"{_V}/clone", a.CloneVolumeAction, answer=attrgetter("task"), status=202),
+    _row("GET", f"{_V}/files", a.ListVolumeFilesAction, answer=answers.file_list),
+    _row("POST", f"{_V}/files/archive", a.DownloadVolumeFilesAction, handler=files.archive, media=("application/x-tar",)),
+    _row("POST", f"{_V}/files/manage", a.ManageVolumeFilesAction, answer=answers.managed_file),
+    _row("POST", f"{_V}/files/unpack", a.UnpackVolumeArchiveAction, handler=files.unpack, query=("path", "overwrite"),
+         hidden=frozenset({"content", "path", "size", "overwrite"})),
+    _row("PUT", f"{_V}/files/{{path*}}", a.UploadVolumeFilesAction, handler=files.upload, hidden=frozenset({"files"}),
+         query=("mode",)),
+    _row("GET", f"{_V}/files/{{path*}}", a.DownloadVolumeFileAction, handler=files.download,
          hidden=frozenset({"offset", "length"}), media=("application/octet-stream",)),
     # what happens
     _row("GET", "/v1/events", a.ReadEventsAction, handler=streams.events, hidden=frozenset({"after", "epoch", "limit"}),

@@ -15,6 +15,7 @@ __all__ = [
     "AbuseCheck",
     "AbuseReport",
     "Agent",
+    "CommitStatus",
     "Completions",
     "DependencyGraph",
     "Event",
@@ -32,6 +33,7 @@ __all__ = [
     "Point",
     "Progress",
     "Project",
+    "Registry",
     "RunInfo",
     "SessionInfo",
     "TaskInfo",
@@ -102,6 +104,7 @@ class SessionInfo(Model):
     retry_delay: float = 0.0
     retries: int = 0
     outputs: list[str] = field(default_factory=list)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     preopen_ports: list[int] = field(default_factory=list)
     callback_url: str | None = None
@@ -279,6 +282,38 @@ class Project(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommitStatus(Model):
+    """How the last commit of a session stands."""
+
+    status: str
+    image: str | None = None
+    task_id: str | None = None
+    progress: Progress | None = None
+    result: Any | None = None
+    error: dict[str, Any] | None = None
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "progress": Progress.from_json,
+        "created_at": when,
+        "finished_at": when,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registry(Model):
+    """Whose credentials are kept for a registry; the password is told to nobody."""
+
+    host: str
+    username: str = ""
+    common: bool = False
+    changed_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"changed_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image(Model):
     """An image that sessions may be made from."""
 
@@ -287,6 +322,16 @@ class Image(Model):
     aliases: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
+    kind: str = ""
+    status: str = ""
+    title: str | None = None
+    owner: str | None = None
+    visibility: str = ""
+    project: str | None = None
+    agent: str | None = None
+    session_id: str | None = None
+    size_bytes: int | None = None
+    digest: str | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
 

@@ -14,6 +14,7 @@ from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.aio.events import server_sent
 from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
+from moorage.aio.snapshots import Registries
 from moorage.aio.tasks import Tasks
 from moorage.config import load_config
 
@@ -53,6 +54,7 @@ class Client(ClientReports):
         self._transport = Transport(self.config, timeout=timeout, retry_for=retry_for, transport=transport)
         self.sessions = Sessions(self._transport)
         self.images = Images(self._transport)
+        self.registries = Registries(self._transport)
         self.agents = Agents(self._transport)
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)

@@ -23,6 +23,8 @@ from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnRes
 from moorage.aio.files import Files
 from moorage.aio.kernels import SessionKernels
 from moorage.aio.reports import SessionReports, _time
+from moorage.aio.snapshots import SessionSnapshots
+from moorage.aio.terminals import Ptys
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
 
@@ -34,7 +36,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels, SessionBatch):
+class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -50,6 +52,7 @@ class Session(SessionReports, SessionKernels, SessionBatch):
         self.executions = Executions(transport, self._base, self._owner)
         self.commands = Commands(self.executions)
         self.files = Files(transport, self._base, self._owner)
+        self.pty = Ptys(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"

@@ -49,8 +49,25 @@ class Images:
         return Image.from_json(decoded(self._transport.request("POST", address, json={"alias": alias})))
 
     def remove(self, name: str) -> None:
-        """Let no more sessions be made from it; the image itself stays on the hosts."""
+        """Let no more sessions be made from it. A snapshot goes from its host too; of others, hosts keep their copies."""
         self._transport.request("DELETE", _wire.path("images", name))
+
+    def share(self, name: str, visibility: str, *, project: str | None = None) -> Image:
+        """Let one's own image be seen by oneself ("user"), by a project, or by everybody ("public", administrators)."""
+        address, fields = _wire.path("images", name), _wire.body(visibility=visibility, project=project)
+        return Image.from_json(decoded(self._transport.request("PATCH", address, json=fields)))
+
+    def rescan(self, *, registry: str | None = None, register: bool = False) -> Task:
+        """Compare the list with what hosts, or a registry, have; with `register`, add what is new."""
+        fields = _wire.body(registry=registry, register=register or None)
+        answer = self._transport.request("POST", _wire.path("images", "rescan"), json=fields)
+        return Task(self._transport, TaskInfo.from_json(decoded(answer)))
+
+    def collect(self, *, older_than_days: float = 30, dry_run: bool = False) -> Task:
+        """Remove snapshots that nobody used for so long, and what hosts have of images that are not listed any more."""
+        fields = {"older_than_days": older_than_days, "dry_run": dry_run}
+        answer = self._transport.request("POST", _wire.path("images", "collect"), json=fields)
+        return Task(self._transport, TaskInfo.from_json(decoded(answer)))
 
     def pull(self, name: str, *, agent: str | None = None) -> Task:
         """Fetch the image to the hosts, or to one; a task with progress."""

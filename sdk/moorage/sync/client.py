@@ -16,6 +16,7 @@ from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.sync.events import server_sent
 from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
+from moorage.sync.snapshots import Registries
 from moorage.sync.tasks import Tasks
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -54,6 +55,7 @@ class Client(ClientReports):
         self._transport = Transport(self.config, timeout=timeout, retry_for=retry_for, transport=transport)
         self.sessions = Sessions(self._transport)
         self.images = Images(self._transport)
+        self.registries = Registries(self._transport)
         self.agents = Agents(self._transport)
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)

@@ -26,6 +26,8 @@ from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnRe
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
 from moorage.sync.reports import SessionReports, _time
+from moorage.sync.snapshots import SessionSnapshots
+from moorage.sync.terminals import Ptys
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 READY = frozenset({"RUNNING", "RUNNING_DEGRADED"})
@@ -35,7 +37,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels, SessionBatch):
+class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -51,6 +53,7 @@ class Session(SessionReports, SessionKernels, SessionBatch):
         self.executions = Executions(transport, self._base, self._owner)
         self.commands = Commands(self.executions)
         self.files = Files(transport, self._base, self._owner)
+        self.pty = Ptys(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"

@@ -71,7 +71,8 @@ class Task:
             return self
         error = self.info.error
         if isinstance(error, dict):
-            raise _wire.error_from(int(error.get("status") or 0), json.dumps({"code": "error", **error}).encode(), {})
+            told = {"code": "error", "detail": error.get("message"), **error}
+            raise _wire.error_from(int(error.get("status") or 0), json.dumps(told).encode(), {})
         what = str(error) if error else f"The task {self.id} was {self.status}."
         raise MoorageError(what, facts={"status": self.status})
 
