@@ -45,6 +45,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "cp": ("files", "Copy files to and from a session."),
         "ls": ("files", "List a session's files."),
     },
+    "Images": {
+        "commit": ("images", "Make a snapshot of a session."),
+        "commit-status": ("images", "Show how far a session's last commit is."),
+        "imagify": ("images", "Make an image of a session, and push it to a registry."),
+        "image": ("images", "Images: ls, rm, share."),
+        "registry": ("images", "Registries: ls, login, logout."),
+    },
     "More": {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
         "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),

@@ -240,7 +240,8 @@ def image() -> None:
 @json_option
 def image_ls(all_: bool, as_json: bool) -> None:
     """List images."""
-    columns = {"NAME": "name", "ARCHITECTURE": "architecture", "ALIASES": "aliases"}
+    columns = {"NAME": "name", "KIND": "kind", "OWNER": "owner", "SEEN BY": "visibility", "HOST": "agent"}
+    columns |= {"ARCHITECTURE": "architecture", "ALIASES": "aliases"}
     empty = "No images; 'moorage admin image register NAME' adds one."
     with connect() as client:
         show_list(client.images.list(all=all_), columns, as_json=as_json, empty=empty)
@@ -283,6 +284,46 @@ def image_rm(name: str, as_json: bool) -> None:
     with connect() as client:
         client.images.remove(name)
     removed(name, as_json)
+
+
+@image.command("rescan")
+@click.option("--registry", metavar="HOST", help="Look in this registry instead of on the hosts.")
+@click.option("--register", is_flag=True, help="Add what is new to the list.")
+@json_option
+def image_rescan(registry: str | None, register: bool, as_json: bool) -> None:
+    """Compare the list of images with what hosts, or a registry, have."""
+    with connect() as client:
+        task = client.images.rescan(registry=registry, register=register)
+        watch(task, as_json=as_json, quiet=True)
+    if as_json:
+        return
+    told = task.info.result or {}
+    rows = [[name, "registered" if name in told.get("registered", ()) else "new"] for name in told.get("new", ())]
+    rows += [[name, "gone from its host"] for name in told.get("missing", ())]
+    table(["IMAGE", "STATE"], rows, empty=f"The list agrees with the {told.get('found', 0)} images that were found.")
+
+
+@image.command("gc")
+@click.option("--older-than", type=float, default=30.0, show_default=True, metavar="DAYS", help="Since their last use.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+def image_gc(older_than: float, dry_run: bool, as_json: bool) -> None:
+    """Remove snapshots that nobody uses, and what hosts have of images that are not listed any more."""
+    with connect() as client:
+        task = client.images.collect(older_than_days=older_than, dry_run=dry_run)
+        watch(task, as_json=as_json, quiet=True)
+    if as_json:
+        return
+    told = task.info.result or {}
+    rows = [
+        [one["image"], one.get("owner"), one["agent"], terminal.size(one["size_bytes"]), one["why"]]
+        for one in told.get("removed", ())
+    ]
+    table(["IMAGE", "OWNER", "HOST", "SIZE", "WHY"], rows, empty="Nothing to remove.")
+    for skipped in told.get("skipped", ()):
+        terminal.note(f"kept: {skipped}")
+    if dry_run and rows:
+        terminal.note("Nothing was removed; leave out --dry-run to do it.")
 
 
 @image.command("pull")

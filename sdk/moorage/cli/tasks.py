@@ -10,7 +10,7 @@ from moorage.cli import terminal
 from moorage.cli.terminal import connect, json_option, print_json, table
 
 if TYPE_CHECKING:
-    from moorage._models import TaskInfo
+    from moorage._models import Progress, TaskInfo
     from moorage.sync import Task
 
 
@@ -28,7 +28,9 @@ def task_ls(as_json: bool) -> None:
     if as_json:
         print_json([info.to_json() for info in found])
         return
-    rows = [[info.id, info.action, info.status, percent(info), terminal.age(info.created_at)] for info in found]
+    rows = [
+        [info.id, info.action, info.status, percent(info.progress), terminal.age(info.created_at)] for info in found
+    ]
     table(["ID", "ACTION", "STATUS", "PROGRESS", "AGE"], rows, empty="No tasks.")
 
 
@@ -52,21 +54,26 @@ def task_cancel(task: str, as_json: bool) -> None:
     print_json(found.info.to_json()) if as_json else click.echo(found.status)
 
 
-def watch(task: Task, *, as_json: bool, timeout: float | None = None) -> None:
-    """Wait with a bar; a failed task is raised."""
-    with terminal.progress(task.info.action or "task", unit_bytes=False, shown=not as_json) as report:
+def watch(task: Task, *, as_json: bool, timeout: float | None = None, quiet: bool = False) -> None:
+    """Wait with a bar; a failed task is raised. `quiet`: who calls says how it ended."""
+    label = (task.info.action or "task").replace("_", " ")
+    with terminal.progress(label, unit_bytes=False, shown=not as_json) as report:
 
         def show(info: TaskInfo) -> None:
             if info.progress is not None:
-                report(info.progress.current or 0, info.progress.total)
+                report(info.progress.current or 0, info.progress.total or None)
 
         task.wait(timeout, on_progress=show)
-    print_json(task.info.to_json()) if as_json else click.echo(task.status)
+    if as_json:
+        print_json(task.info.to_json())
+    elif not quiet:
+        click.echo(task.status)
 
 
-def percent(info: TaskInfo) -> str:
-    if info.progress is None:
+def percent(progress: Progress | None) -> str:
+    if progress is None:
         return ""
-    if info.progress.total:
-        return f"{100 * (info.progress.current or 0) / info.progress.total:.0f} %"
-    return info.progress.message or ""
+    told = progress.message or ""
+    if progress.total:
+        return f"{100 * (progress.current or 0) / progress.total:.0f} % {told}".strip()
+    return told
