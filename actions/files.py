@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, SkipValidation
 
@@ -80,7 +80,7 @@ class UploadFilesAction(SessionAction[Remote, FilesResult]):
         return await call.agents.upload(
             kernel_of(session, self.kernel),
             target,
-            _once(content) if isinstance(content, bytes) else content,
+            once(content) if isinstance(content, bytes) else content,
             size=size,
             mode=spec.mode,
             overwrite=spec.overwrite,
@@ -88,9 +88,39 @@ class UploadFilesAction(SessionAction[Remote, FilesResult]):
         )
 
 
-async def _once(content: bytes) -> AsyncIterator[bytes]:
+async def once(content: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(content), 1 << 20):
         yield content[at : at + (1 << 20)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked(Result):
+    """What has come out of an archive."""
+
+    files: int
+    folders: int
+    links: int
+    bytes: int
+
+
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS))
+class UnpackArchiveAction(SessionAction[Remote, Unpacked]):
+    """Unpack a tar or zip archive into a folder of a session, whole or not at all; hostile ones are refused."""
+
+    content: Annotated[bytes | AsyncIterator[bytes], SkipValidation]
+    path: Path = "."
+    size: int | None = None  #: of a stream, when it is known
+    overwrite: bool = True
+    kernel: Kernel = None
+
+    async def run(self, call: Remote, session: Session, /) -> Unpacked:
+        path = checked_path(self.path)
+        body = once(self.content) if isinstance(self.content, bytes) else self.content
+        size = len(self.content) if isinstance(self.content, bytes) else self.size
+        where = kernel_of(session, self.kernel)
+        found = await call.agents.unpack(where, path, body, size=size, overwrite=self.overwrite)
+        await _count(call, session, bytes_in=found["bytes"])
+        return Unpacked(**found)
 
 
 async def _count(call: Remote, session: Session, **moved: int) -> None:
@@ -202,18 +232,40 @@ class ManageFilesAction(SessionAction[Remote, FileManaged]):
     kernel: Kernel = None
 
     async def run(self, call: Remote, session: Session, /) -> FileManaged:
-        arguments: dict[str, Any] = {"path": checked_path(self.path)}
-        if (self.to is None) is (self.op in ("move", "copy")):
-            raise InvalidRequest("'to' belongs to move and copy, and to nothing else.", field="to")
-        if self.to is not None:
-            arguments["to"] = checked_path(self.to)
-        if self.op == "chmod" and self.mode is None:
-            raise InvalidRequest("chmod needs a mode, such as '0644'.", field="mode")
-        if self.mode is not None:
-            arguments["mode"] = int(self.mode, 8)
-        if self.op in ("remove", "copy"):
-            arguments["recursive"] = self.recursive
-        if self.op == "mkdir":
-            arguments["parents"] = self.parents
-        where = kernel_of(session, self.kernel)
+        arguments, where = manage_arguments(self), kernel_of(session, self.kernel)
         return FileManaged(file=await call.agents.manage_file(where, self.op, arguments))
+
+
+class Managing(Protocol):
+    """What is asked of the files of a session or a volume."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def to(self) -> str | None: ...
+    @property
+    def mode(self) -> str | None: ...
+    @property
+    def recursive(self) -> bool: ...
+    @property
+    def parents(self) -> bool: ...
+
+
+def manage_arguments(asked: Managing) -> dict[str, Any]:
+    """As the runner takes them. Raises InvalidRequest for what does not belong together."""
+    arguments: dict[str, Any] = {"path": checked_path(asked.path)}
+    if (asked.to is None) is (asked.op in ("move", "copy")):
+        raise InvalidRequest("'to' belongs to move and copy, and to nothing else.", field="to")
+    if asked.to is not None:
+        arguments["to"] = checked_path(asked.to)
+    if asked.op == "chmod" and asked.mode is None:
+        raise InvalidRequest("chmod needs a mode, such as '0644'.", field="mode")
+    if asked.mode is not None:
+        arguments["mode"] = int(asked.mode, 8)
+    if asked.op in ("remove", "copy"):
+        arguments["recursive"] = asked.recursive
+    if asked.op == "mkdir":
+        arguments["parents"] = asked.parents
+    return arguments

@@ -14,7 +14,6 @@ from urllib.parse import quote
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from actions import DownloadFileAction, UploadFilesAction
 from actions.files import WORK_DIR, FileUploadSpec, Stream
 from agent.client import FileStat
 from domain.errors import InvalidRequest, RangeNotSatisfiable, TransferFailed, UnsupportedMediaType
@@ -34,7 +33,7 @@ _MALFORMED: Final = (ValueError, AssertionError, HttpProcessingError, web.Reques
 
 # -- up ----------------------------------------------------------------------------------------------------------------
 async def upload(exchange: Exchange) -> web.StreamResponse:
-    exchange.only_query(OWNER, "mode", "kernel")
+    exchange.only_query(*_whose(exchange), "mode")
     headers = exchange.request.headers
     refuse_encoding(exchange.request)
     if "Content-Range" in headers:
@@ -58,13 +57,38 @@ async def upload(exchange: Exchange) -> web.StreamResponse:
     return exchange.answer(answers.file_stat(result.items[0]), 200 if only_new is None else 201)
 
 
-def _uploading(exchange: Exchange, spec: FileUploadSpec) -> UploadFilesAction:
-    return UploadFilesAction(
-        session_name=exchange.path["session_name"],
-        files=[spec],
-        kernel=exchange.query_value("kernel"),
-        **exchange.owner,  # type: ignore[arg-type]
+def _uploading(exchange: Exchange, spec: FileUploadSpec) -> Any:
+    return exchange.route.action(**_place(exchange), files=[spec])
+
+
+def _whose(exchange: Exchange) -> tuple[str, ...]:
+    """The parameters that say whose files are meant; a volume's name says it all."""
+    return () if "volume" in exchange.path else (OWNER, "kernel")
+
+
+def _place(exchange: Exchange) -> dict[str, Any]:
+    """The fields of an action that say whose files are meant: a session's, or a volume's."""
+    named = {name: value for name, value in exchange.path.items() if name != "path"}
+    asked = {name: exchange.query_value(name) for name in _whose(exchange)}
+    return named | {name: value for name, value in asked.items() if value is not None}
+
+
+async def unpack(exchange: Exchange) -> web.StreamResponse:
+    """The body is a tar or zip archive, compressed or not; what kind it is, its first bytes say."""
+    exchange.only_query(*_whose(exchange), "path", "overwrite")
+    refuse_encoding(exchange.request)
+    overwrite = exchange.query_value("overwrite") or "true"
+    if overwrite not in ("true", "false", "1", "0"):
+        raise InvalidRequest("'overwrite' is true or false.", field="overwrite")
+    asked = exchange.route.action(
+        **_place(exchange),
+        content=_body(exchange),
+        path=exchange.query_value("path") or ".",
+        size=exchange.request.content_length if exchange.request.body_exists else 0,
+        overwrite=overwrite in ("true", "1"),
     )
+    result = await exchange.run(asked)
+    return exchange.answer(result)
 
 
 async def _body(exchange: Exchange) -> AsyncIterator[bytes]:
@@ -168,7 +192,7 @@ def parse_range(header: str | None) -> Wanted | None:
 
 
 async def download(exchange: Exchange) -> web.StreamResponse:
-    exchange.only_query(OWNER, "kernel")
+    exchange.only_query(*_whose(exchange))
     headers = exchange.request.headers
     head = exchange.request.method == "HEAD"
     wanted = None if head else parse_range(headers.get("Range"))
@@ -205,15 +229,8 @@ def _is_suffix(wanted: Wanted | None) -> bool:
 
 
 async def _open(exchange: Exchange, offset: int, length: int | None) -> Stream:
-    asked = DownloadFileAction(
-        session_name=exchange.path["session_name"],
-        path=exchange.path["path"],
-        offset=offset,
-        length=length,
-        kernel=exchange.query_value("kernel"),
-        **exchange.owner,  # type: ignore[arg-type]
-    )
-    return await exchange.run(action(exchange.route, {k: v for k, v in vars(asked).items() if v is not None}))
+    values = {**_place(exchange), "path": exchange.path["path"], "offset": offset, "length": length}
+    return await exchange.run(action(exchange.route, {k: v for k, v in values.items() if v is not None}))
 
 
 async def _stat(exchange: Exchange) -> FileStat:

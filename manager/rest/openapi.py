@@ -114,10 +114,16 @@ _OWN_QUERY: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "follow": ({"type": "boolean"}, "Go on until the end, as it comes."),
     "mode": ({"type": "string", "pattern": "^0?[0-7]{3}$"}, "Permission bits, octal."),
     "format": ({"type": "string", "enum": ["json", "csv"]}, "json, or a table for spreadsheets."),
+    "command": ({"type": "array", "items": {"type": "string"}}, "Once for each word; nothing: the user's shell."),
+    "path": ({"type": "string"}, "The folder to unpack into; made when it is missing."),
+    "overwrite": ({"type": "boolean"}, "Whether files that are there may be replaced; they are, when left out."),
     "kernel": ({"type": "string"}, "Of a cluster, the kernel that is meant: worker1. The main one when left out."),
     "all": ({"type": "boolean"}, "Taken for compatibility; the list is whole in any case."),
 }
 #: Answers that are shown as they are, though a field of theirs is called like what others show alone.
+#: Actions whose body is a file's bytes, or an archive's.
+_UNPACKING: Final = frozenset({"unpack_archive", "unpack_volume_archive"})
+_BODIES: Final = frozenset({"upload_files", "upload_volume_files", *_UNPACKING})
 _WHOLE: Final = (WhoAmI, AbuseReport, WatchRules)
 _ANYWHERE: Final = ("internal", "database_unavailable", "too_many_requests", "unauthenticated")
 _OF_BODY: Final = ("invalid_request", "invalid_json", "request_too_large", "unsupported_media_type")
@@ -186,7 +192,7 @@ class _Schemas(GenerateJsonSchema):
 def _schemas() -> tuple[dict[tuple[Any, str], dict[str, Any]], dict[str, Any]]:
     inputs: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = []
     for route in ROUTES:
-        if route.action.action_name != "upload_files":
+        if route.action.action_name not in _BODIES:
             inputs.append((route.action, "validation", TypeAdapter(route.action)))
         shown = _shown(route)
         if shown is not None and not isinstance(shown, dict):
@@ -259,12 +265,12 @@ def _shown(route: Route) -> Any:
     }
     if route.action is ReadExecutionAction:
         return {"$ref": "#/components/schemas/RunPiece"}
-    if route.method == "PUT" and route.action.action_name == "upload_files":
+    if route.method == "PUT" and route.action.action_name in _BODIES:
         return {"$ref": "#/components/schemas/FileStat"}
     if answer in special:
         return special[answer]
     hints = get_type_hints(answer)
-    alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task"}
+    alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task", "volume"}
     alone |= {"status_history", "statistics", "graph", "ssh_key"}
     if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
@@ -338,7 +344,7 @@ def _tag(route: Route) -> str:
 
 def _properties(route: Route, schemas: dict[tuple[Any, str], dict[str, Any]]) -> dict[str, Any]:
     """The action's fields as JSON schemas, by their names inside."""
-    if route.action.action_name == "upload_files":
+    if route.action.action_name in _BODIES:
         return {}
     definition = _resolved(schemas[route.action, "validation"])
     described = _field_comments(route.action)
@@ -402,10 +408,10 @@ def _parameters(route: Route, schemas: dict[tuple[Any, str], dict[str, Any]]) ->
         headers.append(("If-Match", "The ETag that the change is meant for; 412 when the session has changed."))
     if route.etag and route.method == "GET":
         headers.append(("If-None-Match", "304 while the ETag is still this one."))
-    if route.method == "PUT" and route.action.action_name == "upload_files":
+    if route.method == "PUT" and route.action.action_name in _BODIES:
         headers.append(("X-Content-Sha256", "What arrives otherwise is refused."))
         headers.append(("If-None-Match", "'*': only when there is no such file yet."))
-    if route.action.action_name == "download_file":
+    if route.action.action_name in ("download_file", "download_volume_file"):
         headers += [(name, "") for name in ("Range", "If-Range", "If-None-Match", "If-Modified-Since")]
     if SSE in route.media and route.method == "GET" and route.action is not GetTaskAction:
         headers.append(("Last-Event-ID", "Go on after this event."))
@@ -431,7 +437,9 @@ def _required(route: Route) -> set[str]:
 
 
 def _request_body(route: Route, schemas: dict[tuple[Any, str], dict[str, Any]]) -> dict[str, Any] | None:
-    if route.action.action_name == "upload_files":
+    if route.action.action_name in _BODIES:
+        if route.action.action_name in _UNPACKING:
+            return {"required": True, "content": {media: {} for media in ("application/x-tar", "application/zip")}}
         if route.method == "PUT":
             return {"required": True, "content": {"application/octet-stream": {}}}
         schema: dict[str, Any] = {
@@ -491,9 +499,9 @@ def _success_statuses(route: Route) -> list[str]:
     if not isinstance(route.status, int):
         return ["201", "200"]
     statuses = [str(route.status)]
-    if route.action.action_name == "download_file":
+    if route.action.action_name in ("download_file", "download_volume_file"):
         statuses += ["206", "304"]
-    if route.method == "PUT" and route.action.action_name == "upload_files":
+    if route.method == "PUT" and route.action.action_name in _BODIES:
         statuses.append("201")
     if route.etag and route.method == "GET":
         statuses.append("304")
@@ -524,6 +532,7 @@ def _possible_errors(route: Route) -> list[type[MoorageError]]:
 
 
 _FILE_CODES: Final = ("file_not_found", "file_permission_denied", "invalid_path", "not_a_regular_file")
+_VOLUME_CODES: Final = (*_FILE_CODES, "transfer_failed", "no_volume_store", "volume_not_ready")
 _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
     "create_from_params": (
         "invalid_name",
@@ -535,6 +544,11 @@ _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
         "resources_impossible",
         "quota_exceeded",
         "no_agents",
+        "volume_not_found",
+        "volume_read_only",
+        "volume_not_ready",
+        "mounted_twice",
+        "invalid_mount",
     ),
     "modify_session": ("invalid_name", "name_taken", "precondition_failed"),
     "rename_session": ("invalid_name", "name_taken"),
@@ -549,6 +563,20 @@ _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
     "download_files": (*_FILE_CODES, "transfer_failed"),
     "list_files": _FILE_CODES,
     "manage_files": (*_FILE_CODES, "file_exists", "quota_exceeded"),
+    "unpack_archive": (*_FILE_CODES, "file_exists", "quota_exceeded", "transfer_failed", "archive_refused"),
+    "unpack_volume_archive": (*_VOLUME_CODES, "volume_read_only", "file_exists", "quota_exceeded", "archive_refused"),
+    "upload_volume_files": (*_VOLUME_CODES, "volume_read_only", "file_exists", "quota_exceeded"),
+    "download_volume_file": (*_VOLUME_CODES, "range_not_satisfiable"),
+    "download_volume_files": _VOLUME_CODES,
+    "list_volume_files": _VOLUME_CODES,
+    "manage_volume_files": (*_VOLUME_CODES, "volume_read_only", "file_exists", "quota_exceeded"),
+    "create_volume": ("invalid_volume_name", "volume_name_taken", "no_volume_store", "quota_exceeded"),
+    "modify_volume": ("invalid_volume_name", "volume_name_taken"),
+    "share_volume": ("shared_with_nobody", "user_not_found", "project_not_found"),
+    "unshare_volume": ("shared_with_nobody", "share_not_found", "user_not_found", "project_not_found"),
+    "leave_volume": ("share_not_found",),
+    "clone_volume": ("invalid_volume_name", "volume_name_taken", "volume_not_ready"),
+    "delete_volume": ("volume_mounted", "volume_not_ready"),
     "create_user": ("already_exists", "not_found"),
     "create_keypair": ("user_not_found",),
     "list_keypairs": ("user_not_found",),
@@ -572,6 +600,7 @@ _BY_FAMILY: Final[dict[str, tuple[str, ...]]] = {
     "agents": ("agent_not_found",),
     "tokens": ("not_found",),
     "ssh-keys": ("ssh_key_not_found",),
+    "volumes": ("volume_not_found", "volume_ambiguous"),
 }
 
 
