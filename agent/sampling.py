@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +23,7 @@ from agent.runner_link import RunnerLink
 from agent.statistics import Cgroup
 from agent.store import StoredKernel
 from agent.wire import Sample
+from domain.session import ENDED
 
 log = logging.getLogger("moorage.agent.sampling")
 PERIOD_SECONDS: Final = 5.0
@@ -73,6 +74,7 @@ class Sampler:
         self._gpus = gpus or Gpus()
         self._proc = proc
         self._monotonic = monotonic
+        self._begun_at = now()
         self._looks: dict[str, _Look] = {}
         self._waiting: deque[Sample] = deque(maxlen=MOST_WAITING)
         self._asking: set[asyncio.Task[None]] = set()
@@ -96,16 +98,18 @@ class Sampler:
             self._waiting.popleft()
 
     def look(self) -> None:
-        """At every kernel whose turn has come. A first look, and one after a restart, only begins the count."""
-        there = {kernel.state.kernel_id: kernel for kernel in self._kernels() if kernel.cgroup is not None}
+        """At every kernel whose turn has come. A first look, and the first at a new container, only begins the count."""
+        there = {kernel.state.kernel_id: kernel for kernel in self._kernels() if kernel.state.observed not in ENDED}
         for gone in self._looks.keys() - there.keys():
             del self._looks[gone]
         for kernel_id, kernel in there.items():
-            before, now = self._looks.get(kernel_id), self._monotonic()
-            fresh = before is None or before.cgroup is not kernel.cgroup
-            if not fresh and before is not None and now - before.at < self.period_seconds:
+            if kernel.cgroup is None:  # its runner is being looked for; the count goes on afterwards
                 continue
-            self._look_at(kernel, None if fresh else before, now)
+            before, now = self._looks.get(kernel_id), self._monotonic()
+            if before is None or before.cgroup != kernel.cgroup:
+                self._look_at(kernel, None, now)
+            elif now - before.at >= self.period_seconds:
+                self._look_at(kernel, before, now)
 
     def _look_at(self, kernel: Sampled, before: _Look | None, now: float) -> None:
         cgroup = kernel.cgroup
@@ -117,7 +121,9 @@ class Sampler:
         figures["rx"], figures["tx"] = network(self._proc, kernel.pid)
         counters = {name: figures.get(name, 0) for name in _COUNTERS}
         look = _Look(cgroup, now, counters)
-        if before is not None:
+        if before is None:
+            look = self._first(kernel, look)
+        else:
             look.disk_at, look.disk_bytes = before.disk_at, before.disk_bytes
             self._waiting.append(self._sample(kernel, before, look, figures))
         self._looks[kernel.state.kernel_id] = look
@@ -126,6 +132,16 @@ class Sampler:
             task = asyncio.ensure_future(self._ask_disk(kernel.link, kernel.state.kernel_id))
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
+
+    def _first(self, kernel: Sampled, look: _Look) -> _Look:
+        """A container that came up under our eyes has counted from nothing; of one that was there before, we saw nothing."""
+        started_at = kernel.state.started_at
+        if started_at is None:
+            return replace(look, counters=dict.fromkeys(_COUNTERS, 0))
+        if started_at < self._begun_at:
+            return look
+        age = min(max(0.0, self._now() - started_at), self.period_seconds)
+        return replace(look, at=look.at - age, counters=dict.fromkeys(_COUNTERS, 0))
 
     def _sample(self, kernel: Sampled, before: _Look, look: _Look, figures: Mapping[str, Any]) -> Sample:
         grown = {name: max(0, look.counters[name] - before.counters[name]) for name in _COUNTERS}

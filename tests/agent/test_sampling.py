@@ -34,7 +34,7 @@ class Host:
         self.time = 1000.0
         self.gpu = GpuUse()
 
-    def kernel(self, devices: Mapping[str, int] | None = None) -> Any:
+    def kernel(self, devices: Mapping[str, int] | None = None, *, started_at: float = 0.0) -> Any:
         number = len(self.kernels) + 100
         (self.folder / f"proc/{number}/net").mkdir(parents=True)
         (self.folder / f"proc/{number}/cgroup").write_text(f"0::/docker/{number}\n")
@@ -44,6 +44,8 @@ class Host:
             state=SimpleNamespace(
                 kernel_id=str(uuid4()),
                 attempt=1,
+                observed="RUNNING",
+                started_at=started_at,
                 spec=KernelSpec(session_id="s", session_name="n", image="i", devices=dict(devices or {})),
             ),
             link=None,
@@ -130,19 +132,50 @@ def test_a_sample_is_the_difference_of_two_looks(host: Host) -> None:
 
 
 def test_a_new_container_begins_a_new_count(host: Host) -> None:
-    kernel = host.kernel()
+    kernel, other = host.kernel(), host.kernel()
+    host.kernels.remove(other)
     host.uses(100, cpu=100)
     sampler = host.sampler()
     sampler.look()
-    host.uses(100, cpu=0.1)  # counters begin anew with the container
-    kernel.cgroup = Cgroup.of_pid(100, proc=host.folder / "proc", root=host.folder / "sys")
+    kernel.cgroup, kernel.pid, kernel.state.started_at = other.cgroup, other.pid, host.time + 4
+    host.uses(101, cpu=0.3)
     host.time += 5
     sampler.look()
     assert sampler.pending() == []
-    host.uses(100, cpu=0.6)
+    host.uses(101, cpu=2.0)
+    host.time += 4
+    sampler.look()
+    assert [(sample.seconds, sample.cpu_seconds) for sample in sampler.pending()] == [(5.0, 2.0)]
+
+
+def test_a_container_that_was_there_before_counts_from_the_first_look(host: Host) -> None:
+    host.kernel(started_at=host.time - 100)
+    host.uses(100, cpu=100)
+    sampler = host.sampler()
+    sampler.look()
+    host.uses(100, cpu=101)
     host.time += 5
     sampler.look()
-    assert [sample.cpu_seconds for sample in sampler.pending()] == [pytest.approx(0.5)]
+    assert [sample.cpu_seconds for sample in sampler.pending()] == [pytest.approx(1.0)]
+
+
+def test_a_runner_that_is_lost_and_found_again_counts_on(host: Host) -> None:
+    """Neither is anything counted twice."""
+    kernel = host.kernel(started_at=host.time)
+    sampler = host.sampler()
+    sampler.look()
+    host.uses(100, cpu=1)
+    host.time += 5
+    sampler.look()
+    cgroup, kernel.cgroup = kernel.cgroup, None
+    host.time += 5
+    sampler.look()
+    host.uses(100, cpu=3)
+    kernel.cgroup = Cgroup.of_pid(100, proc=host.folder / "proc", root=host.folder / "sys")
+    assert kernel.cgroup == cgroup
+    host.time += 5
+    sampler.look()
+    assert [(sample.seconds, sample.cpu_seconds) for sample in sampler.pending()] == [(5.0, 1.0), (10.0, 2.0)]
 
 
 def test_samples_wait_until_they_are_taken(host: Host) -> None:
@@ -164,7 +197,7 @@ def test_what_has_ended_is_looked_at_no_more(host: Host) -> None:
     kernel = host.kernel()
     sampler = host.sampler()
     sampler.look()
-    kernel.cgroup = None
+    kernel.state.observed = "EXITED"
     host.time += 5
     sampler.look()
     assert sampler.pending() == []

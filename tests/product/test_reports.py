@@ -11,7 +11,7 @@ from pathlib import Path
 
 import moorage
 import pytest
-from moorage._models import AbuseCheck
+from moorage._models import AbuseCheck, IdleWarning
 
 from tests.product.conftest import Installation
 
@@ -40,13 +40,14 @@ for _ in range(3):
 print("done", flush=True)
 time.sleep(120)
 """
-RULES = {
+RULES: dict[str, dict[str, float]] = {
     "cpu_idle": {"window_seconds": 11, "max_share": 0.2, "min_cpu": 0.5},
     "memory_unused": {"window_seconds": 11, "max_share": 0.2, "min_mem": 128},
     "egress": {"window_seconds": 60, "max_bytes": 2e6},
     "fork_storm": {"window_seconds": 60, "max_processes": 100},
     "oom_loop": {"window_seconds": 60, "max_kills": 3},
 }
+IDLE: dict[str, dict[str, float]] = {"idle_no_call": {"enabled": 1, "timeout_seconds": 5}, "idle": {"warn_seconds": 2}}
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Measured:
     busy: moorage.Session
     idle: moorage.Session
     harm: moorage.Session
+    idler: moorage.Session
+    warnings: list[IdleWarning]
 
     def check(self, session: moorage.Session, rule: str) -> AbuseCheck:
         return next(check for check in session.abuse_report().checks if check.rule == rule)
@@ -66,17 +69,21 @@ def measured(installation: Installation) -> Iterator[Measured]:
     with moorage.Client(
         endpoint=installation.endpoint, access_key=installation.access_key, secret_key=installation.secret_key
     ) as client:
-        client.set_watch_rules(RULES)
-        made = [client.sessions.create(name, cpu=1, mem="256m") for name in ("rep-busy", "rep-idle", "rep-harm")]
-        busy, idle, harm = made
+        client.set_watch_rules({**RULES, **IDLE})
+        names = ("rep-busy", "rep-idle", "rep-harm", "rep-idler")
+        made = [client.sessions.create(name, cpu=1, mem="512m", wait=False) for name in names]
+        busy, idle, harm, idler = (session.wait_until() for session in made)
         try:
             busy.files.write("half.py", HALF)
             harm.files.write("harm.py", HARM)
             busy.commands.start("python3 half.py")
             harm.commands.start("python3 harm.py")
+            idle.exempt(reason="a test")
             begun = datetime.now(UTC)
-            _until(lambda: all(_seen(session, begun + timedelta(seconds=12)) for session in made))
-            yield Measured(client, busy, idle, harm)
+            _until(lambda: bool(idler.refresh().info.idle_warning))
+            warnings = [warning for warning in (idler.info.idle_warning,) if warning is not None]
+            _until(lambda: all(_seen(session, begun + timedelta(seconds=11)) for session in (busy, idle, harm)))
+            yield Measured(client, busy, idle, harm, idler, warnings)
         finally:
             for session in made:
                 session.destroy(wait=30)
@@ -93,6 +100,17 @@ def _until(true: Callable[[], bool], seconds: float = 40.0) -> None:
 def _seen(session: moorage.Session, after: datetime) -> bool:
     now = session.metrics("1m", "5s").kernels[0].now
     return now is not None and now.at >= after
+
+
+def test_an_idle_session_is_warned_and_ended(measured: Measured) -> None:
+    (warning, *_), session = measured.warnings, measured.idler
+    assert (warning.checker, warning.reason) == ("no_call", "nobody has used it for 5 s")
+    session.wait_until("TERMINATED", timeout=20)
+    assert session.info.status_reason == "ended as idle: nobody has used it for 5 s"
+    told = {event.type for event in measured.client.events(session=session.id, follow=False, after="0.0")}
+    assert "session.idle_warning" in told
+    assert measured.idle.refresh().status == "RUNNING"  # it is exempt
+    assert measured.busy.refresh().status == "RUNNING"
 
 
 def test_half_a_cpu_and_200_mib_are_told_within_a_tenth(measured: Measured) -> None:
@@ -157,7 +175,7 @@ def test_administrators_see_who_is_abusive(measured: Measured) -> None:
 def test_the_commands(measured: Measured, installation: Installation, tmp_path: Path) -> None:
     shown = installation.run("stats", "rep-busy").stdout
     assert "main1" in shown
-    assert "of 256" in shown
+    assert "of 512" in shown
     assert installation.run("stats", "rep-busy", "--plot", "-").stdout.startswith("CPU")
     for name, magic in (("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")):
         done = installation.run("stats", "rep-busy", "--plot", str(tmp_path / name))
@@ -166,8 +184,9 @@ def test_the_commands(measured: Measured, installation: Installation, tmp_path: 
     assert installation.run("stats", "rep-busy", "--range", "soon").returncode == 2
     top = json.loads(installation.run("top", "--all", "--json").stdout)
     assert top["sessions"][0]["name"] == "rep-busy"
-    assert installation.run("abuse-report", "rep-idle").returncode == 1
-    assert "cpu_idle" in installation.run("abuse-report", "rep-idle").stdout
+    report = installation.run("abuse-report", "rep-idle")
+    assert report.returncode == 1
+    assert "cpu_idle" in report.stdout
     assert "fork_storm" in installation.run("abuse-report", "--all").stdout
 
 
@@ -182,17 +201,6 @@ def test_hours_are_those_of_the_allocation(client: moorage.Client, installation:
     assert rows[0].mem_gib_hours == pytest.approx(0.5 * held, rel=0.05, abs=1e-5)
     csv = installation.run("admin", "usage", "--by", "session", "--since", begin.isoformat(), "--csv").stdout
     assert "rep-hours,1," in csv
-
-
-def test_an_idle_session_is_warned_and_ended(client: moorage.Client) -> None:
-    session = client.sessions.create("rep-idler", cpu=1, mem="128m", idle_timeout=6)
-    _until(lambda: session.refresh().info.idle_warning is not None)
-    warning = session.info.idle_warning
-    assert warning is not None
-    assert warning.reason == "nobody has used it for 6 s"
-    session.wait_until("TERMINATED", timeout=20)
-    assert session.info.status_reason == "ended as idle: nobody has used it for 6 s"
-    assert "session.idle_warning" in [e.type for e in client.events(session=session.id, follow=False, after="0.0")]
 
 
 def test_the_log_and_the_history_stay(client: moorage.Client) -> None:
