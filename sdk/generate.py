@@ -132,6 +132,7 @@ def errors() -> str:
 MODELS = {
     "IdleWarning": ("IdleWarning", "Why and when a session will be ended, unless it is used.", {"checker", "due_at"}),
     "KernelData": ("Kernel", "One container of a session.", {"id", "name"}),
+    "MountData": ("Mount", "A volume, where a session sees it.", {"volume", "path"}),
     "SessionData": ("SessionInfo", "A session as it was when the server answered.", {"id", "name", "status"}),
     "ExecutionData": ("RunInfo", "An execution, without its output.", {"run_id", "status"}),
     "FileStat": ("FileStat", "A file of a session. `mode` is octal digits.", {"name", "type"}),
@@ -175,6 +176,9 @@ MODELS = {
     "GraphNode": ("GraphNode", "A session in a graph of dependencies; `look` is how it stands, in a word.", {"id", "name"}),
     "GraphEdge": ("GraphEdge", "`target` waits for `source`.", {"source", "target"}),
     "Graph": ("DependencyGraph", "Sessions that wait for each other, as they were at `at`.", {"root"}),
+    "Share": ("VolumeShare", "With whom a volume is shared: a user's e-mail address, or a project.", set()),
+    "VolumeData": ("VolumeInfo", "A volume as the caller may use it; sizes are in bytes.", {"id", "name"}),
+    "Unpacked": ("Unpacked", "What has come out of an archive.", set()),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

@@ -29,6 +29,7 @@ __all__ = [
     "KernelMetrics",
     "Keypair",
     "Metrics",
+    "Mount",
     "Notice",
     "Point",
     "Progress",
@@ -41,9 +42,12 @@ __all__ = [
     "TopHost",
     "TopSession",
     "TransitOutcome",
+    "Unpacked",
     "Usage",
     "UsageRow",
     "User",
+    "VolumeInfo",
+    "VolumeShare",
     "WatchRules",
     "WhoAmI",
 ]
@@ -72,6 +76,17 @@ class Kernel(Model):
     agent: str | None = None
     status: str | None = None
     pending: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount(Model):
+    """A volume, where a session sees it."""
+
+    volume: str
+    volume_id: str = ""
+    path: str
+    subpath: str = ""
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +119,7 @@ class SessionInfo(Model):
     retry_delay: float = 0.0
     retries: int = 0
     outputs: list[str] = field(default_factory=list)
-    mounts: list[dict[str, Any]] = field(default_factory=list)
+    mounts: list[Mount] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     preopen_ports: list[int] = field(default_factory=list)
     callback_url: str | None = None
@@ -135,6 +150,7 @@ class SessionInfo(Model):
 
     _convert: ClassVar[Mapping[str, Convert]] = {
         "starts_at": when,
+        "mounts": many(Mount.from_json),
         "created_at": when,
         "status_changed_at": when,
         "started_at": when,
@@ -545,6 +561,46 @@ class DependencyGraph(Model):
         "edges": many(GraphEdge.from_json),
         "at": when,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeShare(Model):
+    """With whom a volume is shared: a user's e-mail address, or a project."""
+
+    user: str | None = None
+    project: str | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeInfo(Model):
+    """A volume as the caller may use it; sizes are in bytes."""
+
+    id: str
+    name: str
+    status: str = ""
+    owner: str = ""
+    owned: bool = False
+    read_only: bool = False
+    quota_bytes: int | None = None
+    quota_files: int | None = None
+    sessions: int = 0
+    created_at: datetime | None = None
+    shares: list[VolumeShare] = field(default_factory=list)
+    used_bytes: int | None = None
+    used_files: int | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when, "shares": many(VolumeShare.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked(Model):
+    """What has come out of an archive."""
+
+    files: int = 0
+    folders: int = 0
+    links: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ def segment(text: str) -> str:
 
 def file_path(base: str, name: str) -> str:
     """The address of a session's file: slashes stay, a leading one is encoded, dot segments are kept from cleaners."""
-    if name in ("archive", "manage"):  # words of the server's own at this place
+    if name in ("archive", "manage", "unpack"):  # words of the server's own at this place
         return f"{base}/files/%{ord(name[0]):X}{name[1:]}"
     absolute = name.startswith("/")
     segments = [segment(part) for part in name.removeprefix("/").split("/")]

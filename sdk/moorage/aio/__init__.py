@@ -5,5 +5,6 @@ from moorage.aio.executions import Commands, Execution, Executions
 from moorage.aio.files import Files
 from moorage.aio.sessions import Session, Sessions
 from moorage.aio.tasks import Task
+from moorage.aio.volumes import Volume
 
-__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task"]
+__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task", "Volume"]

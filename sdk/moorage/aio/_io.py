@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
+
+from moorage import _socket
+from moorage._tls import tls_context
+from moorage._version import USER_AGENT
+from moorage.config import Config
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -30,6 +35,42 @@ async def result_of(value: object) -> object:
 async def side_by_side(function: Callable[[A], Awaitable[T]], items: Iterable[A]) -> list[T]:
     """The answers for all items, asked for at the same time."""
     return await asyncio.gather(*(function(item) for item in items))
+
+
+class Socket:
+    """A WebSocket. `recv` and `send` raise `SocketClosed` when it has ended."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def recv(self) -> str | bytes:
+        with _socket.closing():
+            return await self._inner.recv()  # type: ignore[no-any-return]
+
+    async def send(self, message: str | bytes) -> None:
+        with _socket.closing():
+            await self._inner.send(message)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def open_socket(config: Config, path: str, params: Sequence[tuple[str, str]] = ()) -> Socket:
+    """A WebSocket to the server."""
+    from websockets.asyncio.client import connect
+
+    secure = await in_thread(tls_context, config) if config.endpoint.startswith("https:") else None
+    with _socket.handshake(config):
+        inner = await connect(
+            _socket.socket_url(config, path, params),
+            additional_headers={"Authorization": config.authorization},
+            user_agent_header=USER_AGENT,
+            ssl=secure,
+            compression=None,
+            max_size=_socket.MAX_MESSAGE_BYTES,
+            proxy=None if config.is_local else True,
+        )
+    return Socket(inner)
 
 
 class Opening(Generic[M]):

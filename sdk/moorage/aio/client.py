@@ -16,6 +16,7 @@ from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
 from moorage.aio.snapshots import Registries
 from moorage.aio.tasks import Tasks
+from moorage.aio.volumes import Volumes
 from moorage.config import load_config
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -60,6 +61,7 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.volumes = Volumes(self._transport)
 
     def __repr__(self) -> str:
         return f"Client({self.config.endpoint!r}, access_key={self.config.access_key!r})"

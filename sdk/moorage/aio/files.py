@@ -17,7 +17,7 @@ import httpx
 
 from moorage import _wire
 from moorage._errors import StreamBroken, UnexpectedAnswer
-from moorage._models import FileStat
+from moorage._models import FileStat, Unpacked
 from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
 from moorage.errors import FileNotFound, TransferFailed
@@ -160,6 +160,54 @@ class Files:
             await _io.in_thread(_unpack, file, target, paths)
         return target
 
+    async def unpack(
+        self,
+        archive: LocalPath | IO[bytes],
+        path: str = ".",
+        *,
+        overwrite: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Unpacked:
+        """Send a tar (also .gz, .bz2, .xz) or zip archive, to be unpacked there: whole or not at all."""
+        if isinstance(archive, str | os.PathLike):
+            with await _io.in_thread(Path(archive).open, "rb") as file:
+                return await self._unpack(file, path, overwrite, on_progress)
+        spooled = archive if archive.seekable() else await _io.in_thread(_spooled, archive)
+        return await self._unpack(spooled, path, overwrite, on_progress)
+
+    async def upload_folder(
+        self, local: LocalPath, path: str, *, overwrite: bool = True, on_progress: OnProgress | None = None
+    ) -> Unpacked:
+        """Send what is in a folder to the folder `path`, as one archive: fast with many small files, whole or not at all."""
+        with tempfile.TemporaryFile() as file:
+            await _io.in_thread(_pack, Path(local), file)
+            return await self._unpack(file, path, overwrite, on_progress)
+
+    async def _unpack(
+        self, file: IO[bytes], path: str, overwrite: bool, on_progress: OnProgress | None
+    ) -> Unpacked:
+        start = file.tell()
+        size = file.seek(0, os.SEEK_END) - start
+
+        async def content() -> AsyncIterator[bytes]:
+            sent = 0
+            file.seek(start)
+            while chunk := await _io.in_thread(file.read, CHUNK_BYTES):
+                yield chunk
+                sent += len(chunk)
+                if on_progress is not None:
+                    await _io.result_of(on_progress(sent, size))
+
+        answer = await self._transport.request(
+            "POST",
+            f"{self._base}/files/unpack",
+            params={**self._params, **_wire.query(path=path, overwrite=overwrite)},
+            content=content,
+            headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+            hold=120 + size / 1e6,
+        )
+        return Unpacked.from_json(decoded(answer))
+
     async def archive(self, paths: Sequence[str]) -> AsyncGenerator[bytes]:
         """The files and folders as one tar archive, in pieces."""
         async with self._archive(paths) as response:
@@ -282,6 +330,23 @@ def _spooled(file: IO[bytes]) -> IO[bytes]:
         kept.write(chunk)
     kept.seek(0)
     return kept
+
+
+def _pack(source: Path, file: IO[bytes]) -> None:
+    """Files and folders, links followed as in an upload of single files."""
+    folders, files = _walk(source)
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
+        for folder in folders:
+            if folder:
+                archive.add(source / folder, folder, recursive=False)
+        for name, _ in files:
+            member = archive.gettarinfo(source / name, name)
+            member.type, member.linkname = tarfile.REGTYPE, ""
+            member.size = (source / name).stat().st_size  # of a second name for a file, tar would only keep the first
+            member.mode &= 0o777
+            with (source / name).open("rb") as content:
+                archive.addfile(member, content)
+    file.seek(0)
 
 
 def _walk(source: Path) -> tuple[list[str], list[tuple[str, int]]]:

@@ -12,6 +12,7 @@ from moorage.aio import _io
 from moorage.aio._transport import Transport
 from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.aio.files import Files
+from moorage.aio.terminals import Ptys
 from moorage.results import RunResult
 
 #: Called with the kernel's name, `stdout` or `stderr`, and the text.
@@ -31,6 +32,7 @@ class KernelHandle:
         self.executions = Executions(transport, base, owner, name)
         self.commands = Commands(self.executions)
         self.files = Files(transport, base, owner, name)
+        self.pty = Ptys(transport, base, owner, name)
 
     def __repr__(self) -> str:
         return f"<KernelHandle {self.name!r}>"

@@ -44,6 +44,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Files": {
         "cp": ("files", "Copy files to and from a session."),
         "ls": ("files", "List a session's files."),
+        "volume": ("volumes", "Volumes: create, ls, show, share, clone, rm, put, get, files."),
     },
     "Images": {
         "commit": ("images", "Make a snapshot of a session."),

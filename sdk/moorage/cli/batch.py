@@ -88,6 +88,30 @@ def batch_fields(
     return {name: value for name, value in fields.items() if value not in (None, [])}
 
 
+def serving_options(function: F) -> F:
+    """Of an inference session."""
+    options: list[Callable[[F], F]] = [
+        click.option("--serve", metavar="CMD", help="Keep this service running: an inference session. {port} is its port."),
+        click.option("--serve-name", default="api", show_default=True, metavar="NAME", help="What that service is called."),
+        click.option("--serve-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it listens."),
+        click.option("--serve-path", metavar="PATH", help="What it answers when it is ready. [default: a connection]"),
+        click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="Kernels that serve it."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def serving_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `serving_options` gave out of `fields`; as `client.sessions.create` takes it."""
+    names = ("serve", "serve_name", "serve_port", "serve_path", "replicas")
+    command, name, port, path, replicas = (fields.pop(one) for one in names)
+    if command is None:
+        return {}
+    serves = {"name": name, "command": ["/bin/sh", "-c", f"exec {command}"], "port": port, "path": path}
+    return {"serves": {key: value for key, value in serves.items() if value is not None}, "cluster_size": replicas}
+
+
 def waits(fields: dict[str, Any]) -> bool:
     """Whether such a session may not run for a long time."""
     return any(name in fields for name in ("depends_on", "depends_on_any", "starts_at"))

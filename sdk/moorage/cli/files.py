@@ -13,6 +13,9 @@ from moorage.cli import terminal
 from moorage.cli.terminal import connect, json_option, print_json, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moorage._models import FileStat
     from moorage.sync import Client, Files
 
 
@@ -119,6 +122,10 @@ def ls_command(location: str, path: str | None, long: bool, kernel: str | None, 
     session, folder = split(location) or (location, "")
     with connect() as client:
         found = _files_of(client, session, kernel).list(path or folder or ".")
+    show_files(found, long=long, as_json=as_json)
+
+
+def show_files(found: Sequence[FileStat], *, long: bool, as_json: bool) -> None:
     if as_json:
         print_json([stat.to_json() for stat in found])
         return

@@ -138,8 +138,10 @@ def _end(session: Session) -> None:
 @click.command("exec")
 @session_argument
 @work_options
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on: what is done anyway.")
+@click.option("-t", "--tty", is_flag=True, help="On a terminal: a shell, or COMMAND. Ctrl-] leaves it open.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; print the run id.")
-@click.option("--attach", metavar="RUN", help="Show the output of an execution that was started before.")
+@click.option("--attach", metavar="ID", help="Show an execution that was started before; with -t, go on with a terminal.")
 @click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel to run it on, such as worker1.")
 @click.option("--all", "everywhere", is_flag=True, help="Run it on all kernels of a cluster at once.")
 @json_option
@@ -151,6 +153,8 @@ def exec_command(
     timeout: float | None,
     no_stdin: bool,
     figures: str | None,
+    interactive: bool,
+    tty: bool,
     detach: bool,
     attach: str | None,
     kernel: str | None,
@@ -165,10 +169,15 @@ def exec_command(
     moorage exec demo -- python train.py --epochs 3
     moorage exec demo -d -- ./long.sh        prints a run id,
     moorage exec demo --attach RUN           which shows its output, now or later
+    moorage exec -it demo                    a shell on this terminal; with -- COMMAND, that
     moorage exec demo --all -- hostname      on every kernel of a cluster, its name before each line
 
     A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
     """
+    if tty:
+        if code is not None or file or detach or everywhere or as_json:
+            raise click.UsageError("-t goes with none of -c, -f, --detach, --all, --json.")
+        return on_terminal(session, command, attach, kernel)
     if attach and (command or code or file or detach):
         raise click.UsageError("--attach goes with nothing else to run.")
     if everywhere and (kernel or attach or detach):
@@ -195,6 +204,14 @@ def exec_command(
     if as_json:
         print_json(result.to_json())
     return program_exit_code(result)
+
+
+def on_terminal(session: str, command: tuple[str, ...], attach: str | None, kernel: str | None) -> int:
+    from moorage.cli import interactive
+
+    words = ["/bin/sh", "-c", command[0]] if len(command) == 1 else list(command)
+    with connect() as client:
+        return interactive.run(client.sessions.get(session).pty, words, attach=attach, kernel=kernel)
 
 
 @click.command("interrupt")

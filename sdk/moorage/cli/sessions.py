@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
-from moorage.cli.batch import batch_fields, batch_options, dependency_options, rewire, waits
+from moorage.cli.batch import (
+    batch_fields,
+    batch_options,
+    dependency_options,
+    rewire,
+    serving_fields,
+    serving_options,
+    waits,
+)
 from moorage.cli.terminal import (
     F,
     PairParameter,
@@ -21,6 +29,7 @@ from moorage.cli.terminal import (
     session_argument,
     table,
 )
+from moorage.cli.volumes import parse_mount
 from moorage.errors import SessionNotFound
 
 if TYPE_CHECKING:
@@ -71,6 +80,8 @@ def creation_options(function: F) -> F:
         click.option("--priority", type=int, metavar="N", help="Higher goes first."),
         click.option("--tag", help="A word of yours to find it by."),
         click.option("--project", help="The project it counts for."),
+        click.option("-v", "--volume", "mounts", multiple=True, metavar="NAME[:subpath][:/home/work/PATH][:ro]",
+                     help="A volume, below /home/work (repeatable)."),
     ]
     function = batch_options(function)
     for option in reversed(options):
@@ -93,9 +104,11 @@ def creation_fields(
     priority: int | None,
     tag: str | None,
     project: str | None,
+    mounts: tuple[str, ...],
     **batch: Any,
 ) -> dict[str, Any]:
     return {
+        "mounts": [parse_mount(text) for text in mounts] or None,
         **batch_fields(**batch),
         "image": image,
         "cpu": cpu,
@@ -137,6 +150,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 @click.argument("name", required=False)
 @click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
 @creation_options
+@serving_options
 @click.option("--type", "session_type", default=None, help="interactive, batch, ... [default: interactive]")
 @click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
 @click.option("--reuse", is_flag=True, help="If you have a live session of this name, take that one.")
@@ -156,11 +170,12 @@ def create_command(
     if name is not None and name_option is not None:
         raise click.UsageError("Give the name once: as the argument, or with --name.")
     name = name or name_option
-    fields = creation_fields(**fields)
+    serving = serving_fields(fields)
+    fields = creation_fields(**fields) | serving
     with connect() as client:
         session = client.sessions.create(
             name,
-            session_type=session_type or ("batch" if startup_command else None),
+            session_type=session_type or ("batch" if startup_command else "inference" if serving else None),
             startup_command=startup_command,
             reuse=reuse,
             wait=False,

@@ -6,5 +6,6 @@ from moorage.sync.executions import Commands, Execution, Executions
 from moorage.sync.files import Files
 from moorage.sync.sessions import Session, Sessions
 from moorage.sync.tasks import Task
+from moorage.sync.volumes import Volume
 
-__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task"]
+__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task", "Volume"]

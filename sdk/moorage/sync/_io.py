@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from moorage import _socket
+from moorage._tls import tls_context
+from moorage._version import USER_AGENT
+from moorage.config import Config
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -29,6 +34,42 @@ def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
     listed = list(items)
     with ThreadPoolExecutor(max(len(listed), 1)) as threads:
         return list(threads.map(function, listed))
+
+
+class Socket:
+    """A WebSocket. `recv` and `send` raise `SocketClosed` when it has ended."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def recv(self) -> str | bytes:
+        with _socket.closing():
+            return self._inner.recv()  # type: ignore[no-any-return]
+
+    def send(self, message: str | bytes) -> None:
+        with _socket.closing():
+            self._inner.send(message)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def open_socket(config: Config, path: str, params: Sequence[tuple[str, str]] = ()) -> Socket:
+    """A WebSocket to the server."""
+    from websockets.sync.client import connect
+
+    secure = tls_context(config) if config.endpoint.startswith("https:") else None
+    with _socket.handshake(config):
+        inner = connect(
+            _socket.socket_url(config, path, params),
+            additional_headers={"Authorization": config.authorization},
+            user_agent_header=USER_AGENT,
+            ssl=secure,
+            compression=None,
+            max_size=_socket.MAX_MESSAGE_BYTES,
+            proxy=None if config.is_local else True,
+        )
+    return Socket(inner)
 
 
 def opening(function: Callable[P, T]) -> Callable[P, T]:

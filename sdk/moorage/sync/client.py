@@ -18,6 +18,7 @@ from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
 from moorage.sync.snapshots import Registries
 from moorage.sync.tasks import Tasks
+from moorage.sync.volumes import Volumes
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
 DEFAULT_RETRY_SECONDS = 30.0
@@ -61,6 +62,7 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.volumes = Volumes(self._transport)
 
     def __repr__(self) -> str:
         return f"Client({self.config.endpoint!r}, access_key={self.config.access_key!r})"

@@ -14,6 +14,7 @@ from moorage.sync import _io
 from moorage.sync._transport import Transport
 from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
 from moorage.sync.files import Files
+from moorage.sync.terminals import Ptys
 
 #: Called with the kernel's name, `stdout` or `stderr`, and the text.
 OnOutput = Callable[[str, str, str], object]
@@ -32,6 +33,7 @@ class KernelHandle:
         self.executions = Executions(transport, base, owner, name)
         self.commands = Commands(self.executions)
         self.files = Files(transport, base, owner, name)
+        self.pty = Ptys(transport, base, owner, name)
 
     def __repr__(self) -> str:
         return f"<KernelHandle {self.name!r}>"

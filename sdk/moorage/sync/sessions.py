@@ -295,6 +295,8 @@ class Sessions:
         max_retries: int | None = None,
         retry_delay: float | None = None,
         outputs: Iterable[str] | None = None,
+        mounts: Iterable[Mapping[str, Any] | str] | None = None,
+        serves: Mapping[str, Any] | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
@@ -303,7 +305,7 @@ class Sessions:
         """Ask for a session, and wait until it is RUNNING.
 
         `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
-        may queue. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
+        may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
         before it ran, with the reason, and `WaitTimeout`; a session that was made and then not waited for is
         destroyed, so that an exception leaves none behind.
         """
@@ -332,6 +334,8 @@ class Sessions:
             max_retries=max_retries,
             retry_delay=retry_delay,
             outputs=None if outputs is None else list(outputs),
+            mounts=None if mounts is None else [{"volume": m} if isinstance(m, str) else dict(m) for m in mounts],
+            serves=None if serves is None else dict(serves),
         )
         owned, hold = _owner(owner), _hold(wait)
         answer = self._transport.request(
