@@ -182,7 +182,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     if panel.limit and panel.limit <= top:
         axis.axhline(panel.limit, color="#6e7781", linewidth=0.9, linestyle=(0, (4, 3)))
         axis.annotate(
-            f"holds {_amount(panel.limit)}", (1.0, panel.limit), xycoords=("axes fraction", "data"), fontsize=7.5,
+            f"holds {panel.limit:g}", (1.0, panel.limit), xycoords=("axes fraction", "data"), fontsize=7.5,
             xytext=(-4, -3), textcoords="offset points", ha="right", va="top", color="#6e7781",
         )  # fmt: skip
     axis.set_ylim(0, top)
