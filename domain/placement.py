@@ -29,6 +29,7 @@ class PendingSession:
     clustered: bool = False  #: its kernels get a network of their own
     joins: bool = False  #: the session runs, and this kernel of it is a new one
     hosts: frozenset[AgentId] = frozenset()  #: those that hold kernels of it already
+    images_on: frozenset[AgentId] = frozenset()  #: the only hosts that have its images: snapshots lie on one host
     stores: frozenset[str] = frozenset()  #: of its volumes: a host has to have all of them
 
 

@@ -43,6 +43,8 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
 
 def _fit(session: PendingSession, fleet: _Fleet) -> tuple[KernelPlacement, ...] | None:
     having = fleet.having(session.stores) if session.stores else None
+    if session.images_on:  # made of a snapshot: it goes where that lies
+        having = _both(having, fleet.numbers(session.images_on) if len(session.images_on) == 1 else set())
     if session.cluster_mode is ClusterMode.SINGLE_NODE:
         return _fit_one_host(session, fleet, _both(fleet.numbers(session.hosts) if session.joins else None, having))
     if not session.clustered:
@@ -231,6 +233,14 @@ def _why(session: PendingSession, fleet: _Fleet) -> Blocked:
         )
     if session.stores and not fleet.having(session.stores):
         return Blocked(code="no_hosts", detail="no host that takes sessions at the moment has the store of its volumes")
+    if len(session.images_on) > 1:
+        hosts = " and ".join(sorted(session.images_on))
+        return Blocked(code="impossible", detail=f"its snapshots lie on different hosts, {hosts}")
+    if session.images_on and not fleet.numbers(session.images_on):
+        return Blocked(
+            code="image_elsewhere",
+            detail=f"its image is a snapshot that lies on {next(iter(session.images_on))}, which takes no sessions at the moment",
+        )
     single = session.cluster_mode is ClusterMode.SINGLE_NODE
     parts = [_sum(k.slots for k in session.kernels)] if single else [dict(kernel.slots) for kernel in session.kernels]
     for slots in parts:
@@ -246,6 +256,9 @@ def _why(session: PendingSession, fleet: _Fleet) -> Blocked:
                 code="insufficient",
                 detail=f"needs {_words(short)}; the most that is free on one host is {_words(free)}",
             )
+    if session.images_on:
+        host = next(iter(session.images_on))
+        return Blocked(code="insufficient", detail=f"its image is a snapshot that lies on {host}, which has not enough free")
     return Blocked(code="insufficient", detail="no host has all of it free at the same time")
 
 

@@ -25,8 +25,9 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
         """
         SELECT s.id, s.architecture, s.priority, s.created_at, s.cluster_mode, k.id AS kernel_id, k.slots,
             k.spec ->> 'cluster' IS NOT NULL AS clustered, false AS joins, NULL::text[] AS hosts,
-            ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores
+            ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores, i.agent_id AS image_on
         FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
+        LEFT JOIN images i ON i.name = k.spec ->> 'image'
         WHERE s.status = 'PENDING' AND s.unmet = 0 AND (s.starts_at IS NULL OR s.starts_at <= $1)
         ORDER BY s.priority DESC, s.created_at, s.id, k.id <> s.main_kernel_id, k.idx, k.id
         """,
@@ -60,6 +61,7 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
                 joins=one["joins"],
                 hosts=frozenset(AgentId(host) for host in one["hosts"] or ()),
                 stores=frozenset(one["stores"]),
+                images_on=frozenset(AgentId(row["image_on"]) for row in rows if row["image_on"]),
                 kernels=tuple(PendingKernel(id=KernelId(row["kernel_id"]), slots=row["slots"]) for row in rows),
             )
             for one, rows in pending
@@ -90,8 +92,9 @@ _JOINING: Final = """
         true AS joins, (
             SELECT array_agg(DISTINCT o.agent_id) FROM kernels o
             WHERE o.session_id = s.id AND o.attempt = s.attempt AND o.left_at IS NULL AND o.want = 'RUN') AS hosts,
-        ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores
+        ARRAY(SELECT m ->> 'store' FROM jsonb_array_elements(k.spec -> 'mounts') m) AS stores, i.agent_id AS image_on
     FROM kernels k JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
+    LEFT JOIN images i ON i.name = k.spec ->> 'image'
     WHERE k.joining AND k.want = 'NONE' AND k.left_at IS NULL AND s.status IN ('RUNNING', 'RUNNING_DEGRADED')
     ORDER BY s.priority DESC, s.created_at, s.id, k.idx, k.id
 """

@@ -167,3 +167,25 @@ def test_ten_thousand_sessions_on_a_thousand_hosts_take_a_moment() -> None:
     planned = plan(Snapshot(pending=queue, hosts=fleet), NOW)
     assert time.process_time() - started < 5  # 0.4 s when nothing else runs
     assert Counter(k.agent_id for p in planned.placements for k in p.kernels).total() > 7000
+
+
+def test_a_session_of_a_snapshot_goes_where_that_lies() -> None:
+    def session(number: int, *images_on: str) -> PendingSession:
+        kernel = PendingKernel(id=KernelId(UUID(int=number)), slots={"cpu": 1})
+        return PendingSession(
+            id=SessionId(UUID(int=number)),
+            architecture="x86_64",
+            priority=10,
+            created_at=NOW,
+            kernels=(kernel,),
+            images_on=frozenset(map(AgentId, images_on)),
+        )
+
+    def host(name: str) -> Host:
+        return Host(id=AgentId(name), architecture="x86_64", free={"cpu": 1}, capacity={"cpu": 2})
+
+    pending = (session(1, "b"), session(2, "b"), session(3, "c"), session(4, "a", "b"), session(5))
+    made = plan(Snapshot(pending=pending, hosts=(host("a"), host("b"))), NOW)
+    assert {p.session_id.int: p.kernels[0].agent_id for p in made.placements} == {1: "b", 5: "a"}
+    codes = {session_id.int: why.code for session_id, why in made.blocked.items()}
+    assert codes == {2: "insufficient", 3: "image_elsewhere", 4: "impossible"}
