@@ -9,13 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import encodings.cp437  # noqa: F401 - this, hashlib, tarfile and zipfile: a thread with a user's rights may not be able to read them
 import errno
+import hashlib  # noqa: F401
 import os
 import secrets
 import shutil
 import socket
 import stat
+import tarfile  # noqa: F401
 import threading
+import zipfile  # noqa: F401
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +41,7 @@ MARKER: Final = ".moorage-volumes"
 _TRASH: Final = ".trash"
 _GONE: Final = ".gone"
 _THREADS: Final = 8
+_MOST_OPEN: Final = 256
 _PIECE: Final = 1 << 20
 _SYS_SETGROUPS: Final = 116
 _IN_THE_WAY: Final = (*mounts.LEADS_AWAY, errno.ENOTDIR, errno.EEXIST)
@@ -73,7 +79,7 @@ class Volumes:
         self._root = root
         self.store = _marked(root)
         self._threads = ThreadPoolExecutor(_THREADS, "volume", initializer=_without_groups)
-        self._quotas: dict[UUID, Quota] = {}
+        self._tops: OrderedDict[UUID, _Top] = OrderedDict()
         self.jobs = Jobs()
 
     async def close(self) -> None:
@@ -86,11 +92,12 @@ class Volumes:
         if asked.get("store") != self.store:
             raise RunnerError("no_volume_store", "This host has another store for volumes than the one that is meant.")
         folder = self._folder(volume)
-        quota = self._quotas.get(volume.id)
-        if quota is None:
-            quota = self._quotas[volume.id] = Quota(str(folder), None)
-        quota.limit, quota.files_limit = volume.quota_bytes, volume.quota_files
-        return VolumeFiles(folder, quota, volume, self._threads)
+        top = self._tops.pop(volume.id, None) or _Top(folder)
+        self._tops[volume.id] = top
+        if len(self._tops) > _MOST_OPEN:
+            self._tops.popitem(last=False)
+        top.quota.limit, top.quota.files_limit = volume.quota_bytes, volume.quota_files
+        return VolumeFiles(folder, top, volume, self._threads)
 
     def descriptor(self, mount: Mapping[str, Any]) -> int:
         """Of the folder that is to be mounted. Raises MountFailed."""
@@ -149,7 +156,7 @@ class Volumes:
     async def remove(self, asked: Mapping[str, Any]) -> None:
         """Out of sight at once, then file by file. What is gone already is no error."""
         volume = Asked.of(asked)
-        self._quotas.pop(volume.id, None)
+        self._tops.pop(volume.id, None)
         await asyncio.get_running_loop().run_in_executor(self._threads, self._remove, volume)
 
     def _remove(self, volume: Asked) -> None:
@@ -217,13 +224,26 @@ def _marked(root: Path) -> str:
     return store
 
 
+class _Top:
+    """A volume's folder, opened by root: its user has no way through the folders above it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self.path = f"/proc/self/fd/{self._fd}"
+        self.quota = Quota(self.path, None)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
 class VolumeFiles:
     """What a `RunnerLink` does for the files of a session, for those of a volume."""
 
-    def __init__(self, folder: Path, quota: Quota, asked: Asked, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, top: _Top, asked: Asked, threads: ThreadPoolExecutor) -> None:
         self.folder = folder
         self.asked = asked
-        self._files = _Beneath(str(folder), quota)
+        self._top = top  #: stays open as long as this is in use
+        self._files = _Beneath(top.path, top.quota)
         self._threads = threads
 
     async def list_files(self, path: str = ".", *, cursor: str | None = None, limit: int = 100) -> Any:
@@ -285,7 +305,7 @@ class VolumeFiles:
             return await asyncio.wrap_future(self._submit(work))
         except Refused as refused:
             said = refused.message.replace("the session", "the volume").replace("The session", "The volume")
-            raise RunnerError(refused.code, said.replace(str(self.folder), "the volume")) from None
+            raise RunnerError(refused.code, said.replace(self._top.path, "the volume")) from None
 
     async def _fed(self, source: AsyncIterator[bytes], work: Callable[[Callable[[], Iterator[memoryview]]], T]) -> T:
         """`work` gets the pieces as they come; when the source breaks off, it sees that as an error."""

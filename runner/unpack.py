@@ -368,7 +368,7 @@ class _Merge:
         name = "/".join(at)
         if there is None:
             return
-        if stat.S_ISDIR(facts.st_mode) or not stat.S_ISREG(there.st_mode):
+        if stat.S_ISDIR(facts.st_mode) or not (stat.S_ISREG(there.st_mode) or stat.S_ISLNK(there.st_mode)):
             raise Refused("file_exists", f"There is a {name!r} already, which is not of the same kind; move it away.")
         if not self._overwrite:
             raise exists(name)
