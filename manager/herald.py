@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 #: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait
 #: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
 TOPICS: Final = frozenset(
-    {"queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "stamped", "tasks"}
+    {
+        "queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "services",
+        "stamped", "tasks", "webhooks",
+    }  # fmt: skip
 )
 #: Nobody's session waits for these: in a burst they are told less often.
 _UNHURRIED: Final = frozenset({"events", "runs", "stamped"})

@@ -183,6 +183,9 @@ class ServiceRepository:
         )
         if row is None:
             return False
+        await self._connection.execute(
+            "DELETE FROM service_tickets WHERE session_id = $1 AND name = $2", self._session_id, name
+        )
         if stopped:
             await emit(
                 self._connection,
@@ -196,15 +199,15 @@ class ServiceRepository:
             )
         return True
 
-    async def issue(self, name: str, token_hash: bytes, *, by: Principal, seconds: float) -> None:
-        """A ticket for one exchange. Raises ServiceNotFound."""
-        made = await self._connection.fetchval(
+    async def issue(self, name: str, token_hash: bytes, *, kind: str, by: Principal, seconds: float) -> None:
+        """Let its holder pass the proxy: a ticket for one exchange, or a pass."""
+        await self._connection.execute(
             """
             INSERT INTO service_tickets (token_hash, kind, session_id, name, user_id, access_key, expires_at, created_at)
-            SELECT $1, 'ticket', session_id, name, $4, $5, $6, $7 FROM services WHERE session_id = $2 AND name = $3
-            RETURNING true
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
             """,
             token_hash,
+            kind,
             self._session_id,
             name,
             by.user_id,
@@ -212,10 +215,6 @@ class ServiceRepository:
             self._now + timedelta(seconds=seconds),
             self._now,
         )
-        if not made:
-            raise ServiceNotFound(
-                f"The session has no service '{name[:80]}'; 'moorage service ls' lists those that it has."
-            )
 
 
 # -- what agents say ---------------------------------------------------------------------------------------------------
@@ -383,8 +382,42 @@ async def admitted(connection: Connection, token: str, session_id: UUID, name: s
     )
 
 
+async def port_route(connection: Connection, session_id: UUID, name: str) -> Route | None:
+    """The port of a kernel that a pass for `~PORT` or `~PORT.KERNEL` names."""
+    port, _, kernel = name.removeprefix("~").partition(".")
+    if not port.isdigit() or not 0 < int(port[:6]) < 65536:
+        return None
+    row = await connection.fetchrow(
+        """
+        SELECT s.user_id, s.attempt, k.id AS kernel_id, k.agent_id FROM sessions s JOIN kernels k ON k.session_id = s.id
+        WHERE s.id = $1 AND s.status = ANY($2) AND k.agent_id IS NOT NULL AND k.observed = 'RUNNING'
+        AND CASE WHEN $3 = '' THEN k.id = s.main_kernel_id ELSE k.role || k.idx = $3 END
+        """,
+        session_id,
+        sorted(ANSWERING),
+        kernel,
+    )
+    if row is None:
+        return None
+    backend = Backend(
+        agent_id=AgentId(row["agent_id"]), kernel_id=row["kernel_id"], attempt=row["attempt"], healthy=True
+    )
+    return Route(
+        session_id=session_id,
+        user_id=row["user_id"],
+        name=name,
+        protocol="tcp",
+        port=int(port),
+        keep_prefix=False,
+        generation=0,
+        backends=(backend,),
+    )
+
+
 async def route_of(connection: Connection, session_id: UUID, name: str) -> Route | None:
     """None when there is no such service that could be reached now."""
+    if name.startswith("~"):
+        return await port_route(connection, session_id, name)
     rows = await connection.fetch(
         """
         SELECT v.protocol, v.port, v.keep_prefix, v.generation, s.user_id, s.attempt, k.id AS kernel_id, k.agent_id,

@@ -270,6 +270,7 @@ sessions = sa.Table(
     _json("preopen_ports", "[]"),
     sa.Column("callback_url", sa.Text),
     sa.Column("idle_timeout_seconds", sa.Double),
+    _json("inference", None, nullable=True),  # the service that an inference session keeps, as `services` has it
     _int("unmet"),  # dependencies that do not hold yet; written by the triggers of session_dependencies alone
     sa.Column("result", sa.Text, nullable=False, server_default="UNDEFINED"),
     sa.Column("exit_code", sa.Integer),
@@ -298,6 +299,7 @@ sessions = sa.Table(
     sa.Index("sessions_deadline_idx", "deadline_at", postgresql_where=sa.text(NOT_FINAL)),
     sa.Index("sessions_work_until_idx", "work_until_at", postgresql_where=sa.text(NOT_FINAL)),
     sa.Index("sessions_starts_idx", "starts_at", postgresql_where=sa.text("status = 'PENDING'")),
+    sa.Index("sessions_inference_idx", "id", postgresql_where=sa.text(f"session_type = 'inference' AND {NOT_FINAL}")),
     sa.Index("sessions_unmet_idx", "id", postgresql_where=sa.text("status = 'PENDING' AND unmet > 0")),
     sa.Index("sessions_list_idx", "user_id", "created_at", "id"),
     sa.Index("sessions_all_idx", "created_at", "id"),

@@ -70,8 +70,7 @@ TABLES = (
         CONSTRAINT service_tickets_user_id_fkey FOREIGN KEY (user_id) REFERENCES users (id) ON DELETE CASCADE,
         CONSTRAINT service_tickets_access_key_fkey FOREIGN KEY (access_key)
             REFERENCES keypairs (access_key) ON DELETE CASCADE,
-        CONSTRAINT service_tickets_service_fkey FOREIGN KEY (session_id, name)
-            REFERENCES services (session_id, name) ON DELETE CASCADE,
+        CONSTRAINT service_tickets_session_id_fkey FOREIGN KEY (session_id) REFERENCES sessions (id) ON DELETE CASCADE,
         CONSTRAINT service_tickets_kind_check CHECK (kind IN ('ticket', 'pass'))
     )
     """,
