@@ -55,6 +55,7 @@ def test_administrators_actions_are_theirs_alone() -> None:
     for_all = {name for name, kind in ACTIONS.items() if kind.rules.allow.__name__ in ("anyone", "any_user")}
     assert for_all == {
         "cancel_task",
+        "create_cluster",
         "create_from_params",
         "create_keypair",
         "create_token",
