@@ -53,8 +53,9 @@ _FROM: Final = """
         SELECT jsonb_agg(jsonb_build_array(m.id, m.role, m.idx, m.agent_id, m.observed,
                 m.seen_generation < m.generation)
             ORDER BY m.id <> s.main_kernel_id, m.role, m.idx) AS members
-        FROM kernels m WHERE m.session_id = s.id AND m.attempt = s.attempt AND m.left_at IS NULL
-    ) c ON s.cluster_size > 1
+        FROM kernels m
+        WHERE s.cluster_size > 1 AND m.session_id = s.id AND m.attempt = s.attempt AND m.left_at IS NULL
+    ) c ON true
     LEFT JOIN LATERAL (
         SELECT jsonb_object_agg(name, amount) AS slots FROM (
             SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
@@ -343,6 +344,10 @@ class SessionRepository:
         """The session as it is, and stays until the transaction ends but for what this transaction does."""
         await self._connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
         return await self.get(session_id)
+
+    async def serve(self, session_id: SessionId, service: Mapping[str, Any]) -> None:
+        """What an inference session, which is being made, keeps running."""
+        await self._connection.execute("UPDATE sessions SET inference = $2 WHERE id = $1", session_id, dict(service))
 
     async def give_up_retries(self, session: Session, *, reason: str) -> None:
         """It ends already, and now for good. The caller holds its lock."""
