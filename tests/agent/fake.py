@@ -17,10 +17,11 @@ from uuid import UUID
 
 import orjson
 
-from agent.client import FilePage, FileStat, KernelAddress, Output, ProcessEnd
+from agent.client import FilePage, FileStat, KernelAddress, Place, VolumeAddress, Output, ProcessEnd
 from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, ProcessSpec, RunRead, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
+    ArchiveRefused,
     FileExists,
     FileNotFound,
     InvalidPath,
@@ -211,7 +212,7 @@ class FakeAgent:
         size = len(self.files[path])
         return FileStat(name=name or path, type="file", size=size, mtime=1.0, mode=0o644, owner=1000, group=1000)
 
-    async def list_files(self, where: KernelAddress, path: str, *, cursor: str | None, limit: int) -> FilePage:
+    async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage:
         self._asked("list_files", path)
         folder = self._path(path)
         if folder not in self.folders:
@@ -222,7 +223,7 @@ class FakeAgent:
         more = page[-1] if page and page[-1] != names[-1] else None
         return FilePage(files=[self._stat(posixpath.join(folder, name), name) for name in page], next_cursor=more)
 
-    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
         self._asked("manage_file", op, arguments)
         path = self._path(arguments["path"])
         if op == "mkdir":
@@ -245,7 +246,7 @@ class FakeAgent:
 
     async def upload(
         self,
-        where: KernelAddress,
+        where: Place,
         path: str,
         body: AsyncIterator[bytes],
         *,
@@ -262,18 +263,43 @@ class FakeAgent:
         return self._stat(whole)
 
     async def download(
-        self, where: KernelAddress, path: str, *, offset: int = 0, length: int | None = None
+        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
     ) -> FakeDownload:
         self._asked("download", path)
         stat = self._stat(self._path(path))
         content = self.files[self._path(path)]
         return FakeDownload(content[offset : None if length is None else offset + length], stat)
 
-    async def archive(self, where: KernelAddress, paths: Sequence[str]) -> FakeDownload:
+    async def archive(self, where: Place, paths: Sequence[str]) -> FakeDownload:
         self._asked("archive", tuple(paths))
         for path in paths:
             self._stat(self._path(path))
         return FakeDownload(b"tar of " + ",".join(paths).encode(), None)
+
+    async def unpack(
+        self, where: Place, path: str, body: AsyncIterator[bytes], *, size: int | None, overwrite: bool = True
+    ) -> dict[str, int]:
+        """Every line of the archive is the name of an empty file."""
+        self._asked("unpack", path)
+        names = b"".join([bytes(chunk) async for chunk in body]).decode().split()
+        if any(".." in name for name in names):
+            raise ArchiveRefused
+        self.files |= {self._path(posixpath.join(path, name)): b"" for name in names}
+        return {"files": len(names), "folders": 0, "links": 0, "bytes": 7 * len(names)}
+
+    # -- volumes ---------------------------------------------------------------------------------------------------------
+    async def volume_usage(self, where: VolumeAddress) -> dict[str, int]:
+        self._asked("volume_usage", where.volume_id)
+        return {"bytes": sum(map(len, self.files.values())), "files": len(self.files)}
+
+    async def clone_volume(self, where: VolumeAddress, job: UUID, source: UUID) -> AsyncIterator[dict[str, Any]]:
+        self._asked("clone_volume", where.volume_id, source)
+        yield {"current": 1, "total": 2, "message": "1 of 2 MiB"}
+        yield {"result": {"bytes": 2, "files": 1}}
+
+    async def remove_volume(self, where: VolumeAddress, job: UUID) -> AsyncIterator[dict[str, Any]]:
+        self._asked("remove_volume", where.volume_id)
+        yield {"result": None}
 
     async def results(self, where: KernelAddress) -> FakeDownload:
         self._asked("results", where.attempt)
