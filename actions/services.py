@@ -26,7 +26,7 @@ from domain.errors import (
     ServiceUnknown,
 )
 from domain.session import ANSWERING, ENDED, Session
-from repositories.service import PASS_HOURS, Instance, NewService, ServiceRow, hashed
+from repositories.service import PASS_HOURS, ServiceInstance, NewService, ServiceRow, hashed
 
 #: A ticket is for the click that follows; what it is exchanged for lasts longer.
 TICKET_SECONDS: Final = 300.0
@@ -51,7 +51,7 @@ class ServiceData:
     started_at: datetime
     #: where the proxy serves it to who has come in with a ticket
     url: str
-    instances: list[Instance]
+    instances: list[ServiceInstance]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ PASS_HOURS: Final = 12.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class ServiceInstance:
     """One service in one kernel, as its agent last said."""
 
     kernel_id: UUID
@@ -51,7 +51,7 @@ class ServiceRow:
     generation: int
     settled: bool
     started_at: datetime
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[ServiceInstance] = field(default_factory=list)
 
     @property
     def health(self) -> str:
@@ -106,7 +106,7 @@ class ServiceRepository:
             ServiceRow(
                 **row,
                 instances=[
-                    Instance(**{name: value for name, value in i.items() if name not in ("session_id", "service")})
+                    ServiceInstance(**{name: value for name, value in i.items() if name not in ("session_id", "service")})
                     for i in found
                     if i["service"] == row["name"]
                 ],

@@ -20,6 +20,7 @@ from actions.administration import JoinToken, WhoAmI
 from actions.base import BatchAction, Effect, SessionAction
 from actions.execution import ReadExecutionAction
 from actions.files import FileList, FileManaged, FilesResult
+from actions.services import PortPass
 from actions.watch import AbuseReport, WatchRules
 from domain.errors import MoorageError, all_errors
 from manager.processor import answer_type
@@ -124,7 +125,7 @@ _OWN_QUERY: Final[dict[str, tuple[dict[str, Any], str]]] = {
 #: Actions whose body is a file's bytes, or an archive's.
 _UNPACKING: Final = frozenset({"unpack_archive", "unpack_volume_archive"})
 _BODIES: Final = frozenset({"upload_files", "upload_volume_files", *_UNPACKING})
-_WHOLE: Final = (WhoAmI, AbuseReport, WatchRules)
+_WHOLE: Final = (WhoAmI, AbuseReport, WatchRules, PortPass)
 _ANYWHERE: Final = ("internal", "database_unavailable", "too_many_requests", "unauthenticated")
 _OF_BODY: Final = ("invalid_request", "invalid_json", "request_too_large", "unsupported_media_type")
 
@@ -534,6 +535,13 @@ def _possible_errors(route: Route) -> list[type[MoorageError]]:
 _FILE_CODES: Final = ("file_not_found", "file_permission_denied", "invalid_path", "not_a_regular_file")
 _VOLUME_CODES: Final = (*_FILE_CODES, "transfer_failed", "no_volume_store", "volume_not_ready")
 _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
+    "start_service": (
+        "kernel_not_found", "port_conflict", "service_ended", "service_failed", "service_runs", "service_silent",
+        "service_unknown", "invalid_configuration",
+    ),
+    "shutdown_service": ("service_not_found",),
+    "open_service": ("service_not_found",),
+    "open_port": ("kernel_not_found",),
     "create_from_params": (
         "invalid_name",
         "name_taken",

@@ -32,10 +32,13 @@ __all__ = [
     "Mount",
     "Notice",
     "Point",
+    "PortPass",
     "Progress",
     "Project",
     "Registry",
     "RunInfo",
+    "ServiceInfo",
+    "ServiceInstance",
     "SessionInfo",
     "TaskInfo",
     "Top",
@@ -570,6 +573,50 @@ class VolumeShare(Model):
     user: str | None = None
     project: str | None = None
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceInstance(Model):
+    """A service in one kernel."""
+
+    kernel_id: str = ""
+    kernel: str
+    state: str = ""
+    restarts: int = 0
+    message: str | None = None
+    log_tail: str | None = None
+    run_id: str | None = None
+    changed_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"changed_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceInfo(Model):
+    """A service of a session, and how it is."""
+
+    name: str
+    kind: str = ""
+    protocol: str = ""
+    port: int = 0
+    kernels: str = ""
+    health: str = ""
+    started_at: datetime | None = None
+    url: str = ""
+    instances: list[ServiceInstance] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"started_at": when, "instances": many(ServiceInstance.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortPass(Model):
+    """Lets its holder connect to one port of a kernel."""
+
+    url: str
+    token: str
+    expires_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"expires_at": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

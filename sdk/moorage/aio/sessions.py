@@ -24,6 +24,7 @@ from moorage.aio.files import Files
 from moorage.aio.kernels import SessionKernels
 from moorage.aio.reports import SessionReports, _time
 from moorage.aio.snapshots import SessionSnapshots
+from moorage.aio.services import Services
 from moorage.aio.terminals import Ptys
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
@@ -53,6 +54,7 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
         self.commands = Commands(self.executions)
         self.files = Files(transport, self._base, self._owner)
         self.pty = Ptys(transport, self._base, self._owner)
+        self.services = Services(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"

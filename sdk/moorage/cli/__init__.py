@@ -36,6 +36,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "restart": ("sessions", "Give a session new containers; its files stay."),
         "rm": ("sessions", "End sessions and free what they hold."),
     },
+    "Services": {
+        "service": ("services", "Services of a session: start, stop, ls, url."),
+        "port-forward": ("services", "Reach a port of a session at a port of this machine."),
+    },
     "Reports": {
         "stats": ("reports", "Show what a session uses, live or as a chart."),
         "top": ("reports", "Show who holds and who uses which CPU, memory and GPU."),

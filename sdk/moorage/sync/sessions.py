@@ -26,6 +26,7 @@ from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnRe
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
 from moorage.sync.reports import SessionReports, _time
+from moorage.sync.services import Services
 from moorage.sync.snapshots import SessionSnapshots
 from moorage.sync.terminals import Ptys
 
@@ -54,6 +55,7 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
         self.commands = Commands(self.executions)
         self.files = Files(transport, self._base, self._owner)
         self.pty = Ptys(transport, self._base, self._owner)
+        self.services = Services(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"
