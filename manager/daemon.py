@@ -205,6 +205,19 @@ async def _ended(task: asyncio.Task[Any]) -> None:
         await task
 
 
+def _go_on(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
+    """In the background, for as long as the process. A process whose work has failed ends: the supervisor starts it anew."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("%s has failed; this process ends", name, exc_info=task.exception())
+            signal.raise_signal(signal.SIGTERM)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    stack.push_async_callback(_ended, task)
+
+
 class _Callbacks:
     """What the hub asks and tells; the control role's ingest, when there is one, takes what agents say."""
 
@@ -318,16 +331,14 @@ async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     hub = _hub(config, "control", callbacks, config.agent_control_port)
     # A new manager process is dialled at once, not at the next heartbeat.
     herald.subscribe("managers", lambda _: tell.set())
-    telling = asyncio.create_task(_tell_managers(hub, tell), name="tell managers")
-    stack.push_async_callback(_ended, telling)
+    _go_on(_tell_managers(hub, tell), "tell managers", stack)
     settings = ControlSettings(
         cluster_pool=config.cluster_network(), webhooks=WebhookSettings(egress=config.callback_egress())
     )
     vault = Vault.of(config.data_dir / "pki")
     control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings, vault=vault)
     callbacks.ingest = control.ingest
-    running = asyncio.create_task(control.run(), name="control")
-    stack.push_async_callback(_ended, running)
+    _go_on(control.run(), "control", stack)
     await _open_to_agents(hub, "control", database, herald, stack)
 
 
