@@ -73,7 +73,7 @@ class Snapshots:
         for container in await self._engine.ours(helper="1"):
             await self._engine.remove(container.id)
         for image in await self.images.all():
-            for tag in image.tags:
+            for tag in image.tags if image.labels.get("moorage.agent") == self._uid else ():
                 if tag.startswith(f"{SCRAP}:"):
                     log.warning("removing %s, of a commit that was cut short", tag)
                     with contextlib.suppress(EngineError):

@@ -15,8 +15,9 @@ from repositories.transit import Cause
 _CAUSE: Final = Cause(by="manager")
 #: How names of snapshots, and of what is on its way to become one, begin.
 OURS: Final = ("moorage/snapshot-", "moorage/scrap:")
-#: What we have made, whatever it is called.
-_MADE_HERE: Final = "moorage.image.task"
+#: The agent that made an image, and the one of the container that an unfinished one was committed from.
+_MADE_BY: Final = "moorage.image.agent"
+_COMMITTED_BY: Final = "moorage.agent"
 
 
 class Collector:
@@ -64,11 +65,13 @@ class Collector:
             images = self._images(connection)
             await images.forget_unfinished()
             listed = {image.name for image in await images.all()}
+            uid = await images.uid_of(host)
         removed = []
         for image in there:
-            tags = [tag for tag in image["tags"] if tag.startswith(OURS) and tag not in listed | known_to_go]
-            if not image["tags"] and _MADE_HERE in image["labels"]:
-                tags = [str(image["id"])]
+            made_by = image["labels"].get(_MADE_BY) or image["labels"].get(_COMMITTED_BY)
+            if made_by is None or made_by != uid:  # somebody else's, who may share the engine with us
+                continue
+            tags = [tag for tag in image["tags"] if tag not in listed | known_to_go] if image["tags"] else [image["id"]]
             for tag in tags:
                 try:
                     if not dry_run:

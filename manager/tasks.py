@@ -34,7 +34,8 @@ from repositories.database import Database
 from repositories.task import Task, TaskRepository
 from repositories.transit import Cause
 
-LEASE_SECONDS = 30.0
+#: Short, so that what a killed manager has left is taken up soon; who is late by more finds its task taken over.
+LEASE_SECONDS = 10.0
 _UNDO_SECONDS = 120.0
 _REPORT_SECONDS = 0.5
 _CAUSE = Cause(by="manager")

@@ -249,6 +249,11 @@ class ImageRepository:
             "UPDATE images SET size_bytes = $2 WHERE name = $1 AND size_bytes IS DISTINCT FROM $2", name, size_bytes
         )
 
+    async def uid_of(self, agent_id: AgentId) -> str | None:
+        """Of the agent's data dir, which images that it made are labelled with."""
+        uid: str | None = await self._connection.fetchval("SELECT uid FROM agents WHERE id = $1", agent_id)
+        return uid
+
     async def on_host(self, agent_id: AgentId, names: Sequence[str]) -> None:
         await self._connection.execute("UPDATE agents SET images = $2 WHERE id = $1", agent_id, list(names))
 

@@ -300,7 +300,7 @@ def image_rescan(registry: str | None, register: bool, as_json: bool) -> None:
     told = task.info.result or {}
     rows = [[name, "registered" if name in told.get("registered", ()) else "new"] for name in told.get("new", ())]
     rows += [[name, "gone from its host"] for name in told.get("missing", ())]
-    table(["IMAGE", "STATE"], rows, empty=f"The list agrees with the {told.get('found', 0)} images that were found.")
+    table(["IMAGE", "STATE"], rows, empty=f"Nothing new; images found: {told.get('found', 0)}.")
 
 
 @image.command("gc")
