@@ -26,9 +26,10 @@ from actions.base import (
     owner_or_admin,
 )
 from actions.batch import Dependencies, arrange, change_dependencies, checked_outputs
+from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
 from actions.options import checked_options
-from actions.mounts import places_of
+from actions.mounts import check_still_there, places_of
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec
@@ -105,6 +106,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     retry_delay: Annotated[float, Field(ge=0, le=MOST_RETRY_DELAY_SECONDS)] = 5.0
     #: globs below /home/work that are kept after a batch session's end; `outputs` when left out
     outputs: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None = None
+    serves: Serves | None = None  #: the service that an inference session keeps healthy in each of its kernels
     mounts: Annotated[tuple[Mount, ...], Field(max_length=MOST_MOUNTS)] = ()  #: volumes, below /home/work
     labels: Mapping[str, str] | None = None  #: to find it by: `label=name=value` in searches
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
@@ -174,6 +176,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             notices=notices,
             **options,
         )
+        service = checked_service(self, session, image.labels)
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
         kernels = kernels_of_groups(session, groups, partial(self._kernel, owner=call.owner), call.new_id)
@@ -182,7 +185,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             return await self._reuse(call, name, image)
         if places:
             await call.db.volumes.mount(session.id, places)
-        await arrange(call, session, self)
+        await arrange(call, session, self, service)
         call.announce("queue")
         call.announce("sessions", session.id)
         return CreatedSession(session_data=SessionData.of(await call.db.sessions.get(session.id)))
@@ -273,6 +276,8 @@ def _kernel(session: Session, kernel_id: KernelId, owner: Principal) -> NewKerne
         preopen_ports=list(session.preopen_ports),
         shm_mib=session.shm_mib,
         outputs=list(session.outputs),
+        # such a session may grow, also when it begins with one kernel
+        cluster=str(session.cluster_mode) if session.session_type is SessionTypes.INFERENCE else None,
         mounts=[dict(mount) for mount in session.mounts],
         uid=owner.uid,
         gid=owner.gid,
@@ -347,6 +352,8 @@ class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
         sessions = call.db.sessions_of(session)
+        if session.mounts:
+            await check_still_there(call, session)
         kernels = once_more(await sessions.kernel_specs(session), call.new_id)
         await sessions.restart(session, kernels, _quota(session, kernels))
         call.announce("queue")

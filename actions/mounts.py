@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actions.base import Work
-from domain.errors import InvalidMount, VolumeNotReady, VolumeReadOnly
+from domain.errors import InvalidMount, VolumeNotFound, VolumeNotReady, VolumeReadOnly
 from domain.volumes import Mount, check_apart, mount_path, mount_subpath
-from repositories.volumes import Place
+from domain.session import Session
+from repositories.volumes import Place, hold_mounts
 
 
 async def places_of(call: Work, mounts: Sequence[Mount]) -> list[Place]:
@@ -20,6 +21,16 @@ async def places_of(call: Work, mounts: Sequence[Mount]) -> list[Place]:
             field="mounts",
         )
     return places
+
+
+async def check_still_there(call: Work, session: Session) -> None:
+    """Before a new attempt: its volumes are held from here on, as at its creation. Raises VolumeNotFound."""
+    now = await hold_mounts(call.db.connection, session.id)
+    for mount in session.mounts:
+        place = now.get(mount["path"])
+        why = f"the volume '{mount['name']}' has been removed" if place is None else place["refused"]
+        if why is not None:
+            raise VolumeNotFound(f"The session cannot be started again: {why}.", volume=mount["name"])
 
 
 async def _place(call: Work, mount: Mount) -> Place:

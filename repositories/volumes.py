@@ -294,6 +294,18 @@ class VolumeRepository:
         )
 
 
+async def hold_mounts(connection: Connection, session_id: SessionId) -> dict[str, dict[str, Any]]:
+    """What a session mounts, by path, its volumes locked against removal."""
+    await connection.execute(
+        """
+        SELECT FROM volumes WHERE id IN (SELECT volume_id FROM volume_mounts WHERE session_id = $1)
+        ORDER BY id FOR SHARE
+        """,
+        session_id,
+    )
+    return (await still_mountable(connection, [session_id])).get(session_id, {})
+
+
 async def still_mountable(
     connection: Connection, session_ids: Collection[SessionId]
 ) -> dict[SessionId, dict[str, dict[str, Any]]]:
