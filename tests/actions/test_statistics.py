@@ -12,6 +12,8 @@ from actions import (
     GetTopAction,
     SearchAbusingReportsAction,
 )
+from actions.statistics import COARSE_KEPT, FINE_KEPT
+from actions.usage import KEPT
 from agent.wire import Sample
 from domain.errors import (
     InvalidRange,
@@ -25,6 +27,7 @@ from domain.ids import AgentId, SessionId
 from domain.session import Status
 from repositories.database import Connection, Database
 from repositories.samples import store_samples
+from repositories.upkeep import Retention
 from tests.scenario import (
     ALICE,
     HOST,
@@ -143,6 +146,12 @@ async def test_metrics(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
 
 
+def test_what_is_promised_is_what_is_kept() -> None:
+    keep = Retention()
+    assert (timedelta(hours=keep.samples_hours), timedelta(days=keep.sample_minutes_days)) == (FINE_KEPT, COARSE_KEPT)
+    assert timedelta(days=keep.usage_days) == KEPT
+
+
 SEVERAL = (*HALF, a_session(id=OTHER_ID, name="other", owner=ROOT), used(OTHER_ID, cpu=0.9, mem=100))
 
 
@@ -213,10 +222,10 @@ def fired(*rules: str) -> Any:
 
 report = GetAbusingReportAction(session_name=str(ID))
 #: What keeps every rule silent.
-BUSY = {"cpu": 2.0, "mem": 6000, "gpus": 2, "gpu": 1.5}
+BUSY: dict[str, Any] = {"cpu": 2.0, "mem": 6000, "gpus": 2, "gpu": 1.5}
 
 
-def judged(*rules: str, hours: float = 2, **rates: float) -> TestScenario:
+def judged(*rules: str, hours: float = 2, **rates: Any) -> TestScenario:
     return TestScenario(
         given=(a_big_session(hours), used(**{**BUSY, **rates})), do=report, answer=fired(*rules), then_audit=None
     )

@@ -131,7 +131,7 @@ async def status(database: Database, session_id: SessionId) -> tuple[str, str | 
     return row["status"], row["status_reason"]
 
 
-NO_CALL = {"idle_no_call": {"enabled": 1, "timeout_seconds": 1000}, "idle": {"warn_seconds": 100}}
+NO_CALL: dict[str, Any] = {"idle_no_call": {"enabled": 1, "timeout_seconds": 1000}, "idle": {"warn_seconds": 100}}
 
 
 async def test_the_owner_is_warned_then_the_session_ends(

@@ -181,10 +181,9 @@ def test_the_commands(measured: Measured, installation: Installation, tmp_path: 
     assert "main1" in shown
     assert "of 512" in shown
     assert installation.run("stats", "rep-busy", "--plot", "-").stdout.startswith("CPU")
-    for name, magic in (("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")):
-        done = installation.run("stats", "rep-busy", "--plot", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / name).read_bytes().startswith(magic)
+    done = installation.run("stats", "rep-busy", "--plot", str(tmp_path / "plot.png"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert installation.run("stats", "rep-busy", "--range", "soon").returncode == 2
     top = json.loads(installation.run("top", "--all", "--json").stdout)
     assert top["sessions"][0]["name"] == "rep-busy"

@@ -40,7 +40,6 @@ class SessionReports:
         params = {**self._owner, **asked}
         return Metrics.from_json(await self._transport.get(f"{self._base}/metrics", **params))
 
-
     async def abuse_report(self) -> AbuseReport:
         """Whether it wastes or harms what is shared, rule by rule, with figures, times and thresholds."""
         return AbuseReport.from_json(await self._transport.get(f"{self._base}/abusing-report", **self._owner))

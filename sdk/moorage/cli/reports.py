@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UsageRow,
         WatchRules,
     )
-    from moorage.sync import Client, Session
+    from moorage.sync import Session
 
 _HEADERS = ["KERNEL", "CPU", "MEM", "DISK", "NET IN/s", "NET OUT/s", "READ/s", "WRITE/s", "PIDS", "GPU", "GPU MEM"]
 _MIB = 1024 * 1024
@@ -196,30 +196,31 @@ def _used(used: float | None, held: float | None, form: str) -> str:
 @click.command("abuse-report")
 @click.argument("session", type=terminal.SESSION, required=False)
 @click.option("-a", "--all", "everybodys", is_flag=True, help="Everybody's running sessions; for administrators.")
-@click.option("--project", help="With --all: only of this project.")
+@click.option("--project", help="Only of this project.")
 @click.option("-v", "--verbose", is_flag=True, help="Also the rules that found nothing.")
 @json_option
 def abuse_report_command(
     session: str | None, everybodys: bool, project: str | None, verbose: bool, as_json: bool
 ) -> None:
-    """Say whether a session wastes or harms what is shared, rule by rule, with the figures. Exit code 1 if one fired."""
-    if (session is None) is not everybodys:
-        raise click.UsageError("Name a session, or say --all.")
+    """Say whether sessions waste or harm what is shared, rule by rule, with the figures: yours, one, or everybody's.
+
+    Of one session, the exit code is 1 if a rule has fired.
+    """
+    if session is not None and everybodys:
+        raise click.UsageError("Name a session, or say --all, not both.")
     with connect() as client:
-        reports = _reports(client, session, project, quiet=verbose)
+        if everybodys:
+            reports = client.abuse_reports(project=project, quiet=verbose)
+        else:
+            sessions = client.sessions.list(project=project) if session is None else [find(client, session)]
+            reports = [found.abuse_report() for found in sessions]
     if as_json:
         found = [report.to_json() for report in reports]
-        print_json(found if everybodys else found[0])
+        print_json(found if session is None else found[0])
     else:
         _show_reports(reports, verbose=verbose, alone=session is not None)
     if session is not None and reports[0].abusive:
         raise click.exceptions.Exit(1)
-
-
-def _reports(client: Client, session: str | None, project: str | None, *, quiet: bool) -> list[AbuseReport]:
-    if session is None:
-        return client.abuse_reports(project=project, quiet=quiet)
-    return [find(client, session).abuse_report()]
 
 
 def _show_reports(reports: Sequence[AbuseReport], *, verbose: bool, alone: bool) -> None:
