@@ -58,7 +58,7 @@ class Egress:
         meant = _embedded(address)
         if any(one in network for network in self._allowed for one in {address, meant} if one.version == network.version):
             return None
-        for one in (address, meant):
+        for one in (meant, address):
             if (kind := _kind(one)) is not None:
                 return kind
         if text in ours or str(meant) in ours or is_own(meant):

@@ -107,6 +107,10 @@ class Webhooks(Loop):
             return 0.0
         return None if due_at is None else max(0.0, (due_at - now).total_seconds())
 
+    async def settle(self) -> None:
+        """Wait for what is under way. For tests."""
+        await asyncio.gather(*self._under_way)
+
     async def close(self) -> None:
         """What is under way is given up here; its lease ends, and another manager tries again."""
         for task in self._under_way:
@@ -128,10 +132,10 @@ class Webhooks(Loop):
                 again = status != 410  # Gone: it wants no more of this
         except Forbidden as refused:
             error = str(refused)
-        except (aiohttp.ClientError, OSError, ValueError) as failed:
-            error = f"{type(failed).__name__}: {failed}"[:300]
         except TimeoutError:
             error = f"no answer within {self._settings.timeout_seconds:g} s"
+        except (aiohttp.ClientError, OSError, ValueError) as failed:
+            error = f"{type(failed).__name__}: {failed}"[:300]
         except MoorageError as failed:
             error = failed.message
         with suppress(MoorageError):  # else its lease ends, and it is tried again

@@ -167,9 +167,13 @@ async def claim(
 
 
 async def next_try(connection: Connection) -> datetime | None:
-    """When something will be due; what is being tried just now is due when its lease ends."""
+    """When something will be due; what is being tried just now is due when its lease ends, what waits behind it later."""
     at: datetime | None = await connection.fetchval(
-        "SELECT min(greatest(next_try_at, lease_until)) FROM webhook_deliveries WHERE status = 'queued'"
+        """
+        SELECT min(greatest(next_try_at, lease_until)) FROM (
+            SELECT DISTINCT ON (session_id) next_try_at, lease_until FROM webhook_deliveries WHERE status = 'queued'
+            ORDER BY session_id, event_seq) heads
+        """
     )
     return at
 
