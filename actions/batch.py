@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from pydantic import Field
 
@@ -56,10 +56,9 @@ class Arranged(Protocol):
 def checked_outputs(asked: Arranged, now: datetime) -> tuple[str, ...]:
     """Raises InvalidConfiguration for what contradicts itself; else the globs of what is kept."""
     batch = asked.session_type is SessionTypes.BATCH
-    if not batch and (asked.batch_timeout is not None or asked.max_retries or asked.outputs is not None):
-        field = (
-            "batch_timeout" if asked.batch_timeout is not None else "max_retries" if asked.max_retries else "outputs"
-        )
+    retried = asked.max_retries and asked.session_type is not SessionTypes.INFERENCE
+    if not batch and (asked.batch_timeout is not None or retried or asked.outputs is not None):
+        field = "batch_timeout" if asked.batch_timeout is not None else "max_retries" if retried else "outputs"
         raise InvalidConfiguration(f"Only a batch session has {field}: it needs a startup_command.", field=field)
     if asked.starts_at is not None and asked.starts_at > now + _LATEST_START:
         raise InvalidConfiguration("starts_at is more than a year away.", field="starts_at")
@@ -82,8 +81,13 @@ def _checked_pattern(pattern: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-async def arrange(call: Work, session: Session, asked: Arranged) -> None:
-    """Right after the session was made, in the same transaction. Raises what is wrong with its dependencies."""
+async def arrange(call: Work, session: Session, asked: Arranged, service: Mapping[str, Any] | None) -> None:
+    """Right after the session was made, in the same transaction. Raises what is wrong with its dependencies.
+
+    `service`: what an inference session keeps running, see actions/inference.py.
+    """
+    if service is not None:
+        await call.db.sessions_of(session).serve(session.id, service)
     dependencies = call.db.dependencies_of(session)
     if asked.depends_on:
         found = await dependencies.find(_wanted(asked.depends_on), other_than=session.id)

@@ -17,6 +17,7 @@ from manager.dispatcher import ConnectedAgents, Dispatcher
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
 from manager.idle import IdleCheckers
+from manager.inference import Inference
 from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
@@ -62,6 +63,7 @@ class Control:
             database, agents, self.ingest.on_facts, manager_id=manager_id, clock=clock, jitter=jitter
         )
         self.dependencies = Dependencies(database, herald, clock=clock)
+        self.inference = Inference(database, herald, agents, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
         self.sequencer = Sequencer(database, herald)
@@ -84,6 +86,9 @@ class Control:
             ("webhooks", self.webhooks),
             ("queue", self.scheduler),
             ("queue", self.dependencies),
+            ("queue", self.inference),
+            ("services", self.inference),
+            ("sessions", self.inference),
             ("agents", self.scheduler),
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
@@ -98,6 +103,7 @@ class Control:
             self.scheduler,
             self.dispatcher,
             self.dependencies,
+            self.inference,
             self.deadlines,
             self.lost_agents,
             self.sequencer,
@@ -120,5 +126,6 @@ class Control:
             for end in forget:
                 end()
             await self.dispatcher.close()
+            await self.inference.close()
             await self.tasks.close()
             await self.webhooks.close()

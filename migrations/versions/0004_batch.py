@@ -32,6 +32,7 @@ def _columns() -> list[sa.Column[Any]]:
         sa.Column("retrying", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("outputs", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False),
         sa.Column("unmet", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("inference", postgresql.JSONB()),
         sa.Column("work_until_at", _AT),
     ]
 
@@ -40,6 +41,7 @@ _INDEXES = (
     ("sessions_work_until_idx", "work_until_at", _NOT_FINAL),
     ("sessions_starts_idx", "starts_at", "status = 'PENDING'"),
     ("sessions_unmet_idx", "id", "status = 'PENDING' AND unmet > 0"),
+    ("sessions_inference_idx", "id", f"session_type = 'inference' AND {_NOT_FINAL}"),
 )
 # The only writer of sessions.unmet. Rows are locked in order, so that two writers cannot deadlock; what each then counts
 # is what whoever held the lock before has left.
