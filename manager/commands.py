@@ -156,7 +156,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.command()
 @_data_dir
 @click.option(
-    "--role", type=click.Choice(["api", "control", "proxy"]), help="Run one role only.  [default: one of each]"
+    "--role", type=click.Choice(["api", "control", "proxy", "ssh"]), help="Run one role only.  [default: one of each]"
 )
 @click.option("--database-url", help="PostgreSQL >= 15.  [default: manager.toml, or $DATABASE_URL]")
 @click.option("--host", help="Where the REST API listens.  [default: 127.0.0.1]")
@@ -169,6 +169,10 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.option("--advertised-agent-host", help="The address that agents are told.")
 @click.option("--proxy-port", type=click.IntRange(1, 65535))
 @click.option("--proxy-url", help="Where browsers reach the proxy; '*' stands for a session's own host name.")
+@click.option("--ssh-port", type=click.IntRange(1, 65535), help="Of the SSH gateway.  [default: none]")
+@click.option("--ssh-host", help="Where the SSH gateway listens.  [default: where the REST API does]")
+@click.option("--advertised-ssh-host", help="The address of the SSH gateway that clients are told.")
+@click.option("--agent-ssh-port", type=click.IntRange(1, 65535))
 @click.option("--tls-cert", help="Certificate chain of the REST API (PEM).")
 @click.option("--tls-key")
 @click.option("--log-level")

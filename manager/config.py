@@ -49,6 +49,12 @@ class ManagerConfig:
     proxy_port: int = 0
     #: where browsers reach the proxy, when it is not at its port on `host`; an origin of its own
     proxy_url: str = ""
+    #: the SSH gateway; at port 0 there is none. It listens on `host` unless it has one of its own
+    ssh_port: int = 0
+    ssh_host: str = ""
+    #: the address that clients are told, when it is not the one at which they reach the API
+    advertised_ssh_host: str = ""
+    agent_ssh_port: int = 0
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"

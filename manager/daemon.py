@@ -31,6 +31,7 @@ from manager.bootstrap import bootstrap, join_token
 from manager.clock import DatabaseClock
 from manager.config import ManagerConfig
 from manager.control import Control, ControlSettings
+from manager.gateway.authority import Authority
 from manager.herald import Herald
 from manager.ingest import Ingest
 from manager.metrics import Metrics
@@ -39,15 +40,18 @@ from manager.vault import Vault
 from manager.webhooks import WebhookSettings
 from manager.world import World
 from repositories import agents as agent_rows
+from repositories.activity import touch
 from repositories.database import Database
 
 T = TypeVar("T")
 
 log = logging.getLogger("moorage.manager")
-ROLES: Final = ("api", "control", "proxy")
-_POOL: Final = {"api": 16, "control": 12, "proxy": 4}
+ROLES: Final = ("api", "control", "proxy", "ssh")
+_POOL: Final = {"api": 16, "control": 12, "proxy": 4, "ssh": 4}
 #: A new process waits so long for the agents that are alive to dial it, before it takes requests.
 _FIRST_AGENTS_SECONDS: Final = 3.0
+#: Between two looks at which sessions have connections into them.
+_USED_SECONDS: Final = 10.0
 
 
 class CannotServe(Exception):
@@ -69,7 +73,8 @@ def run(config: ManagerConfig, role: str | None) -> None:
         _serve(config, role)
         return
     _preload()
-    supervise({name: partial(_serve, config, name) for name in ROLES})
+    roles = [name for name in ROLES if name != "ssh" or config.ssh_port]
+    supervise({name: partial(_serve, config, name) for name in roles})
 
 
 def _free_port(host: str) -> int:
@@ -101,6 +106,7 @@ def _serve(config: ManagerConfig, role: str) -> None:
         "api": _api,
         "control": _control,
         "proxy": _proxy,
+        "ssh": _ssh,
     }
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(_until_stopped(config, serve[role]))
@@ -175,6 +181,21 @@ async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: 
     herald.announce("managers")
     announcing = asyncio.create_task(_say_where(database, hub, role), name="say where")
     stack.push_async_callback(_ended, announcing)
+    if role != "control":  # whose connections are its own, not a user's
+        touching = asyncio.create_task(_say_what_is_used(database, hub), name="say what is used")
+        stack.push_async_callback(_ended, touching)
+
+
+async def _say_what_is_used(database: Database, hub: AgentHub) -> None:
+    """A terminal, a notebook or an ssh connection that is open keeps a session from being idle."""
+    while True:
+        await asyncio.sleep(_USED_SECONDS)
+        if used := hub.kernels_in_use():
+            try:
+                async with database.reader() as connection:
+                    await touch(connection, used, now=datetime.now(UTC))
+            except DatabaseUnavailable:
+                log.debug("what is used cannot be written at the moment")
 
 
 async def _say_where(database: Database, hub: AgentHub, role: str) -> None:
@@ -282,6 +303,8 @@ async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
 
     metrics = Metrics()
     world = await open_world(config, stack, metrics=metrics, port=config.agent_api_port)
+    if config.ssh_port:
+        world.service.ssh = Authority.of(config)
     door = RestDoor(world, metrics, join_token=partial(join_token, config))
     tls = _tls(config)
     await door.listen(config.host, config.port, tls=tls)
@@ -299,11 +322,12 @@ def _tls(config: ManagerConfig) -> ssl.SSLContext | None:
 
 
 async def open_world(
-    config: ManagerConfig, stack: AsyncExitStack, *, metrics: Metrics | None = None, port: int = 0
+    config: ManagerConfig, stack: AsyncExitStack, *, metrics: Metrics | None = None, port: int = 0, role: str = "api"
 ) -> World:
     """Everything that runs actions in this process, with connections to the agents of its own."""
-    database, herald = await _open(config, "api", stack)
-    hub = _hub(config, "api", _Callbacks(database), port, config.agent_data_port if port else 0)
+    database, herald = await _open(config, role, stack)
+    data_port = config.agent_data_port if port and role == "api" else 0
+    hub = _hub(config, role, _Callbacks(database), port, data_port)
     clock = DatabaseClock(database)
     await clock.step()
     ticking = asyncio.create_task(clock.run(), name="clock")
@@ -317,12 +341,25 @@ async def open_world(
         proxy_url=config.proxy_endpoint,
         vault=Vault.of(config.data_dir / "pki"),
     )
-    await _open_to_agents(hub, "api", database, herald, stack)
+    await _open_to_agents(hub, role, database, herald, stack)
     async with database.reader() as connection:
         known = await agent_rows.list_agents(connection)
     alive = [AgentId(agent["id"]) for agent in known if agent["seen_at"] is not None and not agent["lost"]]
     await hub.wait_until_connected(alive, _FIRST_AGENTS_SECONDS)
     return world
+
+
+async def _ssh(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    """Encryption takes time, so it has a process of its own."""
+    from manager.gateway.door import Gateway
+
+    if not config.ssh_port:
+        raise CannotServe("The SSH gateway has no port: set ssh_port in manager.toml, or give --ssh-port.")
+    world = await open_world(config, stack, port=config.agent_ssh_port, role="ssh")
+    gateway = Gateway(world, Authority.of(config))
+    port = await gateway.listen(config.ssh_host or config.host, config.ssh_port)
+    stack.push_async_callback(gateway.close)
+    log.info("the SSH gateway listens on port %d", port)
 
 
 async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:

@@ -68,6 +68,7 @@ class Installation:
             "access_key": credentials.access_key,
             "secret_key": credentials.secret_key,
             "data_dir": str(self.data_dir),
+            "ssh_port": ManagerConfig.load(self.data_dir).ssh_port,
         }
 
     def runner_pid(self) -> int | None:
@@ -155,6 +156,7 @@ def _prepare(installation: Installation, postgres: EmbeddedPostgres, port: int |
         agent_api_port=stored.agent_api_port or _chosen_port(0),
         agent_control_port=stored.agent_control_port or _chosen_port(0),
         proxy_port=stored.proxy_port or _chosen_port(0),
+        ssh_port=stored.ssh_port or _chosen_port(0),
     )
     config.save()
     _migrate(dsn)

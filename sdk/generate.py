@@ -182,6 +182,8 @@ MODELS = {
     "PortPass": ("PortPass", "Lets its holder connect to one port of a kernel.", {"url", "token"}),
     "VolumeData": ("VolumeInfo", "A volume as the caller may use it; sizes are in bytes.", {"id", "name"}),
     "Unpacked": ("Unpacked", "What has come out of an archive.", set()),
+    "SshKeyData": ("SshKey", "A public key that opens the SSH gateway.", {"id", "name", "fingerprint"}),
+    "SshAccess": ("SshAccess", "Where the SSH gateway is, and a certificate that opens a session.", {"port", "user"}),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

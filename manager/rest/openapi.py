@@ -20,6 +20,7 @@ from actions.administration import JoinToken, WhoAmI
 from actions.base import BatchAction, Effect, SessionAction
 from actions.execution import ReadExecutionAction
 from actions.files import FileList, FileManaged, FilesResult
+from actions.gateway import SshAccess
 from actions.services import PortPass
 from actions.watch import AbuseReport, WatchRules
 from domain.errors import MoorageError, all_errors
@@ -125,7 +126,7 @@ _OWN_QUERY: Final[dict[str, tuple[dict[str, Any], str]]] = {
 #: Actions whose body is a file's bytes, or an archive's.
 _UNPACKING: Final = frozenset({"unpack_archive", "unpack_volume_archive"})
 _BODIES: Final = frozenset({"upload_files", "upload_volume_files", *_UNPACKING})
-_WHOLE: Final = (WhoAmI, AbuseReport, WatchRules, PortPass)
+_WHOLE: Final = (SshAccess, WhoAmI, AbuseReport, WatchRules, PortPass)
 _ANYWHERE: Final = ("internal", "database_unavailable", "too_many_requests", "unauthenticated")
 _OF_BODY: Final = ("invalid_request", "invalid_json", "request_too_large", "unsupported_media_type")
 

@@ -40,6 +40,8 @@ __all__ = [
     "ServiceInfo",
     "ServiceInstance",
     "SessionInfo",
+    "SshAccess",
+    "SshKey",
     "TaskInfo",
     "Top",
     "TopHost",
@@ -648,6 +650,34 @@ class Unpacked(Model):
     folders: int = 0
     links: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshKey(Model):
+    """A public key that opens the SSH gateway."""
+
+    id: str
+    name: str
+    access_key: str = ""
+    public_key: str = ""
+    fingerprint: str
+    created_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshAccess(Model):
+    """Where the SSH gateway is, and a certificate that opens a session."""
+
+    host: str | None = None
+    port: int
+    user: str
+    host_key: str = ""
+    certificate: str = ""
+    expires_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"expires_at": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

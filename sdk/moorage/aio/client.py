@@ -15,6 +15,7 @@ from moorage.aio.events import server_sent
 from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
 from moorage.aio.snapshots import Registries
+from moorage.aio.ssh import SshKeys
 from moorage.aio.tasks import Tasks
 from moorage.aio.volumes import Volumes
 from moorage.config import load_config
@@ -61,6 +62,7 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.ssh_keys = SshKeys(self._transport)
         self.volumes = Volumes(self._transport)
 
     def __repr__(self) -> str:

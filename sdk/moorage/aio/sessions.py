@@ -25,6 +25,7 @@ from moorage.aio.kernels import SessionKernels
 from moorage.aio.reports import SessionReports, _time
 from moorage.aio.snapshots import SessionSnapshots
 from moorage.aio.services import Services
+from moorage.aio.ssh import SessionSsh
 from moorage.aio.terminals import Ptys
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
@@ -37,7 +38,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
+class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.

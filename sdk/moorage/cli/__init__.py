@@ -40,6 +40,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "service": ("services", "Services of a session: start, stop, ls, url."),
         "port-forward": ("services", "Reach a port of a session at a port of this machine."),
     },
+    "SSH": {
+        "ssh": ("ssh", "Log in to a session with this machine's SSH client."),
+        "config-ssh": ("ssh", "Let `ssh NAME.moorage` work."),
+        "ssh-key": ("ssh", "Keys that open your sessions by SSH: add, ls, rm."),
+        "ssh-certificate": ("ssh", "What `ssh` calls for NAME.moorage."),
+    },
     "Reports": {
         "stats": ("reports", "Show what a session uses, live or as a chart."),
         "top": ("reports", "Show who holds and who uses which CPU, memory and GPU."),

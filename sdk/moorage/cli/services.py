@@ -99,7 +99,8 @@ def service_ls(session: str, as_json: bool) -> None:
         print_json([service.to_json() for service in found])
         return
     rows = [(s.name, s.kind, str(s.port), s.kernels, s.health, _restarts(s), _trouble(s)) for s in found]
-    table(("NAME", "KIND", "PORT", "KERNELS", "HEALTH", "RESTARTS", "MESSAGE"), rows)
+    empty = f"no services; 'moorage service start {session} jupyter' starts one"
+    table(("NAME", "KIND", "PORT", "KERNELS", "HEALTH", "RESTARTS", "MESSAGE"), rows, empty=empty)
 
 
 def _restarts(service: ServiceInfo) -> str:

@@ -17,6 +17,7 @@ from moorage.sync.events import server_sent
 from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
 from moorage.sync.snapshots import Registries
+from moorage.sync.ssh import SshKeys
 from moorage.sync.tasks import Tasks
 from moorage.sync.volumes import Volumes
 
@@ -62,6 +63,7 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.ssh_keys = SshKeys(self._transport)
         self.volumes = Volumes(self._transport)
 
     def __repr__(self) -> str:

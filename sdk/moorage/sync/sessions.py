@@ -28,6 +28,7 @@ from moorage.sync.kernels import SessionKernels
 from moorage.sync.reports import SessionReports, _time
 from moorage.sync.services import Services
 from moorage.sync.snapshots import SessionSnapshots
+from moorage.sync.ssh import SessionSsh
 from moorage.sync.terminals import Ptys
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
@@ -38,7 +39,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots):
+class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
