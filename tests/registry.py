@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import socket
 import subprocess
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker
+import docker.errors
 import pytest
 
 CACHE = Path("/var/tmp/moorage-dev-registry")
@@ -84,3 +89,18 @@ def _wait(registry: Registry, server: subprocess.Popen[bytes]) -> None:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.05)
     pytest.fail(f"the registry does not come up: {(registry.folder / 'log').read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def tiny_image(engine: docker.DockerClient) -> Iterator[str]:
+    """An image with nothing in it, which is pushed in no time: the runner brings what it needs."""
+    name = "moorage/test-tiny:1"
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        folder = tarfile.TarInfo("etc")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+    engine.api.import_image_from_data(content.getvalue(), repository="moorage/test-tiny", tag="1")
+    yield name
+    with contextlib.suppress(docker.errors.APIError):  # another run of these tests uses it
+        engine.images.remove(name)

@@ -80,6 +80,7 @@ class FakeAgent:
         self.kernels: dict[UUID, Kernel] = {}
         self.runs: dict[str, Run] = {}
         self.files: dict[str, bytes] = {}
+        self.images: dict[str, dict[str, str]] = {}  #: name -> labels
         self.folders: set[str] = {"/home/work"}
         self.fails_with: MoorageError | None = None
         #: the output of the next runs: the code is printed when there is none
@@ -343,7 +344,40 @@ class FakeAgent:
     async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(sock=await self.tunnel_socket(where, port))
 
-    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+    async def commit(
+        self, where: KernelAddress, job: UUID, image: str, labels: dict[str, str]
+    ) -> AsyncIterator[dict[str, Any]]:
+        self._asked("commit", where.kernel_id, image)
+        yield {"current": 1, "total": 2, "message": "packing"}
+        made = {"image_id": "sha256:1", "architecture": "x86_64", "labels": labels, "size_bytes": 10}
+        self.images[image] = {**labels, "moorage.image.task": str(job)}
+        yield {"result": {**made, "frozen_seconds": 0.1}}
+
+    async def push_image(
+        self, agent_id: AgentId, job: UUID, image: str, auth: dict[str, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        self._asked("push_image", image, auth)
+        yield {"current": 1, "total": 1, "message": "pushed"}
+        yield {"result": {"digest": "sha256:2"}}
+
+    async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
+        self._asked("cancel_job", job)
+        return False
+
+    async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
+        self._asked("list_images", agent_id)
+        return [
+            {"id": f"sha256:{name}", "tags": [name], "digests": [], "labels": labels, "size_bytes": 10}
+            for name, labels in self.images.items()
+        ]
+
+    async def remove_image(self, agent_id: AgentId, image: str, *, job: UUID | None = None) -> bool:
+        self._asked("remove_image", image)
+        return self.images.pop(image, None) is not None
+
+    async def pull_image(
+        self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         self._asked("pull_image", agent_id, image)
         yield {"current": 1, "total": 2, "message": "half"}
         yield {"current": 2, "total": 2, "message": "there"}

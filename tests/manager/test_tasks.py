@@ -35,7 +35,9 @@ class Puller(FakeAgent):
         self.gate.set()
         self.fails: Exception | None = None
 
-    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull_image(
+        self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         self.calls.append((PULL_IMAGE, agent_id, image))
         yield {"current": 1, "total": 2, "message": "half"}
         await self.gate.wait()

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -277,8 +278,30 @@ class MemoryHost:
         self._called("statistics")
         return {"cpu_seconds": 1.5, "mem_bytes": 1024}
 
-    async def pull_image(self, agent_id: AgentId, image: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull_image(
+        self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         yield {"current": 1, "total": 1, "message": "there"}
+
+    async def push_image(
+        self, agent_id: AgentId, job: UUID, image: str, auth: dict[str, str] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        yield {"result": {"digest": "sha256:2"}}
+
+    async def commit(
+        self, where: KernelAddress, job: UUID, image: str, labels: dict[str, str]
+    ) -> AsyncIterator[dict[str, Any]]:
+        made = {"image_id": "sha256:1", "architecture": "x86_64", "labels": labels, "size_bytes": 10}
+        yield {"result": {**made, "frozen_seconds": 0.1}}
+
+    async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
+        return False
+
+    async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
+        return []
+
+    async def remove_image(self, agent_id: AgentId, image: str, *, job: UUID | None = None) -> bool:
+        return False
 
 
 class Zeros(Sequence[bytes]):
