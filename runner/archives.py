@@ -210,12 +210,12 @@ def tar_entries(stream: Stream, limits: Limits) -> Iterator[Entry]:
     headers = 0
     while True:
         block = stream.read(BLOCK, at_end=True)
-        if len(block) < BLOCK or not block.strip(b"\0"):
+        if not block.strip(b"\0"):
             if more:
                 raise refuse("The archive ends in the middle of a name.")
             stream.drain()
             return
-        if not _is_header(block):
+        if len(block) < BLOCK or not _is_header(block):
             raise refuse("A header of the archive is broken.")
         headers += 1
         if headers > 3 * limits.entries:
