@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -44,7 +45,7 @@ from domain.errors import (
     TransferFailed,
     Unauthenticated,
 )
-from domain.ids import AgentId, RunId
+from domain.ids import AgentId, KernelId, RunId
 
 log = logging.getLogger("moorage.agents")
 #: Asking and answering take milliseconds; a host that is slower than this is in trouble.
@@ -108,6 +109,8 @@ class AgentHub:
         self._pulls: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
         self._refused_joins: list[float] = []
+        self._dug: WeakKeyDictionary[socket.socket, KernelId] = WeakKeyDictionary()
+        self._dug_lately: set[KernelId] = set()
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Event()
 
@@ -586,7 +589,16 @@ class AgentHub:
                 if landed.done() and not landed.cancelled():
                     await landed.result().close()
                 raise
-        return as_socket(channel, self._spawn), dict(said)
+        sock = as_socket(channel, self._spawn)
+        self._dug[sock] = where.kernel_id
+        self._dug_lately.add(where.kernel_id)
+        return sock, dict(said)
+
+    def kernels_in_use(self) -> set[KernelId]:
+        """Those that a connection leads into, or has led into since this was asked last."""
+        used = self._dug_lately | {kernel_id for sock, kernel_id in self._dug.items() if sock.fileno() >= 0}
+        self._dug_lately.clear()
+        return used
 
     async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await streams_of(await self.tunnel_socket(where, port))

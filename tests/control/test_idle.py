@@ -16,6 +16,7 @@ from domain.session import SessionTypes
 from domain.watch import SETTINGS, Window, with_changes
 from manager.herald import Herald
 from manager.idle import IdleCheckers
+from repositories.activity import touch
 from repositories.database import Database
 from repositories.samples import store_samples
 from tests.control.fakes import Clock
@@ -175,6 +176,21 @@ async def test_who_comes_back_keeps_theirs(database: Database, checkers: IdleChe
     await checkers.step()
     assert await words(database) == ["idle_warning", "idle_cleared", "idle_warning"]
     assert (await status(database, session_id))[0] == "RUNNING"
+
+
+async def test_an_open_connection_is_use(database: Database, checkers: IdleCheckers, clock: Clock) -> None:
+    """A terminal or a notebook: what managers' processes say of their connections into containers."""
+    await settings(database, **NO_CALL)
+    (session_id,) = await running(database)
+    clock.turn(seconds=950)
+    await checkers.step()
+    async with database.reader() as connection:
+        kernel = (await kernels_of(connection, session_id))[0]
+        await touch(connection, [kernel["id"]], now=clock.now)
+        await touch(connection, [kernel["id"]], now=NOW)  # of a slower process
+    clock.turn(seconds=100)
+    await checkers.step()
+    assert await words(database) == ["idle_warning", "idle_cleared"]
 
 
 async def test_nobody_is_ended_unwarned_after_an_outage(
