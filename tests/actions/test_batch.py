@@ -18,6 +18,7 @@ from actions import (
     ModifySessionAction,
 )
 from actions.batch import DependsOn
+from actions.inference import Serves
 from domain.dependency import Condition
 from domain.errors import (
     AgentUnavailable,
@@ -183,6 +184,42 @@ def refused(do: CreateFromParamsAction, error: type[Exception], *given: Given) -
 )
 async def test_create(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+def served(**changes: Any) -> CreateFromParamsAction:
+    serves = {"command": ["serve", "{port}", "{prefix}"], "port": 8000, "path": "health", **changes}
+    return create(session_type=SessionTypes.INFERENCE, serves=Serves(**serves), cluster_size=2)
+
+
+@table(
+    a_service_is_kept=TestScenario(
+        do=served(),
+        then_rows=("+kernels eval", "+kernels eval", "+sessions eval", "+status_history eval create PENDING"),
+    ),
+    nothing_to_keep=refused(create(session_type=SessionTypes.INFERENCE), InvalidConfiguration),
+    kept_by_another_type=refused(create(serves=Serves(command=["serve"], port=8000)), InvalidConfiguration),
+    no_command=refused(served(command=[]), InvalidConfiguration),
+    no_port=refused(served(port=None), InvalidConfiguration),
+    a_port_that_is_none=refused(served(port=70000), InvalidRequest),
+    a_name_that_is_none=refused(served(name="API!"), InvalidRequest),
+    nul_in_its_command=refused(served(command=["a\0b"]), InvalidRequest),
+)
+async def test_inference(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+async def test_what_is_to_be_served_is_kept_with_the_session(database: Database) -> None:
+    """As the control role declares it once the session runs."""
+    processor = await stage(database)
+    made = await processor.run(served(), by=ALICE)
+    async with database.reader() as connection:
+        declared = await connection.fetchval("SELECT inference FROM sessions")
+        specs = [row["spec"] for row in await connection.fetch("SELECT spec FROM kernels")]
+    prefix = f"/proxy/{made.session_data.id}/api/"
+    assert (declared["name"], declared["port"], declared["kernels"]) == ("api", 8000, "all")
+    assert declared["spec"]["argv"] == ["serve", "8000", prefix]
+    assert declared["spec"]["path"] == "/health"
+    assert [spec["cluster"] for spec in specs] == ["single-node"] * 2
 
 
 # -- change --------------------------------------------------------------------------------------------------------------
