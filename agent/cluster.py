@@ -64,6 +64,9 @@ def write_hosts(path: Path, network: ClusterNetwork) -> None:
     versions mixed."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{name}" for name, address in network.hosts]
+    # Programs that listen on IPv6 ask for the name of ::ffff:10.0.0.2, and wait long for a name server that knows nothing
+    # of it: torch.distributed does, 10 s for each connection. The name is another one, so that `main1` has one address.
+    lines += [f"::ffff:{address}\t{name}.cluster" for name, address in network.hosts]
     text = "".join(f"{line}\n" for line in lines).encode()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -13,7 +13,15 @@ from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
 from agent import cluster, runtime
-from agent.containers import USER, Containers, ContainerSpec, ContainerState, EngineError, ImageConfig
+from agent.containers import (
+    USER,
+    Containers,
+    ContainerSpec,
+    ContainerState,
+    EngineError,
+    ImageConfig,
+    cpu_quota_us,
+)
 from agent.outputs import keep
 from agent.mounts import MountFailed
 from agent.rings import RunnerError, close_unfinished
@@ -34,6 +42,7 @@ _TELL_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 2.0, 5.0)
 _DEFAULT_MILLI_CPU: Final = 1000
 _DEFAULT_MIB: Final = 1024
+_MIB: Final = 1 << 20
 _LOG_TAIL_BYTES: Final = 4096
 
 
@@ -99,6 +108,7 @@ class Kernel:
         self._finished = asyncio.Event()  #: the startup command has ended
         self._network_known: dict[str, Any] | None = None  #: what the container was told of its cluster
         self._telling: asyncio.Task[None] | None = None
+        self._adjusting: asyncio.Task[None] | None = None
         self._off_network = False  #: no container of it is there any more, which nobody has been told yet
 
     def __repr__(self) -> str:
@@ -175,7 +185,8 @@ class Kernel:
 
     async def let_go(self) -> None:
         """The agent ends; containers go on."""
-        tasks = [task for task in (self._task, self._telling, *self._following.values()) if task is not None]
+        doing = (self._task, self._telling, self._adjusting, *self._following.values())
+        tasks = [task for task in doing if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -248,7 +259,6 @@ class Kernel:
     async def _create_and_start(self, config: RunnerConfig) -> None:
         engine = self._house.engine
         await self._house.networks.ensure(self.spec)
-        self._network_known = self.spec.network
         self.died.clear()
         signal = await asyncio.to_thread(self._prepare, config)
         waiting = asyncio.ensure_future(signal.wait(READY_SECONDS))
@@ -290,6 +300,7 @@ class Kernel:
         for run_id in self.link.runs:
             self.follow(run_id)
         self.tell_network()  # it may have changed while nobody could be told
+        self.adjust()
 
     async def _reconnect(self, state: ContainerState) -> None:
         """A runner on a busy host may be slow to answer; work of hours is not given up for that."""
@@ -357,6 +368,36 @@ class Kernel:
             await self._start_command(self.spec.startup_command)
         await self._account_for_runs()
         log.info("%s: found again, %d runs go on", self, len(self._following))
+
+    # -- its size --------------------------------------------------------------------------------------------------
+    def adjust(self) -> None:
+        """Its slots may have changed: the container's limits follow."""
+        if self._adjusting is None or self._adjusting.done():
+            self._adjusting = asyncio.create_task(self._adjust(), name=f"size of {self}")
+
+    async def _adjust(self) -> None:
+        tries = 0
+        while self.link is not None and (cgroup := self.cgroup) is not None:
+            wanted = self._size()
+            if await asyncio.to_thread(cgroup.limits) == (wanted[1] * _MIB, cpu_quota_us(wanted[0])):
+                return
+            used = (await asyncio.to_thread(cgroup.read)).get("mem_bytes", 0)
+            if used < wanted[1] * _MIB:  # else the kernel would end processes; it shrinks once they have let go
+                try:
+                    await self._house.engine.limit(self.name, cpu_milli=wanted[0], memory_mib=wanted[1])
+                except EngineError as error:
+                    log.warning("%s: its limits cannot be changed yet: %s", self, error)
+                else:
+                    log.info("%s: has %d milli-CPU and %d MiB now", self, *wanted)
+                    if wanted == self._size():
+                        return
+                    continue
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            tries += 1
+
+    def _size(self) -> tuple[int, int]:
+        slots = self.spec.slots
+        return slots.get("cpu", _DEFAULT_MILLI_CPU), slots.get("mem", _DEFAULT_MIB)
 
     # -- the cluster -----------------------------------------------------------------------------------------------
     def tell_network(self) -> None:
@@ -601,6 +642,7 @@ class Kernel:
 
     def _runner_config(self, image_environ: Any) -> RunnerConfig:
         spec, defaults = self.spec, self._house.defaults
+        self._network_known = spec.network  # it may change before the container is there
         quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
         return RunnerConfig(
             environ={"HOME": "/home/work", **image_environ, **cluster.environ(spec), **spec.environ},

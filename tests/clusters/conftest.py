@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import docker
@@ -52,11 +54,10 @@ def hosts(engine: docker.DockerClient, kernel_image: str) -> Iterator[Hosts]:
     made = Hosts(folder)
     try:
         made.open()
-        with (folder / "image.tar").open("wb") as file:
+        with made.image.open("wb") as file:
             for chunk in engine.images.get(kernel_image).save(named=True):
                 file.write(chunk)
-        made.load(folder / "image.tar")
-        (folder / "image.tar").unlink()
+        made.start_loading()
         yield made
     except CannotMakeHosts as reason:
         pytest.skip(str(reason))
@@ -93,8 +94,9 @@ class Fleet:
         log = self.data_dir / "log/moorage.log"
         assert done.returncode == 0, done.stderr + (log.read_text()[-3000:] if log.exists() else "")
         self.client = moorage.Client(config=self.environ["MOORAGE_CONFIG"])
-        for number, host in enumerate(self.hosts.hosts, 1):
-            self._join(host, number)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._join, self.hosts.hosts, count(1)))
+        self.hosts.wait_for_images()
         self._wait_for_agents(len(self.hosts.hosts) + 1)
 
     def _wait_for_agents(self, number: int, seconds: float = 60.0) -> None:
@@ -109,6 +111,8 @@ class Fleet:
         """The first has 4 CPUs, the second 8."""
         token = json.loads(self.moorage("admin", "agent", "token", "--json").stdout)["token"]
         folder = host.folder / "agent"
+        # what it would make anew from this machine's Python, in some seconds
+        shutil.copytree(self.data_dir / "agent/runtime", folder / "runtime", copy_function=os.link, symlinks=True)
         options = [
             "--data-dir",
             str(folder),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -79,9 +80,10 @@ class Host:
             for container in client.containers.list(all=True):
                 container.remove(force=True)
             client.close()
-        for process in reversed(self._processes):
-            _end(process)
-        _end_containerd(self.folder)
+        for process in reversed(self._processes):  # nothing of them is to be kept, so none is given time
+            process.kill()
+            process.wait()
+        _kill_containerd(self.folder)
 
 
 class Hosts:
@@ -90,6 +92,8 @@ class Hosts:
     def __init__(self, folder: Path, number: int = 2) -> None:
         tag = f"mt{os.getpid() % 10_000}"
         self.folder = folder
+        self._loading: list[subprocess.Popen[bytes]] = []
+        self._image = folder / "image.tar"
         self._net = f"10.232.{os.getpid() % 250}"
         self._switch, self._own = f"{tag}s", f"{tag}v"
         self.address = f"{self._net}.254"
@@ -126,19 +130,31 @@ class Hosts:
         _ip("-n", host.name, "link", "set", "eth0", "up")
         _ip("-n", host.name, "link", "set", "lo", "up")
 
-    def load(self, image: Path) -> None:
-        """Give every engine the image, at the same time."""
-        loading = []
+    @property
+    def image(self) -> Path:
+        """Where the image lies that `start_loading` takes."""
+        return self._image
+
+    def start_loading(self) -> None:
+        """Give every engine the image, at the same time, while others do other things."""
         for host in self.hosts:
             host.wait_for_engine().close()
-            loading.append(subprocess.Popen(["docker", "-H", host.engine, "load", "-q", "-i", str(image)]))
-        codes = [process.wait() for process in loading]
+            command = ["docker", "-H", host.engine, "load", "-q", "-i", str(self._image)]
+            self._loading.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+    def wait_for_images(self) -> None:
+        codes = [process.wait() for process in self._loading]
+        self._loading.clear()
+        self._image.unlink(missing_ok=True)
         if any(codes):
             raise CannotMakeHosts("the engines of the hosts do not take the image")
 
     def close(self) -> None:
-        for host in self.hosts:
-            host.close()
+        for process in self._loading:
+            process.kill()
+            process.wait()
+        with ThreadPoolExecutor(len(self.hosts)) as threads:
+            list(threads.map(Host.close, self.hosts))
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in sorted((path for path in mounts if path.startswith(f"{self.folder}/")), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=False)
@@ -155,27 +171,12 @@ def _ip(*words: str) -> None:
         )
 
 
-def _end(process: subprocess.Popen[bytes], seconds: float = 15.0) -> None:
-    process.terminate()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _end_containerd(folder: Path) -> None:
+def _kill_containerd(folder: Path) -> None:
     """With live-restore the engine leaves its containerd running."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         pid = int((folder / "exec/containerd/containerd.pid").read_text())
-        if Path(f"/proc/{pid}/comm").read_text().strip() != "containerd":
-            return
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-    except (OSError, ValueError):
-        return
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "containerd":
+            os.kill(pid, signal.SIGKILL)
 
 
 def quiet(command: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
