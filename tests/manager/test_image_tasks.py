@@ -81,7 +81,7 @@ async def done(
         ):
             await asyncio.sleep(0.01)
     await loop.close()
-    return task  # type: ignore[no-any-return]
+    return task
 
 
 async def mine(processor: Processor, by: Any = ALICE) -> list[tuple[str, str]]:

@@ -46,6 +46,12 @@ def until(true: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def told(task: moorage.Task) -> str | None:
+    """What it says of its progress now."""
+    progress = task.refresh().info.progress
+    return progress.message if progress else None
+
+
 def test_a_session_from_a_snapshot_sees_the_files(
     client: moorage.Client, user: Callable[[str], moorage.Client]
 ) -> None:
@@ -114,7 +120,7 @@ def test_an_image_goes_to_a_registry_and_comes_back(
         (container,) = engine.containers.list(filters={"label": f"moorage.session={again.id}"})
         assert PASSWORD not in json.dumps(container.attrs)
     client.images.remove(name)
-    found = client.images.rescan(registry=registry.host, register=True).wait(30).info.result
+    found = client.images.rescan(registry=registry.host, register=True).wait(30).info.result or {}
     assert name in found["registered"]
     for registered in (*found["registered"], tiny_image):
         client.images.remove(registered)
@@ -148,7 +154,7 @@ def test_a_commit_goes_on_when_its_manager_is_killed(client: moorage.Client, ins
     with client.sessions.create(mem="1g") as session:
         session.run_code(FILL)
         task = session.commit("taken-over")
-        until(lambda: task.refresh().info.progress is not None and task.info.progress.message)
+        until(lambda: told(task))
         for process in _control(installation):
             os.kill(process, signal.SIGKILL)
         assert task.wait(60).status == "done"
@@ -165,7 +171,7 @@ def test_a_commit_is_cancelled_in_its_middle(client: moorage.Client, engine: doc
     with client.sessions.create(mem="1g") as session:
         session.run_code(FILL)
         task = session.commit("unwanted")
-        until(lambda: task.refresh().info.progress is not None and task.info.progress.message)
+        until(lambda: told(task))
         task.cancel()
         with pytest.raises(moorage.MoorageError, match="cancelled"):
             task.wait(30)
