@@ -88,6 +88,7 @@ from actions.lifecycle import (
     RestartSessionAction,
 )
 from actions.services import (
+    GetDirectAccessInfoAction,
     ListServicesAction,
     OpenPortAction,
     OpenServiceAction,
@@ -180,6 +181,7 @@ __all__ = [
     "GetCommitStatusAction",
     "GetContainerLogsAction",
     "GetDependencyGraphAction",
+    "GetDirectAccessInfoAction",
     "GetMetricsAction",
     "GetSessionInfoAction",
     "GetStatisticsAction",

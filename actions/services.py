@@ -26,7 +26,7 @@ from domain.errors import (
     ServiceUnknown,
 )
 from domain.session import ANSWERING, ENDED, Session
-from repositories.service import PASS_HOURS, ServiceInstance, NewService, ServiceRow, hashed
+from repositories.service import PASS_HOURS, NewService, ServiceInstance, ServiceRow, hashed
 
 #: A ticket is for the click that follows; what it is exchanged for lasts longer.
 TICKET_SECONDS: Final = 300.0
@@ -320,4 +320,57 @@ class OpenPortAction(SessionAction[Remote, PortPass]):
             url=f"{origin_of(call.service.proxy_url, session.id)}{prefix_of(session.id, name)}",
             token=token,
             expires_at=call.now + timedelta(hours=PASS_HOURS),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshAddress:
+    """Where the SSH gateway lets one into this session."""
+
+    host: str | None  #: None: that of the API
+    port: int
+    user: str
+    host_key: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAddress:
+    name: str
+    protocol: str
+    port: int
+    url: str  #: of the proxy; a ticket lets one in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectAccess(Result):
+    """All ways into a session that do not go through the API."""
+
+    services: list[ServiceAddress]
+    ssh: SshAddress | None  #: None: the installation has no SSH gateway
+    kernels: list[str]  #: that can be named, to the gateway and to port-forward
+
+
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS))
+class GetDirectAccessInfoAction(SessionAction[Remote, DirectAccess]):
+    """Get the addresses of a session's services and of its SSH access. No container port is published anywhere."""
+
+    async def run(self, call: Remote, session: Session, /) -> DirectAccess:
+        async with call.service.reading(call) as reading:
+            rows = await reading.db.services_of(session).all()
+        data = [service_data(row, call.service.proxy_url) for row in rows]
+        ssh = None
+        if (gateway := call.service.ssh) is not None:
+            where = gateway.host or "localhost"
+            ssh = SshAddress(
+                host=gateway.host,
+                port=gateway.port,
+                user=session.name,
+                host_key=gateway.host_key,
+                command=f"ssh -p {gateway.port} {session.name}@{where}",
+            )
+        return DirectAccess(
+            services=[ServiceAddress(name=s.name, protocol=s.protocol, port=s.port, url=s.url) for s in data],
+            ssh=ssh,
+            kernels=[kernel.name for kernel in session.kernels],
         )

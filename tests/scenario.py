@@ -294,6 +294,9 @@ _NAMES: Final = {
     "volumes": "name",
     "registries": "host",
     "session_templates": "name",
+    "services": "name",
+    "service_instances": "name",
+    "service_tickets": "kind",
 }
 #: Written beside everything: the audit is checked by itself, and times say nothing.
 _ASIDE: Final = {"audit", "events", "alembic_version", "idempotency_keys"}
@@ -352,6 +355,8 @@ def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> st
         return f"{ends[0]} <- {ends[1]}"
     if table in ("resources", "quotas"):
         return str(row["name"])
+    if table == "usage":  # numbered by a sequence
+        return f"{row['session_name']} {row['name']} {row['amount']}"
     if table == "agent_tokens":
         return "token"  # drawn by lot
     return str(row[_NAMES[table]]) if table in _NAMES else key.partition(" ")[2]

@@ -111,6 +111,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("DELETE", f"{_S}/services/{{service}}", a.ShutdownServiceAction),
     _row("GET", f"{_S}/services", a.ListServicesAction),
     _row("POST", f"{_S}/services/{{service}}/ticket", a.OpenServiceAction),
+    _row("GET", f"{_S}/direct-access", a.GetDirectAccessInfoAction),
     _row("POST", f"{_S}/ports/{{port}}/pass", a.OpenPortAction),
     # sessions
     _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,

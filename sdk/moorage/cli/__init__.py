@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "rm": ("sessions", "End sessions and free what they hold."),
     },
     "Services": {
-        "service": ("services", "Services of a session: start, stop, ls, url."),
+        "service": ("services", "Services of a session: start, stop, ls, url, access."),
         "port-forward": ("services", "Reach a port of a session at a port of this machine."),
     },
     "SSH": {

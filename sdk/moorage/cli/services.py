@@ -103,6 +103,21 @@ def service_ls(session: str, as_json: bool) -> None:
     table(("NAME", "KIND", "PORT", "KERNELS", "HEALTH", "RESTARTS", "MESSAGE"), rows, empty=empty)
 
 
+@service_command.command("access")
+@click.argument("session")
+@json_option
+def service_access(session: str, as_json: bool) -> None:
+    """Show the ways into a session: addresses of its services, and of its SSH access."""
+    with connect() as client:
+        found = client.sessions.get(session).services.direct_access()
+    if as_json:
+        print_json(found)
+        return
+    rows = [(s["name"], s["protocol"], str(s["port"]), s["url"]) for s in found["services"]]
+    table(("SERVICE", "PROTOCOL", "PORT", "ADDRESS"), rows, empty="no services")
+    click.echo(f"ssh: {found['ssh']['command'] if found['ssh'] else 'this installation has no SSH gateway'}")
+
+
 def _restarts(service: ServiceInfo) -> str:
     return str(sum(instance.restarts for instance in service.instances))
 

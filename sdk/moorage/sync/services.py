@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from moorage import _wire
 from moorage._models import PortPass, ServiceInfo
@@ -91,6 +92,10 @@ class Services:
         """Shut it down; what is under way has `drain` seconds."""
         params = {**self._owner, **({"drain_seconds": str(drain)} if drain else {})}
         self._transport.request("DELETE", self._path(name), params=params, hold=drain)
+
+    def direct_access(self) -> dict[str, Any]:
+        """The addresses of the session's services and of its SSH access: `services`, `ssh`, `kernels`."""
+        return dict(self._transport.get(f"{self._base}/direct-access", **self._owner))
 
     def port_pass(self, port: int, *, kernel: str | None = None) -> PortPass:
         """What connects to any port of a kernel through the proxy; `moorage port-forward` does so."""
