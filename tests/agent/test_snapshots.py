@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from agent import wire
 from agent.containers import EngineError
+from agent.host import Host as Door
 from agent.images import HOME_LABEL, TASK_LABEL
 from agent.runner_link import RunnerLink, Tail
 from agent.snapshots import commit_error, pull_error, push_error
 from domain.errors import (
     AgentUnavailable,
     CommitFailed,
+    CommitInProgress,
     HostStorageFull,
     ImageNotFound,
     PushFailed,
@@ -176,6 +180,31 @@ async def test_a_commit_that_is_cancelled_leaves_nothing(
         await committing
     await nothing_left(host, kernel_id)
     assert await shell(host, kernel_id, "echo alive") == "alive\n"
+
+
+async def test_what_is_asked_meanwhile_waits_and_is_refused_in_time(
+    host: Host, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel_id, job, run = await up(host), uuid4().hex, str(uuid4())
+    door = Door("h", host.kernels, ssl.create_default_context(), resources={}, info={}, version="0")
+    execute = {"kernel_id": kernel_id, "attempt": 1, "run_id": run, "mode": "batch", "code": "echo once >> runs"}
+    execute |= {"opts": {}, "timeout_seconds": None, "wait_seconds": 10.0, "max_bytes": 1000}
+    begun = await held(host, monkeypatch)
+    committing = asyncio.create_task(asked.commit(kernel_id, job=job))
+    await begun.wait()
+    monkeypatch.setattr("agent.host._STILL_SECONDS", 0.1)
+    with pytest.raises(CommitInProgress):
+        await door.handlers[wire.EXECUTE](dict(execute))
+    monkeypatch.setattr("agent.host._STILL_SECONDS", 10.0)
+    waiting = asyncio.create_task(door.handlers[wire.EXECUTE](dict(execute)))
+    read = await door.handlers[wire.READ]({**execute, "run_id": "log", "from_seq": 1, "wait_seconds": 0})
+    assert read["records"]  # what it has printed can be read meanwhile
+    await host.kernels.snapshots.cancel(job)
+    with pytest.raises(SessionEnded):
+        await committing
+    assert (await waiting)["status"] in ("running", "done")
+    assert await shell(host, kernel_id, "cat runs") == "once\n"
+    await door.close()
 
 
 async def test_a_destroy_during_a_commit_wins(host: Host, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
