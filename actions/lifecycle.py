@@ -25,10 +25,18 @@ from actions.base import (
     any_user,
     owner_or_admin,
 )
-from actions.batch import Dependencies, arrange, change_dependencies, checked_outputs
+from actions.batch import (
+    Dependencies,
+    apply_times,
+    arrange,
+    change_dependencies,
+    changed_times,
+    checked_outputs,
+)
 from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
-from actions.options import checked_options
+from actions.options import checked_callback, checked_options
+from actions.reallocation import change_resources
 from actions.mounts import check_still_there, places_of
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
@@ -47,6 +55,7 @@ from domain.errors import (
 )
 from domain.ids import KernelId, SessionId
 from domain.names import check_session_name
+from domain.options import change_labels
 from domain.principal import Principal
 from domain.resources import ResourceSlot, parse_memory_mib
 from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
@@ -304,14 +313,21 @@ class RenameSessionAction(SessionAction[Work, SessionResult]):
 
 @action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
 class ModifySessionAction(SessionAction[Work, SessionResult]):
-    """Change a live session's name, priority, lifetime or tag; what is left out stays as it is."""
+    """Change a live session: name, priority, limits of time, tag, labels, callback, resources; what is left out stays."""
 
     name: str | None = None
     priority: Annotated[int, Field(ge=0, le=100)] | None = None
     timeout: Seconds | None = None
     tag: Annotated[str, Field(max_length=256)] | None = None
+    idle_timeout: Annotated[float, Field(ge=0, le=10 * 365 * 86400)] | None = None  #: 0: none any more
+    labels: Mapping[str, str | None] | None = None  #: those that are named; null takes one away
+    callback_url: str | None = None  #: empty: none any more
+    resource_slots: ResourceSlot | None = None  #: cpu and mem, also while it runs; what is left out stays
     #: of a running cluster: workers come or go, those that have ended are replaced
     cluster_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    starts_at: AwareDatetime | None = None  #: of a PENDING session
+    batch_timeout: Seconds | None = None  #: of a batch session, from when its work began
+    max_retries: Annotated[int, Field(ge=0, le=100)] | None = None
     add_dependencies: Dependencies = ()  #: of a PENDING session
     remove_dependencies: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()  #: names or ids
     version: Annotated[int, Field(ge=0, lt=2**63)] | None = (
@@ -319,7 +335,11 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
     )
 
     async def run(self, call: Work, session: Session, /) -> SessionResult:
-        given = {
+        sessions = call.db.sessions_of(session)
+        if rewired := bool(self.add_dependencies or self.remove_dependencies):  # first: its locks come before the row's
+            await change_dependencies(call, session, self.add_dependencies, self.remove_dependencies)
+        given: dict[str, Any] = {
+            **changed_times(session, self.starts_at, self.batch_timeout, self.max_retries, call.now),
             "name": None if self.name is None else check_session_name(self.name),
             "priority": self.priority,
             "timeout_seconds": self.timeout,
@@ -327,17 +347,29 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
             "cluster_size": self.cluster_size,
         }
         changes = {column: value for column, value in given.items() if value is not None}
-        rewired = bool(self.add_dependencies or self.remove_dependencies)
+        if self.idle_timeout is not None:
+            changes["idle_timeout_seconds"] = self.idle_timeout or None
+        if self.callback_url is not None:
+            callback = await checked_callback(call, self.callback_url, session) if self.callback_url else None
+            changes["callback_url"] = callback
+        if self.labels is not None or self.resource_slots is not None:
+            session = await sessions.lock(session.id)
+        if self.labels is not None:
+            changes["labels"] = change_labels(session.labels, self.labels)
+        if self.resource_slots is not None:
+            slots = await change_resources(call, session, self.resource_slots, MIN_MEMORY_MIB)
+            changes["requested_slots"] = slots
         if not changes and not rewired:
             raise InvalidRequest(
-                "Nothing to change was given; name one of name, priority, timeout, tag, cluster_size, add_dependencies."
+                "Nothing to change was given; name one of name, priority, timeout, idle_timeout, tag, labels, callback_url, "
+                "resource_slots, cluster_size, starts_at, batch_timeout, max_retries, add_dependencies."
             )
-        if rewired:
-            await change_dependencies(call, session, self.add_dependencies, self.remove_dependencies)
-        modified = await call.db.sessions_of(session).modify(session, changes, version=self.version)
+        modified = await sessions.modify(session, changes, version=self.version)
+        if self.batch_timeout is not None or self.starts_at is not None:
+            modified = await apply_times(call, session)
         if self.cluster_size is not None:
             await resize(call, session, self.cluster_size)
-            modified = await call.db.sessions_of(session).get(session.id)
+            modified = await sessions.get(session.id)
         call.announce("sessions", session.id)
         call.announce("queue")
         return SessionResult.of(modified)

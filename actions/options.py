@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from actions.base import Reading
 from domain.errors import InvalidConfiguration
 from domain.options import check_callback_url, check_labels, check_ports
+from domain.session import Session
 
 
 class Optioned(Protocol):
@@ -33,10 +34,10 @@ async def checked_options(call: Reading, asked: Optioned) -> dict[str, Any]:
     }
 
 
-async def checked_callback(call: Reading, url: str) -> str:
+async def checked_callback(call: Reading, url: str, session: Session | None = None) -> str:
     """Nobody could trust what is not signed, so its owner has a secret first."""
     checked = check_callback_url(url)
-    if not await call.db.webhooks.has_secret(call.owner.user_id):
+    if not await call.db.webhooks.has_secret(call.owner.user_id if session is None else session.user_id):
         raise InvalidConfiguration(
             "A callback_url is told what happens by signed requests, and you have no secret to sign with yet: "
             "'moorage webhook secret' makes one.",

@@ -259,7 +259,7 @@ class Containers:
             mem_limit=memory,
             memswap_limit=memory,
             cpu_period=_CPU_PERIOD_US,
-            cpu_quota=max(spec.cpu_milli * _CPU_PERIOD_US // 1000, 1000),
+            cpu_quota=cpu_quota_us(spec.cpu_milli),
             pids_limit=spec.pids,
             shm_size=spec.shm_mib * _MIB,
             log_config=LogConfig(
@@ -298,6 +298,19 @@ class Containers:
             return None
         endpoint = self._client.create_endpoint_config(ipv4_address=spec.address)
         return self._client.create_networking_config({spec.network: endpoint})
+
+    async def limit(self, container: str, *, cpu_milli: int, memory_mib: int) -> None:
+        """Other limits for a container that runs."""
+        memory = memory_mib * _MIB
+        await self._call(
+            lambda: self._client.update_container(
+                container,
+                cpu_period=_CPU_PERIOD_US,
+                cpu_quota=cpu_quota_us(cpu_milli),
+                mem_limit=memory,
+                memswap_limit=memory,
+            )
+        )
 
     async def start(self, container_id: str) -> None:
         """Start it. Does nothing when it runs; the network is made again when it has vanished."""
@@ -440,6 +453,10 @@ class Containers:
             raise EngineError(text, missing="network" if "network" in text and "not found" in text else None) from None
         except (DockerException, OSError) as error:
             raise EngineError(f"The container engine does not answer: {error}", unknown=True) from None
+
+
+def cpu_quota_us(cpu_milli: int) -> int:
+    return max(cpu_milli * _CPU_PERIOD_US // 1000, 1000)
 
 
 def _routes() -> list[IPv4Network]:

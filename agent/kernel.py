@@ -349,7 +349,7 @@ class Kernel:
                 mount_all, folders, spec.mounts, self.folders.scratch, self.user, self.pid, self.state.container_id
             )
         except MountFailed as failure:
-            raise StartFailed(exit_record("mount_refused", f"A volume could not be mounted: {failure}.")) from None
+            raise StartFailed(exit_record("mount_refused", f"{failure}.")) from None
 
     async def _start_command(self, command: str) -> None:
         await self._house.runs.begin(self.id, self.id, self.state.attempt)

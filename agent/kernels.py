@@ -206,6 +206,7 @@ class Kernels:
                     # Who belongs to its cluster has changed. Told first: who reads that the intent was taken on may
                     # count on it, and one that was not is sent again.
                     state.spec = changes["spec"] = spec
+                    kernel.adjust()
                     kernel.tell_network()
                     await kernel.network_told(_TELL_SECONDS)
                 case _:

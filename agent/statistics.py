@@ -69,6 +69,12 @@ class Cgroup:
         """The file of the CPU quota, and what it holds when there is none."""
         return (self.quota_folder / "cpu.cfs_quota_us", "-1") if self.version == 1 else (self.cpu / "cpu.max", "max")
 
+    def limits(self) -> tuple[int | None, int | None]:
+        """Bytes of memory, and microseconds of CPU in each period; None where nothing is limited."""
+        name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
+        quota = _text(self.quota()[0]).split()[:1]
+        return _number(self.memory / name), int(quota[0]) if quota and quota[0].isdigit() else None
+
     def _v1(self) -> dict[str, Any]:
         used, statistics = _number(self.memory / "memory.usage_in_bytes"), _fields(self.memory / "memory.stat")
         limit, cpu = _number(self.memory / "memory.limit_in_bytes"), _number(self.cpu / "cpuacct.usage")

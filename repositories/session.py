@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import asyncpg
 
 from domain.errors import NameTaken, PreconditionFailed, SessionEnded, SessionNotFound, SessionNotReady, WrongStatus
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
@@ -282,6 +282,11 @@ class SessionRepository:
             dict(amounts),
         )
 
+    async def charge_anew(self, session_id: SessionId, amounts: Mapping[str, int]) -> None:
+        """What it held is given back first. The caller holds the session's lock."""
+        await self._connection.execute("DELETE FROM quota_uses WHERE session_id = $1", session_id)
+        await self._charge_quota(session_id, amounts)
+
     async def rename(self, session: Session, name: str) -> Session:
         """Raises NameTaken, or WrongStatus when the session has ended meanwhile."""
         return await self._update(session, "session.renamed", {"name": name})
@@ -302,7 +307,7 @@ class SessionRepository:
         statement = (
             table.update()
             .where(table.c.id == session.id, table.c.status.in_([str(status) for status in LIVE]))
-            .values(version=table.c.version + 1, **changes, **lifetime)
+            .values(version=table.c.version + 1, **{k: _stored(v) for k, v in changes.items()}, **lifetime)
             .returning(table.c.version)
         )
         if self._user_id is not None:
@@ -344,6 +349,16 @@ class SessionRepository:
         """The session as it is, and stays until the transaction ends but for what this transaction does."""
         await self._connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
         return await self.get(session_id)
+
+    async def bound_work(self, session_id: SessionId) -> None:
+        """Its batch_timeout has changed: it counts from when the work began, also when it is changed later."""
+        await self._connection.execute(
+            """
+            UPDATE sessions SET work_until_at = started_at + make_interval(secs => batch_timeout_seconds)
+            WHERE id = $1 AND status IN ('RUNNING', 'RUNNING_DEGRADED')
+            """,
+            session_id,
+        )
 
     async def serve(self, session_id: SessionId, service: Mapping[str, Any]) -> None:
         """What an inference session, which is being made, keeps running."""
@@ -515,7 +530,7 @@ async def fetch(connection: Connection, statement: sa.sql.expression.Executable)
     return list(await connection.fetch(str(compiled), *(compiled.params[name] for name in compiled.positiontup)))
 
 
-_DIALECT: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+_DIALECT: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 
 def like(glob: str) -> str:
@@ -549,6 +564,10 @@ def _kernel_json(kernel: NewKernel) -> dict[str, Any]:
         "slots": dict(kernel.slots),
         "spec": dict(kernel.spec),
     }
+
+
+def _stored(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _plain(value: object) -> object:
