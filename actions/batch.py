@@ -96,6 +96,33 @@ async def arrange(call: Work, session: Session, asked: Arranged, service: Mappin
         await dependencies.rearm(session.id)
 
 
+def changed_times(
+    session: Session, starts_at: datetime | None, batch_timeout: float | None, max_retries: int | None, now: datetime
+) -> dict[str, Any]:
+    """Columns, with None for what stays. Raises what such a session cannot have, or not any more."""
+    if starts_at is not None:
+        if session.status is not Status.PENDING:
+            raise WrongStatus(
+                f"The session '{session.name}' is {session.status}: only one that is still PENDING may start later.",
+                status=session.status,
+            )
+        if starts_at > now + _LATEST_START:
+            raise InvalidConfiguration("starts_at is more than a year away.", field="starts_at")
+    if batch_timeout is not None and session.session_type is not SessionTypes.BATCH:
+        raise InvalidConfiguration("Only a batch session has batch_timeout.", field="batch_timeout")
+    if max_retries is not None and session.session_type not in (SessionTypes.BATCH, SessionTypes.INFERENCE):
+        raise InvalidConfiguration("Only a batch or inference session is tried again.", field="max_retries")
+    return {"starts_at": starts_at, "batch_timeout_seconds": batch_timeout, "max_retries": max_retries}
+
+
+async def apply_times(call: Work, session: Session) -> Session:
+    """After these columns were changed: what is due when. The starting time counts only while it is PENDING."""
+    sessions = call.db.sessions_of(session)
+    await sessions.bound_work(session.id)
+    await call.db.dependencies_of(session).rearm(session.id)
+    return await sessions.get(session.id)
+
+
 async def change_dependencies(call: Work, session: Session, add: Dependencies, remove: Sequence[str]) -> None:
     """Of a session that still waits. Raises DependencyCycle, also when two changes make a circle only together."""
     dependencies: DependencyRepository = call.db.dependencies_of(session)

@@ -468,3 +468,40 @@ results = DownloadResultsAction(session_name=str(ID))
 )
 async def test_results(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+# -- times ---------------------------------------------------------------------------------------------------------------
+@table(
+    it_starts_later=TestScenario(
+        given=(a_session(Status.PENDING, max_wait_seconds=60.0),),
+        do=ModifySessionAction(session_name="train", starts_at=NOW + timedelta(hours=1)),
+        answer=lambda a: a.session_data.expires_at == NOW + timedelta(hours=1, seconds=60),
+        then_rows=("sessions train: status_reason null -> starts at 2026-03-01 13:00:00 UTC",),
+    ),
+    its_work_may_take_longer=TestScenario(
+        given=(a_session(**BATCH, batch_timeout_seconds=5.0, work_until_at=NOW + timedelta(seconds=5)),),
+        do=ModifySessionAction(session_name="train", batch_timeout=50, max_retries=2),
+        then_rows=("sessions train: batch_timeout_seconds 5 -> 50", "sessions train: max_retries 0 -> 2"),
+    ),
+    what_runs_has_started=TestScenario(
+        given=(a_session(),),
+        do=ModifySessionAction(session_name="train", starts_at=NOW + timedelta(hours=1)),
+        error=WrongStatus,
+        then_audit=None,
+    ),
+    what_is_no_batch_has_no_work=TestScenario(
+        given=(a_session(),),
+        do=ModifySessionAction(session_name="train", batch_timeout=50),
+        error=InvalidConfiguration,
+        then_audit=None,
+    ),
+)
+async def test_modify_times(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+async def test_a_longer_batch_timeout_moves_its_end(database: Database) -> None:
+    processor = await stage(database, a_session(**BATCH, batch_timeout_seconds=5.0))
+    await processor.run(ModifySessionAction(session_name="train", batch_timeout=50), by=ALICE)
+    async with database.reader() as connection:
+        assert await connection.fetchval("SELECT work_until_at FROM sessions") == NOW + timedelta(seconds=50)
