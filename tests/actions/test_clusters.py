@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from actions import (
+    Action,
     CreateClusterAction,
     CreateFromParamsAction,
     ExecuteSessionAction,
@@ -19,12 +20,13 @@ from actions import (
 )
 from actions.clusters import KernelRole
 from actions.resizing import Change, change
-from agent.client import KernelAddress
+from agent.client import FilePage, KernelAddress, VolumeAddress
 from domain.errors import (
     ImageNotFound,
     InvalidConfiguration,
     InvalidRequest,
     KernelNotFound,
+    MoorageError,
     PermissionDenied,
     QuotaExceeded,
     ResourcesImpossible,
@@ -213,7 +215,7 @@ def on(kernel: str, **more: Any) -> ExecuteSessionAction:
     return ExecuteSessionAction(session_name="train", code="1", kernel=kernel, **more)
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[tuple[Given, ...], Action[Any, Any], type[MoorageError], str | None]] = {
     "a_kernel_that_is_not_there": (a_cluster("RUNNING"), on("worker2"), KernelNotFound, "kernel_not_found"),
     "a_kernel_that_has_ended": (a_cluster("EXITED"), on("worker1"), WrongStatus, None),
     "a_kernel_without_a_host": (a_cluster(None), on("worker1"), SessionNotReady, None),
@@ -241,9 +243,12 @@ class Seeing(FakeAgent):
         super().__init__()
         self.seen: list[UUID] = []
 
-    async def list_files(self, where: KernelAddress, *arguments: Any, **options: Any) -> Any:
+    async def list_files(
+        self, where: KernelAddress | VolumeAddress, path: str, *, cursor: str | None, limit: int
+    ) -> FilePage:
+        assert isinstance(where, KernelAddress)
         self.seen.append(where.kernel_id)
-        return await super().list_files(where, *arguments, **options)
+        return await super().list_files(where, path, cursor=cursor, limit=limit)
 
 
 @pytest.mark.parametrize("kernel", [None, "main1", "worker1", str(worker_of(1))])

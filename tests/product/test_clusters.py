@@ -76,6 +76,6 @@ def test_a_dead_worker_degrades_and_a_dead_main_kernel_ends_it(
     assert cluster.kernel("worker2").commands.run("echo $RANK").stdout == "2\n"
     engine.containers.get(container_of(engine, cluster, "main1")).kill()
     cluster.wait_until("ERROR", timeout=20)
-    assert [network for network in engine.networks.list() if cluster.id in network.name] == []
+    assert [one.name for one in engine.networks.list() if cluster.id in str(one.name)] == []
     with pytest.raises(errors.ResourcesImpossible):
         client.sessions.create_cluster(workers=150, cpu=1, mem="64m")
