@@ -287,7 +287,7 @@ class VolumeFiles:
 
     async def usage(self) -> dict[str, int]:
         def count() -> dict[str, int]:
-            used = self._files.quota.used(max_age_seconds=2.0)
+            used = self._files.quota.used(max_age_seconds=0.0)
             return {"bytes": used, "files": self._files.quota.files}
 
         return await self._do(count)

@@ -82,6 +82,11 @@ class Quota:
             self._used += size
             self.files += files
 
+    def forget(self) -> None:
+        """Much has come or gone: the next look counts anew."""
+        with self._lock:
+            self._counted_at = -1e9
+
     def _over(self, size: int, files: int) -> bool:
         over = self.limit is not None and self._used + size > self.limit
         return over or (self.files_limit is not None and files > 0 and self.files + files > self.files_limit)

@@ -54,6 +54,7 @@ def unpack(
             finally:
                 with contextlib.suppress(Refused, OSError):
                     remove_tree(above, part, path)
+                files.quota.forget()
         except OSError as error:
             if isinstance(error, (ConnectionError, TimeoutError)):
                 raise
