@@ -166,7 +166,7 @@ def draw_file(metrics: Metrics, path: Path) -> None:
     axes[-1].set_xlim(_begin(metrics), metrics.until)
     figure.suptitle(f"{metrics.name}", fontsize=13, fontweight="bold", x=0.01, ha="left")
     if len(metrics.kernels) > 1:
-        axes[0].legend(loc="upper left", ncols=6, frameon=False, fontsize=8)
+        axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, frameon=False, fontsize=8)
     figure.savefig(path, dpi=140)
 
 
