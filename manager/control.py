@@ -21,6 +21,7 @@ from manager.inference import Inference
 from manager.ingest import Ingest
 from manager.loop import Loop
 from manager.reconciler import Deadlines, LostAgents, Scheduler
+from manager.services import ServiceKeeper
 from manager.tails import Tails
 from manager.tasks import TaskLoop, Tools
 from manager.vault import Vault
@@ -64,6 +65,7 @@ class Control:
         )
         self.dependencies = Dependencies(database, herald, clock=clock)
         self.inference = Inference(database, herald, agents, clock=clock)
+        self.services = ServiceKeeper(database, herald, agents, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
         self.sequencer = Sequencer(database, herald)
@@ -88,6 +90,8 @@ class Control:
             ("queue", self.dependencies),
             ("queue", self.inference),
             ("services", self.inference),
+            ("services", self.services),
+            ("sessions", self.services),
             ("sessions", self.inference),
             ("agents", self.scheduler),
             ("dispatch", self.dispatcher),
@@ -104,6 +108,7 @@ class Control:
             self.dispatcher,
             self.dependencies,
             self.inference,
+            self.services,
             self.deadlines,
             self.lost_agents,
             self.sequencer,
@@ -127,5 +132,6 @@ class Control:
                 end()
             await self.dispatcher.close()
             await self.inference.close()
+            await self.services.close()
             await self.tasks.close()
             await self.webhooks.close()

@@ -106,7 +106,9 @@ class ServiceRepository:
             ServiceRow(
                 **row,
                 instances=[
-                    ServiceInstance(**{name: value for name, value in i.items() if name not in ("session_id", "service")})
+                    ServiceInstance(
+                        **{name: value for name, value in i.items() if name not in ("session_id", "service")}
+                    )
                     for i in found
                     if i["service"] == row["name"]
                 ],
@@ -456,3 +458,83 @@ async def route_of(connection: Connection, session_id: UUID, name: str) -> Route
 
 def hashed(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A kernel in which a service shall run that has not been started there."""
+
+    session_id: UUID
+    name: str
+    spec: dict[str, Any]
+    generation: int
+    kernel_id: UUID
+    agent_id: AgentId
+    attempt: int
+
+    @property
+    def key(self) -> tuple[UUID, str, int]:
+        return self.kernel_id, self.name, self.attempt
+
+
+async def missing(connection: Connection) -> list[Missing]:
+    """Inference sessions are seen to by others, with their kernels."""
+    rows = await connection.fetch(
+        """
+        SELECT v.session_id, v.name, v.spec, v.generation, k.id AS kernel_id, k.agent_id, s.attempt
+        FROM services v JOIN sessions s ON s.id = v.session_id AND s.status = ANY($1) AND s.session_type <> 'inference'
+        JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt AND k.want = 'RUN' AND k.observed = 'RUNNING'
+            AND CASE v.kernels WHEN 'all' THEN true WHEN 'main' THEN k.id = s.main_kernel_id
+                ELSE k.role || k.idx = v.kernels END
+        LEFT JOIN service_instances i ON i.session_id = v.session_id AND i.name = v.name AND i.kernel_id = k.id
+            AND i.attempt = s.attempt AND i.generation = v.generation
+        WHERE v.settled AND i.kernel_id IS NULL ORDER BY v.started_at LIMIT 200
+        """,
+        sorted(ANSWERING),
+    )
+    return [Missing(**row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """A start that nobody has finished within its time."""
+
+    session_id: UUID
+    name: str
+    generation: int
+    attempt: int
+    kernels: list[tuple[AgentId, UUID]]
+
+
+async def abandoned(connection: Connection, *, now: datetime) -> list[Abandoned]:
+    rows = await connection.fetch(
+        """
+        SELECT v.session_id, v.name, v.generation, s.attempt,
+            coalesce(array_agg(k.agent_id) FILTER (WHERE k.id IS NOT NULL), '{}') AS agents,
+            coalesce(array_agg(k.id) FILTER (WHERE k.id IS NOT NULL), '{}') AS kernels
+        FROM services v JOIN sessions s ON s.id = v.session_id
+        LEFT JOIN kernels k ON k.session_id = s.id AND k.want = 'RUN' AND k.observed = 'RUNNING'
+        WHERE NOT v.settled AND v.deadline_at < $1 GROUP BY 1, 2, 3, 4 LIMIT 50
+        """,
+        now,
+    )
+    return [
+        Abandoned(
+            session_id=row["session_id"],
+            name=row["name"],
+            generation=row["generation"],
+            attempt=row["attempt"],
+            kernels=list(zip(map(AgentId, row["agents"]), row["kernels"], strict=True)),
+        )
+        for row in rows
+    ]
+
+
+async def discard(connection: Connection, row: Abandoned) -> None:
+    await connection.execute(
+        "DELETE FROM services WHERE session_id = $1 AND name = $2 AND generation = $3 AND NOT settled",
+        row.session_id,
+        row.name,
+        row.generation,
+    )
