@@ -36,7 +36,9 @@ _COLUMNS: Final = """
     s.image, s.architecture, s.status, s.status_reason, s.attempt, s.version, s.activity, s.requested_slots, s.tag,
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
-    s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, w.names AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
+    s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, CASE WHEN s.unmet > 0 THEN ARRAY(
+        SELECT o.name FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
+        WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
     s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
     s.main_kernel_id, k.agent_id, k.observed, k.spec -> 'mounts' AS mounts, k.seen_generation < k.generation AS pending,
     c.members, a.slots AS occupied,
@@ -61,11 +63,6 @@ _FROM: Final = """
             SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
             FROM allocations al JOIN kernels ak ON ak.id = al.kernel_id WHERE ak.session_id = s.id GROUP BY 1) held
     ) a ON s.status NOT IN ('PENDING', 'CANCELLED')
-    LEFT JOIN LATERAL (
-        SELECT array_agg(o.name ORDER BY o.created_at, o.id) AS names
-        FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
-        WHERE s.unmet > 0 AND d.session_id = s.id AND d.met_at IS NULL
-    ) w ON true
 """
 _BY_ID: Final = f"""
     SELECT {_COLUMNS} FROM {_FROM}

@@ -81,6 +81,17 @@ class SessionBatch:
         fields = {"remove_dependencies": names(sessions)}
         return self._take(await self._transport.request("PATCH", self._base, params=self._owner, json=fields))
 
+    async def reschedule(
+        self,
+        *,
+        starts_at: datetime | str | None = None,
+        batch_timeout: float | None = None,
+        max_retries: int | None = None,
+    ) -> Self:
+        """Change when it starts, while it is PENDING; how long its work may take; how often it is tried again."""
+        fields = _wire.body(starts_at=moment(starts_at), batch_timeout=batch_timeout, max_retries=max_retries)
+        return self._take(await self._transport.request("PATCH", self._base, params=self._owner, json=fields))
+
     async def download_results(self, local: LocalPath | None = None, *, attempt: int | None = None) -> Path:
         """Fetch what a batch session left in the places named by its `outputs`, once it has ended.
 

@@ -165,12 +165,22 @@ def dependency_options(function: F) -> F:
     )
     for name, text in reversed(texts):
         function = click.option(name, multiple=True, type=terminal.SESSION, metavar="SESSION", help=text)(function)
-    return function
+    function = click.option("--retries", type=click.IntRange(0, 100), metavar="N", help="Of a failing command.")(function)
+    function = click.option("--batch-timeout", type=float, metavar="SECONDS", help="Of a command.")(function)
+    return click.option("--starts-at", type=Moment(), metavar="TIME", help="Not before, while it is PENDING.")(function)
 
 
 def rewire(
-    session: Session, depends_on: Sequence[str], depends_on_any: Sequence[str], no_depends_on: Sequence[str]
+    session: Session,
+    depends_on: Sequence[str],
+    depends_on_any: Sequence[str],
+    no_depends_on: Sequence[str],
+    starts_at: str | None,
+    batch_timeout: float | None,
+    retries: int | None,
 ) -> None:
+    if starts_at is not None or batch_timeout is not None or retries is not None:
+        session.reschedule(starts_at=starts_at, batch_timeout=batch_timeout, max_retries=retries)
     if no_depends_on:
         session.remove_dependencies(list(no_depends_on))
     if depends_on or depends_on_any:
@@ -220,7 +230,11 @@ def graph_command(session: str, form: str | None, output: Path | None, as_json: 
             text = found.draw_dependencies(form)
         else:
             graph = found.dependency_graph()
-            text = _json(graph) if as_json else "\n".join(tree(graph, colours=output is None and sys.stdout.isatty())) + "\n"
+            text = (
+                _json(graph)
+                if as_json
+                else "\n".join(tree(graph, colours=output is None and sys.stdout.isatty())) + "\n"
+            )
     if output is not None:
         output.write_text(text, encoding="utf-8")
         click.echo(output)

@@ -80,8 +80,14 @@ def creation_options(function: F) -> F:
         click.option("--priority", type=int, metavar="N", help="Higher goes first."),
         click.option("--tag", help="A word of yours to find it by."),
         click.option("--project", help="The project it counts for."),
-        click.option("-v", "--volume", "mounts", multiple=True, metavar="NAME[:subpath][:/home/work/PATH][:ro]",
-                     help="A volume, below /home/work (repeatable)."),
+        click.option(
+            "-v",
+            "--volume",
+            "mounts",
+            multiple=True,
+            metavar="NAME[:subpath][:/home/work/PATH][:ro]",
+            help="A volume, below /home/work (repeatable).",
+        ),
     ]
     function = batch_options(function)
     for option in reversed(options):
@@ -470,11 +476,11 @@ def modify_command(
     tag: str | None,
     cluster_size: int | None,
     as_json: bool,
-    **wiring: tuple[str, ...],
+    **wiring: Any,
 ) -> None:
     """Change a session's settings."""
     changes = (name, priority, lifetime, tag, cluster_size)
-    if all(change is None for change in changes) and not any(wiring.values()):
+    if all(change is None for change in changes) and all(change in (None, ()) for change in wiring.values()):
         raise click.UsageError("Say what to change: --name, --priority, --lifetime, --tag or --cluster-size.")
     with connect() as client:
         found = client.sessions.get(session)
