@@ -32,7 +32,7 @@ Entry = tuple[tarfile.TarInfo, IO[bytes] | None]
 #: What people expect to find in a shell, and what PyTorch's wheels link to.
 PACKAGES: Final = (
     "python3 python3-pip libstdc++6 libgomp1 bash dash coreutils grep sed findutils mawk procps tar gzip less "
-    "diffutils debianutils hostname ncurses-base tzdata ca-certificates"
+    "diffutils debianutils hostname ncurses-base tzdata ca-certificates rsync"
 ).split()
 #: Dependencies that only matter to package installation, which never happens inside this image.
 _LEFT_OUT: Final = re.compile(

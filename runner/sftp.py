@@ -134,8 +134,8 @@ class Server:
             FSETSTAT: lambda packet: self._change(self._file(packet).fd, packet.attributes()),
             OPENDIR: self._open_folder,
             READDIR: self._read_folder,
-            REMOVE: lambda packet: self._done(os.unlink(packet.path())),
-            RMDIR: lambda packet: self._done(os.rmdir(packet.path())),
+            REMOVE: lambda packet: self._done(os.unlink, packet.path()),
+            RMDIR: lambda packet: self._done(os.rmdir, packet.path()),
             MKDIR: self._make_folder,
             REALPATH: lambda packet: self._named(os.path.realpath(packet.path())),
             RENAME: self._rename,
@@ -144,11 +144,9 @@ class Server:
             EXTENDED: self._extended,
         }
         self._extensions: dict[bytes, Callable[[Packet], tuple[int, bytes]]] = {
-            b"posix-rename@openssh.com": lambda packet: self._done(os.replace(packet.path(), packet.path())),
-            b"hardlink@openssh.com": lambda packet: self._done(
-                os.link(packet.path(), packet.path(), follow_symlinks=False)
-            ),
-            b"fsync@openssh.com": lambda packet: self._done(os.fsync(self._file(packet).fd)),
+            b"posix-rename@openssh.com": lambda packet: self._done(os.replace, packet.path(), packet.path()),
+            b"hardlink@openssh.com": lambda packet: self._done(_link, packet.path(), packet.path()),
+            b"fsync@openssh.com": lambda packet: self._done(os.fsync, self._file(packet).fd),
             b"statvfs@openssh.com": lambda packet: _space(os.statvfs(packet.path())),
             b"fstatvfs@openssh.com": lambda packet: _space(os.fstatvfs(self._file(packet).fd)),
             b"lsetstat@openssh.com": lambda packet: self._change(packet.path(), packet.attributes(), follow=False),
@@ -198,7 +196,9 @@ class Server:
     def _unsupported(self, packet: Packet) -> tuple[int, bytes]:
         raise Status(UNSUPPORTED, "not supported")
 
-    def _done(self, _result: None = None) -> tuple[int, bytes]:
+    def _done(self, operation: Callable[..., object] | None = None, *arguments: object) -> tuple[int, bytes]:
+        if operation is not None:
+            operation(*arguments)
         return _status(OK, "")
 
     def _named(self, path: bytes) -> tuple[int, bytes]:
@@ -262,11 +262,9 @@ class Server:
     def _change(self, where: bytes | int, wanted: dict[str, int], *, follow: bool = True) -> tuple[int, bytes]:
         if "size" in wanted and follow:
             os.truncate(where, wanted["size"])
-        if "mode" in wanted:
-            if follow:
-                os.chmod(where, wanted["mode"] & 0o7777)
-            elif not stat.S_ISLNK(os.lstat(where).st_mode):  # type: ignore[arg-type]  # only paths are not followed
-                os.chmod(where, wanted["mode"] & 0o7777)
+        # a link has no mode of its own
+        if "mode" in wanted and (follow or not stat.S_ISLNK(os.stat(where, follow_symlinks=False).st_mode)):
+            os.chmod(where, wanted["mode"] & 0o7777)
         if "mtime" in wanted:
             if isinstance(where, int):
                 os.utime(where, (wanted["atime"], wanted["mtime"]))
@@ -351,6 +349,10 @@ class Folder:
 
     def close(self) -> None:
         self._names = iter(())
+
+
+def _link(old: bytes, new: bytes) -> None:
+    os.link(old, new, follow_symlinks=False)
 
 
 def _long(name: bytes, facts: os.stat_result) -> bytes:

@@ -11,6 +11,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from runner import processes
@@ -215,8 +216,8 @@ class Streamed:
                 os.close(fd)
         self._stdin, self._outputs = stdin, {out: STDOUT, err: STDERR}
         for fd in (out, err):
-            self._loop.watch(fd, READ, lambda events, fd=fd: self._read(fd))  # type: ignore[misc]
-        self._loop.watch(stdin, 0, lambda events: self._on_stdin(events))
+            self._loop.watch(fd, READ, partial(self._on_pipe, fd))
+        self._loop.watch(stdin, 0, self._on_stdin)
 
     def fail(self, message: str, exit_code: int) -> None:
         """It could not be started: it says so, and is over."""
@@ -294,6 +295,9 @@ class Streamed:
             self._write()
         if events & ~WRITE and fd in self._outputs:
             self._read(fd)
+
+    def _on_pipe(self, fd: int, events: int) -> None:
+        self._read(fd)
 
     def _on_stdin(self, events: int) -> None:
         if events & WRITE:

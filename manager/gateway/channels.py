@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import asyncssh
@@ -23,8 +23,9 @@ Open = Callable[[dict[str, Any]], Awaitable[Process]]
 class Channel(asyncssh.SSHServerSession[bytes]):
     """One channel: a shell, a command or the SFTP subsystem, as a process of the session."""
 
-    def __init__(self, open_process: Open) -> None:
+    def __init__(self, open_process: Open, gone: Callable[[Channel], None]) -> None:
         self._open = open_process
+        self._gone = gone
         self._channel: asyncssh.SSHServerChannel[bytes]
         self._fields: dict[str, Any] = {"terminal": False}
         self._process: Process | None = None
@@ -38,7 +39,9 @@ class Channel(asyncssh.SSHServerSession[bytes]):
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
 
-    def pty_requested(self, term_type: str, term_size: tuple[int, int, int, int], term_modes: dict[int, int]) -> bool:
+    def pty_requested(
+        self, term_type: str, term_size: tuple[int, int, int, int], term_modes: Mapping[int, int]
+    ) -> bool:
         cols, rows, *_ = term_size
         self._fields = {"terminal": True, "rows": _side(rows, 24), "cols": _side(cols, 80)}
         if term_type.replace("-", "").replace(".", "").replace("+", "").isalnum() and term_type.isascii():
@@ -95,8 +98,16 @@ class Channel(asyncssh.SSHServerSession[bytes]):
         self._may_write.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._gone(self)
         if self._task is not None:
             self._task.cancel()
+
+    def refuse(self, reason: str) -> None:
+        """End it, and say why."""
+        if self._task is not None and not self._task.done():
+            self._say(reason)
+            with contextlib.suppress(asyncssh.Error, OSError):
+                self._channel.exit(255)
 
     # -- the process ---------------------------------------------------------------------------------------------------
     async def _run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final
@@ -44,6 +45,7 @@ class Gateway:
 
     async def listen(self, host: str, port: int) -> int:
         """Take connections from now on; the port."""
+        asyncssh.set_log_level("WARNING")
         options = asyncssh.SSHServerConnectionOptions(
             server_host_keys=[self._host_key],
             server_version="Moorage",
@@ -116,10 +118,8 @@ class Gateway:
     async def _look(self) -> None:
         """When something has changed, and every so often in any case. Without a database nobody is thrown out."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look_now.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                pass
             self._look_now.clear()
             inside = [login for login in self._inside if login.session_id is not None]
             if not inside:

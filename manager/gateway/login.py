@@ -14,7 +14,7 @@ import asyncssh
 from actions.base import Call, kernel_of, owner_or_admin
 from actions.gateway import OpenProcessAction
 from agent.client import Process
-from domain.errors import MoorageError, NothingListens, SessionNotFound, WrongStatus
+from domain.errors import Internal, MoorageError, NothingListens, SessionNotFound, WrongStatus
 from domain.principal import Principal
 from domain.session import ANSWERING, Session
 from manager.gateway.channels import Channel, Forwarded
@@ -28,6 +28,7 @@ log = logging.getLogger("moorage.gateway")
 #: What the client may mean by the session itself.
 _ITSELF: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""})  # noqa: S104
 _MOST_NAME: Final = 200
+_TELLING_SECONDS: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class Login(asyncssh.SSHServer):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ready: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self.authenticated = False
+        self.channels: set[Channel] = set()
         self.access_key = ""
         self.fingerprint: str | None = None
         self.session_id: UUID | None = None
@@ -149,12 +151,16 @@ class Login(asyncssh.SSHServer):
         except MoorageError as error:
             if self.by is not None:
                 await self._audit(session, error.code)
-            self._ready.cancel()
-            self.end(error.message)
+            self._refuse(error)
         except Exception:
             log.exception("a login failed")
-            self._ready.cancel()
-            self.end("The gateway failed; the manager's log says why.")
+            self._refuse(Internal("The gateway failed; the manager's log says why."))
+
+    def _refuse(self, error: MoorageError) -> None:
+        """Whatever is opened is told why, and shortly afterwards the connection ends."""
+        self._ready.set_exception(error)
+        self._ready.exception()  # nobody may ask
+        asyncio.get_running_loop().call_later(_TELLING_SECONDS, self.end, error.message)
 
     async def _find(self, by: Principal, claim: Claim) -> tuple[Session, str | None]:
         if claim.session is not None:
@@ -201,12 +207,14 @@ class Login(asyncssh.SSHServer):
 
     # -- what -----------------------------------------------------------------------------------------------------------
     def session_requested(self) -> Channel:
-        return Channel(self._open)
+        channel = Channel(self._open, self.channels.discard)
+        self.channels.add(channel)
+        return channel
 
     async def _open(self, fields: dict[str, Any]) -> Process:
         session = await self._ready
         action = OpenProcessAction(session_name=str(session.id), kernel=self.kernel, **fields)
-        return (await self._gateway.world.processor.run(action, by=self.by)).process  # type: ignore[no-any-return]
+        return (await self._gateway.world.processor.run(action, by=self.by)).process
 
     async def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Forwarded:
         session, host = await self._ready, dest_host.lower()
@@ -234,5 +242,7 @@ class Login(asyncssh.SSHServer):
         return False
 
     def end(self, reason: str) -> None:
-        """At once; the client shows why."""
+        """At once. The client shows what comes on a channel, and not always why the connection ended."""
+        for channel in list(self.channels):
+            channel.refuse(reason)
         self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, f"moorage: {reason}"[:400])

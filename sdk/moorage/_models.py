@@ -17,6 +17,7 @@ __all__ = [
     "Agent",
     "CommitStatus",
     "Completions",
+    "Delivery",
     "DependencyGraph",
     "Event",
     "FileStat",
@@ -35,6 +36,7 @@ __all__ = [
     "PortPass",
     "Progress",
     "Project",
+    "Quota",
     "Registry",
     "RunInfo",
     "ServiceInfo",
@@ -43,6 +45,9 @@ __all__ = [
     "SshAccess",
     "SshKey",
     "TaskInfo",
+    "TemplateInfo",
+    "TemplateVersion",
+    "Token",
     "Top",
     "TopHost",
     "TopSession",
@@ -678,6 +683,86 @@ class SshAccess(Model):
     expires_at: datetime | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"expires_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateVersion(Model):
+    """Who wrote which version of a template when."""
+
+    version: int
+    by: str
+    at: datetime
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateInfo(Model):
+    """A template, in one of its versions."""
+
+    id: str
+    name: str
+    scope: str = ""
+    of: str = ""
+    version: int
+    latest: int = 0
+    description: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    session: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    created_at: datetime | None = None
+    changed_at: datetime | None = None
+    versions: list[TemplateVersion] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "created_at": when,
+        "changed_at": when,
+        "versions": many(TemplateVersion.from_json),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(Model):
+    """What a session's callback_url was sent, or is to be."""
+
+    id: str
+    type: str
+    url: str
+    status: str
+    tries: int = 0
+    next_try_at: datetime | None = None
+    http_status: int | None = None
+    error: str | None = None
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"next_try_at": when, "created_at": when, "finished_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota(Model):
+    """A limit; cpu in thousandths, mem in MiB."""
+
+    scope: str
+    scope_id: str = ""
+    of: str
+    name: str
+    max: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token(Model):
+    """Stands for the keypair that made it, until it expires."""
+
+    id: str
+    name: str
+    access_key: str = ""
+    expires_at: datetime
+    created_at: datetime | None = None
+    token: str | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"expires_at": when, "created_at": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,7 +150,7 @@ async def test_a_closed_connection_ends_what_has_no_terminal(kernel: Kernel) -> 
 
 async def test_what_is_not_there_is_said(kernel: Kernel) -> None:
     async with opened(kernel, argv=["no-such-program"]) as process:
-        out, err, end = await rest(process)
+        _, err, end = await rest(process)
         assert end.exit_code == 127
         assert b"no-such-program" in err
     for spec, code in (
@@ -160,7 +160,7 @@ async def test_what_is_not_there_is_said(kernel: Kernel) -> None:
         ({"argv": ["a\0b"]}, "invalid_request"),
     ):
         with pytest.raises(RunnerError) as error:
-            await kernel.link.open_process(ProcessSpec(**spec).pack())  # type: ignore[arg-type]
+            await kernel.link.open_process(ProcessSpec(**spec).pack())
         assert error.value.code == code
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from moorage import _wire
 from moorage._models import Event, WhoAmI
 from moorage.aio._transport import Transport
+from moorage.aio.access import Quotas, Tokens, Webhooks
 from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.aio.events import server_sent
 from moorage.aio.reports import ClientReports
@@ -17,6 +18,7 @@ from moorage.aio.sessions import Sessions
 from moorage.aio.snapshots import Registries
 from moorage.aio.ssh import SshKeys
 from moorage.aio.tasks import Tasks
+from moorage.aio.templates import Templates
 from moorage.aio.volumes import Volumes
 from moorage.config import load_config
 
@@ -62,6 +64,10 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.templates = Templates(self._transport)
+        self.quotas = Quotas(self._transport)
+        self.tokens = Tokens(self._transport)
+        self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)
         self.volumes = Volumes(self._transport)
 

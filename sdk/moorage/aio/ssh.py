@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
 
 from moorage import _wire
 from moorage._models import SshAccess, SshKey
@@ -36,7 +35,7 @@ class SessionSsh:
 
     _transport: Transport
     _base: str
-    _owner: Mapping[str, str]
+    _owner: dict[str, str]
 
     async def ssh_access(self, public_key: str, *, kernel: str | None = None) -> SshAccess:
         """Where the gateway is, its host key, and a certificate for `public_key` that opens this session for minutes."""

@@ -18,19 +18,20 @@ from moorage._errors import MoorageError, StreamBroken
 from moorage.cli import terminal
 
 if TYPE_CHECKING:
-    from moorage.sync.terminals import Pty, Ptys
+    from moorage.sync import Session
+    from moorage.sync.terminals import Pty
 
 #: Typed alone, leaves the terminal open, to be come back to.
 DETACH = b"\x1d"  # Ctrl-]
 _READ_BYTES = 64 << 10
 
 
-def run(ptys: Ptys, command: Sequence[str], *, attach: str | None, kernel: str | None) -> int:
+def run(session: Session, command: Sequence[str], *, attach: str | None, kernel: str | None) -> int:
     """Until the process ends (its exit code), or Ctrl-] leaves it."""
     if not (os.isatty(0) and os.isatty(1)):
         raise click.UsageError("-t needs a terminal; leave it out where input or output is a file or a pipe.")
     rows, cols = window()
-    pty = ptys.open(
+    pty = session.pty.open(
         command,
         id=attach,
         resume=attach is not None,
@@ -48,7 +49,7 @@ def run(ptys: Ptys, command: Sequence[str], *, attach: str | None, kernel: str |
         if pty.exit is not None:
             stays = False
             return _exit_code(pty)
-        terminal.note(f"moorage: left; 'moorage exec -it SESSION --attach {pty.id}' comes back to it.")
+        terminal.note(f"moorage: left; 'moorage exec -it {session.name} --attach {pty.id}' comes back to it.")
         return terminal.OK
     except StreamBroken as problem:
         terminal.note(f"\nmoorage: {problem}")

@@ -141,7 +141,9 @@ def _end(session: Session) -> None:
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on: what is done anyway.")
 @click.option("-t", "--tty", is_flag=True, help="On a terminal: a shell, or COMMAND. Ctrl-] leaves it open.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait; print the run id.")
-@click.option("--attach", metavar="ID", help="Show an execution that was started before; with -t, go on with a terminal.")
+@click.option(
+    "--attach", metavar="ID", help="Show an execution that was started before; with -t, go on with a terminal."
+)
 @click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel to run it on, such as worker1.")
 @click.option("--all", "everywhere", is_flag=True, help="Run it on all kernels of a cluster at once.")
 @json_option
@@ -211,7 +213,7 @@ def on_terminal(session: str, command: tuple[str, ...], attach: str | None, kern
 
     words = ["/bin/sh", "-c", command[0]] if len(command) == 1 else list(command)
     with connect() as client:
-        return interactive.run(client.sessions.get(session).pty, words, attach=attach, kernel=kernel)
+        return interactive.run(client.sessions.get(session), words, attach=attach, kernel=kernel)
 
 
 @click.command("interrupt")

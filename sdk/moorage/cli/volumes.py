@@ -113,9 +113,7 @@ def volume_show(name: str, as_json: bool) -> None:
 @click.option("--quota", metavar="SIZE", help="At most so much in it, such as 10g; -1: as much as there is.")
 @click.option("--quota-files", type=int, metavar="N", help="At most so many files; -1: as many as there may be.")
 @json_option
-def volume_modify(
-    name: str, new_name: str | None, quota: str | None, quota_files: int | None, as_json: bool
-) -> None:
+def volume_modify(name: str, new_name: str | None, quota: str | None, quota_files: int | None, as_json: bool) -> None:
     """Change a volume's name or quota."""
     with connect() as client:
         volume = client.volumes.get(name).modify(name=new_name, quota=quota, quota_files=quota_files)

@@ -12,6 +12,7 @@ from moorage import _wire
 from moorage._models import Event, WhoAmI
 from moorage.config import load_config
 from moorage.sync._transport import Transport
+from moorage.sync.access import Quotas, Tokens, Webhooks
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.sync.events import server_sent
 from moorage.sync.reports import ClientReports
@@ -19,6 +20,7 @@ from moorage.sync.sessions import Sessions
 from moorage.sync.snapshots import Registries
 from moorage.sync.ssh import SshKeys
 from moorage.sync.tasks import Tasks
+from moorage.sync.templates import Templates
 from moorage.sync.volumes import Volumes
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -63,6 +65,10 @@ class Client(ClientReports):
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
         self.tasks = Tasks(self._transport)
+        self.templates = Templates(self._transport)
+        self.quotas = Quotas(self._transport)
+        self.tokens = Tokens(self._transport)
+        self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)
         self.volumes = Volumes(self._transport)
 

@@ -15,7 +15,7 @@ import httpx
 
 from moorage import _wire
 from moorage._errors import MoorageError, WaitTimeout
-from moorage._models import Completions, HistoryEntry, SessionInfo, TransitOutcome
+from moorage._models import Completions, Delivery, HistoryEntry, SessionInfo, TransitOutcome
 from moorage.errors import SessionEnded, SessionNotFound
 from moorage.results import RunResult
 from moorage.sync import _io
@@ -183,14 +183,33 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, Se
         timeout: float | None = None,
         tag: str | None = None,
         cluster_size: int | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        idle_timeout: float | None = None,
+        callback_url: str | None = None,
+        cpu: float | str | None = None,
+        mem: int | str | None = None,
+        resources: Mapping[str, float | str] | None = None,
         if_unchanged: bool = False,
     ) -> Self:
         """Change some of its settings; with `if_unchanged` only when nobody changed it since it was read here.
 
-        `cluster_size` is that of a running cluster: workers come or go, those that have ended are replaced.
+        `cluster_size` is that of a running cluster: workers come or go, those that have ended are replaced. A label of
+        None goes, others stay; an `idle_timeout` of 0 and an empty `callback_url` stand for none. `cpu` and `mem` of a
+        running session change at once, as far as its host has room.
         """
+        slots = _wire.slots(cpu=cpu, mem=mem, **(resources or {}))
         headers = {"If-Match": self._etag or f'"{self.info.version}"'} if if_unchanged else None
-        fields = _wire.body(name=name, priority=priority, timeout=timeout, tag=tag, cluster_size=cluster_size)
+        fields = _wire.body(
+            name=name,
+            priority=priority,
+            timeout=timeout,
+            tag=tag,
+            cluster_size=cluster_size,
+            labels=None if labels is None else dict(labels),
+            idle_timeout=idle_timeout,
+            callback_url=callback_url,
+            resource_slots=slots or None,
+        )
         answer = self._transport.request("PATCH", self._base, params=self._owner, json=fields, headers=headers)
         return self._take(answer)
 
@@ -235,6 +254,11 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, Se
         with self._transport.stream("GET", address, params=params, read_seconds=LOG_SILENCE_SECONDS) as response:
             for text in response.iter_text():
                 yield text
+
+    def deliveries(self, *, limit: int | None = None) -> list[Delivery]:
+        """What its callback_url was sent, the newest first, and what the receiver said."""
+        pages = self._transport.pages(f"{self._base}/deliveries", **self._owner, limit=limit)
+        return [Delivery.from_json(item) for item in pages]
 
     def check_status(self) -> TransitOutcome:
         """Compare its status with what its hosts say, and correct it."""
@@ -300,10 +324,15 @@ class Sessions:
         outputs: Iterable[str] | None = None,
         mounts: Iterable[Mapping[str, Any] | str] | None = None,
         serves: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        preopen_ports: Iterable[int] | None = None,
+        callback_url: str | None = None,
+        idle_timeout: float | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
         _cluster: Mapping[str, Any] | None = None,
+        _template: Mapping[str, Any] | None = None,
     ) -> Session:
         """Ask for a session, and wait until it is RUNNING.
 
@@ -339,14 +368,52 @@ class Sessions:
             outputs=None if outputs is None else list(outputs),
             mounts=None if mounts is None else [{"volume": m} if isinstance(m, str) else dict(m) for m in mounts],
             serves=None if serves is None else dict(serves),
+            labels=None if labels is None else dict(labels),
+            preopen_ports=None if preopen_ports is None else list(preopen_ports),
+            callback_url=callback_url,
+            idle_timeout=idle_timeout,
         )
+        if _template is not None:
+            over = {name: value for name, value in fields.items() if value != {}} | dict(_template["overrides"])
+            address = _wire.path("sessions", "from-template")
+            return self._asked_for(address, {**_template, "overrides": over}, wait, owner, idempotency_key)
+        address = _wire.path("sessions") if _cluster is None else _wire.path("sessions", "cluster")
+        return self._asked_for(address, {**fields, **(_cluster or {})}, wait, owner, idempotency_key)
+
+    @_io.opening
+    def create_from_template(
+        self,
+        template: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        version: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Session:
+        """Ask for a session as a template describes it, and wait until it is RUNNING.
+
+        `parameters` are the template's own. `settings` are those of `create` and go over what the template says;
+        `overrides` are further fields of a creation as the REST API names them, such as a cluster's `workers`.
+        """
+        asked = _wire.body(
+            template=template,
+            parameters=dict(parameters or {}),
+            template_version=version,
+            overrides=dict(overrides or {}),
+        )
+        nothing: dict[str, Any] = {"image": None, "cpu": None, "mem": None}
+        return self.create(_template=asked, **(nothing | settings))
+
+    def _asked_for(
+        self, address: str, fields: Mapping[str, Any], wait: bool | float, owner: str | None, key: str | None
+    ) -> Session:
         owned, hold = _owner(owner), _hold(wait)
         answer = self._transport.request(
             "POST",
-            _wire.path("sessions") if _cluster is None else _wire.path("sessions", "cluster"),
+            address,
             params={**owned, **_wire.query(wait=hold)},
-            json={**fields, **(_cluster or {})},
-            key=idempotency_key or str(uuid.uuid4()),
+            json=fields,
+            key=key or str(uuid.uuid4()),
             hold=hold or 0,
         )
         session = self._session(answer, owned)
@@ -400,17 +467,18 @@ class Sessions:
         name: str | None = None,
         tag: str | None = None,
         project: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
         all: bool = False,
         limit: int | None = None,
     ) -> Iterator[Session]:
         """Live sessions, newest first, or those of some statuses ("all": of any), fetched as they are looked at.
 
-        `name` is a glob or a prefix; `all` is everybody's, for administrators.
+        `name` is a glob or a prefix; a label of None may have any value; `all` is everybody's, for administrators.
         """
+        label = ",".join(key if value is None else f"{key}={value}" for key, value in (labels or {}).items()) or None
+        asked = {"name": name, "tag": tag, "project": project, "label": label, "all": all or None}
         statuses = status if status is None or isinstance(status, str) else ",".join(status)
-        pages = self._transport.pages(
-            _wire.path("sessions"), limit=limit, status=statuses, name=name, tag=tag, project=project, all=all or None
-        )
+        pages = self._transport.pages(_wire.path("sessions"), limit=limit, status=statuses, **asked)
         return self._sessions(pages, all)
 
     def list(
@@ -420,11 +488,12 @@ class Sessions:
         name: str | None = None,
         tag: str | None = None,
         project: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
         all: bool = False,
         limit: int | None = None,
     ) -> SessionList:
         """The same as a list, all pages of it."""
-        found = self.iterate(status=status, name=name, tag=tag, project=project, all=all, limit=limit)
+        found = self.iterate(status=status, name=name, tag=tag, project=project, labels=labels, all=all, limit=limit)
         return [session for session in found]
 
     def match(self, pattern: str) -> SessionList:

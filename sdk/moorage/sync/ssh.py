@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
 
 from moorage import _wire
 from moorage._models import SshAccess, SshKey
@@ -37,7 +36,7 @@ class SessionSsh:
 
     _transport: Transport
     _base: str
-    _owner: Mapping[str, str]
+    _owner: dict[str, str]
 
     def ssh_access(self, public_key: str, *, kernel: str | None = None) -> SshAccess:
         """Where the gateway is, its host key, and a certificate for `public_key` that opens this session for minutes."""
