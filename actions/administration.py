@@ -393,9 +393,20 @@ class DeleteProjectAction(ScopeAction[Work, Done]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaData:
+    """One limit; cpu in thousandths, mem in MiB."""
+
+    scope: str  #: user, project, domain
+    scope_id: str
+    of: str  #: the user's e-mail address, the project's or the domain's name
+    name: str  #: of a resource, or `sessions`
+    max: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaPage(Result):
-    #: {scope, scope_id, name, max, used}; cpu in thousandths, mem in MiB
-    items: list[dict[str, Any]]
+    items: list[QuotaData]
     next_cursor: str | None = None
 
 
@@ -413,7 +424,7 @@ class ListQuotasAction(ScopeAction[Reading, QuotaPage]):
             }
             mine = {("user", str(call.by.user_id)), ("domain", call.by.domain), *(("project", p) for p in projects)}
             rows = [row for row in rows if (row["scope"], row["scope_id"]) in mine]
-        return QuotaPage(items=rows)
+        return QuotaPage(items=[QuotaData(**row) for row in rows])
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
@@ -438,7 +449,8 @@ class SetQuotaAction(ScopeAction[Work, QuotaPage]):
         for name, limit in self.limits.items():
             amount = None if limit is None else ResourceSlot({name: limit}).get(name, 0)
             await call.db.identity.set_quota(self.scope, scope_id, name, amount)
-        return QuotaPage(items=await call.db.identity.quotas(self.scope, scope_id))
+        rows = await call.db.identity.quotas(self.scope, scope_id)
+        return QuotaPage(items=[QuotaData(**row) for row in rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

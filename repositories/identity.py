@@ -261,7 +261,9 @@ class IdentityRepository:
     async def quotas(self, scope: str | None = None, scope_id: str | None = None) -> list[dict[str, Any]]:
         rows = await self._connection.fetch(
             """
-            SELECT scope, scope_id, name, max_amount AS max, CASE WHEN scope = 'user' AND name = 'images' THEN (
+            SELECT scope, scope_id, coalesce((SELECT email FROM users u WHERE scope = 'user' AND u.id::text = scope_id),
+                (SELECT p.name FROM projects p WHERE scope = 'project' AND p.id::text = scope_id), scope_id) AS of,
+                name, max_amount AS max, CASE WHEN scope = 'user' AND name = 'images' THEN (
                 SELECT count(*) FROM images i WHERE i.owner_id::text = scope_id AND i.kind <> 'registered') ELSE used END AS used
             FROM quotas
             WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR scope_id = $2) ORDER BY scope, scope_id, name

@@ -184,6 +184,11 @@ MODELS = {
     "Unpacked": ("Unpacked", "What has come out of an archive.", set()),
     "SshKeyData": ("SshKey", "A public key that opens the SSH gateway.", {"id", "name", "fingerprint"}),
     "SshAccess": ("SshAccess", "Where the SSH gateway is, and a certificate that opens a session.", {"port", "user"}),
+    "TemplateVersion": ("TemplateVersion", "Who wrote which version of a template when.", {"version", "by", "at"}),
+    "TemplateData": ("TemplateInfo", "A template, in one of its versions.", {"id", "name", "version"}),
+    "DeliveryData": ("Delivery", "What a session's callback_url was sent, or is to be.", {"id", "type", "url", "status"}),
+    "QuotaData": ("Quota", "A limit; cpu in thousandths, mem in MiB.", {"scope", "of", "name", "max", "used"}),
+    "TokenData": ("Token", "Stands for the keypair that made it, until it expires.", {"id", "name", "expires_at"}),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

@@ -273,7 +273,7 @@ def _shown(route: Route) -> Any:
         return special[answer]
     hints = get_type_hints(answer)
     alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task", "volume"}
-    alone |= {"status_history", "statistics", "graph", "ssh_key"}
+    alone |= {"status_history", "statistics", "graph", "ssh_key", "template"}
     if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
     return answer

@@ -571,7 +571,7 @@ QUOTAS = (
 
 
 def scopes(*expected: str) -> Any:
-    return lambda answer: sorted(row["scope"] for row in answer.items) == sorted(expected)
+    return lambda answer: sorted(row.scope for row in answer.items) == sorted(expected)
 
 
 @scenarios(
@@ -608,7 +608,7 @@ def limit(scope: Any = "user", of: str = "alice@example.org", **limits: Any) -> 
     success=TestScenario(
         do=limit(cpu=2, mem="4g", sessions=3),
         by=ROOT,
-        answer=lambda a: {row["name"]: row["max"] for row in a.items} == {"cpu": 2000, "mem": 4096, "sessions": 3},
+        answer=lambda a: {row.name: row.max for row in a.items} == {"cpu": 2000, "mem": 4096, "sessions": 3},
         then_rows=("+quotas cpu", "+quotas mem", "+quotas sessions"),
     ),
     stranger=denied(limit(sessions=100)),

@@ -1,0 +1,72 @@
+"""Options of a session that are neither its work nor its size: labels, ports, callback, idle limit, template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from moorage.cli.terminal import F, PairParameter
+
+
+class Label(PairParameter):
+    """NAME[=VALUE]"""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not name:
+            self.fail(f"'{value}' is not of the form NAME=VALUE.", param, ctx)
+        return name, text if equals else None
+
+
+def carried_options(function: F) -> F:
+    """What a session carries; the same for `create` and `run`."""
+    options: list[Callable[[F], F]] = [
+        click.option("--label", "labels", type=Label(), multiple=True, help="To find it by: NAME=VALUE (repeatable)."),
+        click.option("--preopen-port", "ports", type=int, multiple=True, metavar="PORT", help="(repeatable)"),
+        click.option("--callback-url", metavar="URL", help="Is told what happens to the session, signed."),
+        click.option("--idle-timeout", type=float, metavar="SECONDS", help="End it so long after its last use."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def carried_fields(
+    labels: Iterable[tuple[str, str | None]],
+    ports: tuple[int, ...],
+    callback_url: str | None,
+    idle_timeout: float | None,
+) -> dict[str, Any]:
+    return {
+        "labels": {name: value or "" for name, value in labels} or None,
+        "preopen_ports": list(ports) or None,
+        "callback_url": callback_url,
+        "idle_timeout": idle_timeout,
+    }
+
+
+def template_options(function: F) -> F:
+    options: list[Callable[[F], F]] = [
+        click.option("--template", metavar="NAME", help="Begin with this template; other options go over it."),
+        click.option("--template-version", type=click.IntRange(1), metavar="N", help="[default: the newest]"),
+        click.option(
+            "-p", "--parameter", "parameters", type=Label(), multiple=True, help="Of the template: x=1 (repeatable)."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def only_given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what nobody typed, so that defaults of the command do not go over a template."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    untyped = {name for name in ("image", "cpu", "mem") if context.get_parameter_source(name) is default}
+    return {name: None if name in untyped else value for name, value in fields.items()}
