@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from domain.idle import Checker, IdleFacts, Verdict, Warned
@@ -15,7 +15,7 @@ from domain.watch import Window
 from repositories.database import Connection
 from repositories.metrics import KernelRow, MetricsRepository
 from repositories.transit import Cause, emit
-from repositories.watch import WatchRepository, settings_of, window
+from repositories.watch import Stored, WatchRepository, settings_of, window
 
 CAUSE = Cause(by="idle checker")
 
@@ -34,22 +34,25 @@ class Candidate:
 async def candidates(
     connection: Connection, *, now: datetime, only: Collection[SessionId] | None = None
 ) -> list[Candidate]:
-    """Every running session; or those of `only`, as they are at this moment."""
+    """Every running session that a checker may have something to say of; or those of `only`, as they are at this moment."""
+    stored = await WatchRepository(connection, now=now).stored()
     rows = await connection.fetch(
         """
         SELECT s.id, s.name, s.user_id, s.domain, s.project_id, s.session_type, s.started_at, s.last_activity_at,
             s.timeout_seconds, s.expires_at, s.idle_timeout_seconds,
             x.session_id IS NOT NULL AS exempt,
             w.checker, w.warned_at, w.due_at,
-            EXISTS (SELECT FROM executions e WHERE e.session_id = s.id AND e.status = 'running') AS busy
+            s.id IN (SELECT session_id FROM executions WHERE status = 'running') AS busy
         FROM sessions s
         LEFT JOIN idle_exemptions x ON x.session_id = s.id LEFT JOIN idle_warnings w ON w.session_id = s.id
         WHERE s.status IN ('RUNNING', 'RUNNING_DEGRADED') AND s.started_at IS NOT NULL
-            AND ($1::uuid[] IS NULL OR s.id = ANY($1)) ORDER BY s.id
+            AND ($1::uuid[] IS NULL OR s.id = ANY($1))
+            AND ($2 OR s.idle_timeout_seconds IS NOT NULL OR s.expires_at IS NOT NULL OR w.session_id IS NOT NULL)
+        ORDER BY s.id
         """,
         None if only is None else list(only),
+        _watches_all(stored),
     )
-    stored = await WatchRepository(connection, now=now).stored()
     settings = {row["project_id"]: settings_of(stored, row["project_id"]) for row in rows}
     lengths = {
         row["id"]: settings[row["project_id"]]["idle_low_use"]["window_seconds"]
@@ -67,6 +70,14 @@ async def candidates(
         )
         for row in rows
     ]
+
+
+def _watches_all(stored: Stored) -> bool:
+    """Whether a checker has been switched on, for all or for somebody: without, most sessions need not be looked at."""
+    return any(rules.get(name, {}).get("enabled") for rules in stored.values() for name in _CHECKERS)
+
+
+_CHECKERS: Final = ("idle_no_call", "idle_low_use", "idle_lifetime")
 
 
 async def _figures(
