@@ -81,7 +81,8 @@ class NewService:
 _COLUMNS: Final = "session_id, name, kind, protocol, port, kernels, spec, keep_prefix, generation, settled, started_at"
 _INSTANCES: Final = """
     SELECT i.session_id, i.name AS service, i.kernel_id, k.role || k.idx AS kernel, i.restarts, i.message, i.log_tail,
-        i.run_id, i.changed_at, CASE WHEN i.attempt = s.attempt AND s.ended_at IS NULL THEN i.state ELSE 'stopped' END AS state
+        i.run_id, i.changed_at, CASE WHEN i.attempt = s.attempt AND s.ended_at IS NULL AND k.observed = 'RUNNING' THEN i.state
+            ELSE 'stopped' END AS state
     FROM service_instances i JOIN kernels k ON k.id = i.kernel_id AND k.left_at IS NULL JOIN sessions s ON s.id = i.session_id
 """
 
