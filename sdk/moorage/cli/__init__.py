@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Sessions": {
         "create": ("sessions", "Create a session and wait until it runs."),
         "cluster": ("clusters", "Sessions of several kernels: create."),
+        "template": ("templates", "Templates of sessions: create, ls, show, edit, rm."),
         "ps": ("sessions", "List your sessions."),
         "info": ("sessions", "Show everything about a session."),
         "match": ("sessions", "Find sessions by a pattern of their name or id."),
@@ -65,6 +66,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "More": {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
+        "quota": ("access", "Show the limits that bind you; administrators set them."),
+        "webhook": ("access", "What sessions' callbacks are told: secret, ls."),
         "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),
         "completion": ("shells", "Print the completion script of your shell."),
     },

@@ -10,6 +10,7 @@ import click
 from moorage._models_base import Model
 from moorage.cli import terminal
 from moorage.cli.reports import usage_command, watch_command
+from moorage.cli.access import quota_command, token_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
 from moorage.cli.terminal import connect, details, json_option, print_json, table
@@ -178,6 +179,10 @@ def keypair_rm(access_key: str, as_json: bool) -> None:
     with connect() as client:
         client.keypairs.remove(access_key)
     removed(access_key, as_json)
+
+
+admin_command.add_command(token_command)
+admin_command.add_command(quota_command)
 
 
 # -- projects -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,7 @@ from moorage.cli.batch import (
     serving_options,
     waits,
 )
+from moorage.cli.options import Label, carried_fields, carried_options, only_given, template_options
 from moorage.cli.terminal import (
     F,
     PairParameter,
@@ -30,7 +32,7 @@ from moorage.cli.terminal import (
     table,
 )
 from moorage.cli.volumes import parse_mount
-from moorage.errors import SessionNotFound
+from moorage.errors import PreconditionFailed, SessionNotFound
 
 if TYPE_CHECKING:
     from moorage._models import HistoryEntry, SessionInfo
@@ -80,6 +82,7 @@ def creation_options(function: F) -> F:
         click.option("--priority", type=int, metavar="N", help="Higher goes first."),
         click.option("--tag", help="A word of yours to find it by."),
         click.option("--project", help="The project it counts for."),
+        carried_options,
         click.option(
             "-v",
             "--volume",
@@ -111,9 +114,14 @@ def creation_fields(
     tag: str | None,
     project: str | None,
     mounts: tuple[str, ...],
+    labels: Iterable[tuple[str, str | None]],
+    ports: tuple[int, ...],
+    callback_url: str | None,
+    idle_timeout: float | None,
     **batch: Any,
 ) -> dict[str, Any]:
     return {
+        **carried_fields(labels, ports, callback_url, idle_timeout),
         "mounts": [parse_mount(text) for text in mounts] or None,
         **batch_fields(**batch),
         "image": image,
@@ -156,6 +164,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 @click.argument("name", required=False)
 @click.option("--name", "name_option", metavar="NAME", help="The same as the argument.")
 @creation_options
+@template_options
 @serving_options
 @click.option("--type", "session_type", default=None, help="interactive, batch, ... [default: interactive]")
 @click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
@@ -170,17 +179,27 @@ def create_command(
     reuse: bool,
     no_wait: bool,
     as_json: bool,
+    template: str | None,
+    template_version: int | None,
+    parameters: tuple[tuple[str, str | None], ...],
     **fields: Any,
 ) -> None:
     """Create a session and wait until it runs. Prints its name."""
+    if template is None and (parameters or template_version is not None):
+        raise click.UsageError("Parameters and versions are a template's: name it with --template.")
     if name is not None and name_option is not None:
         raise click.UsageError("Give the name once: as the argument, or with --name.")
     name = name or name_option
     serving = serving_fields(fields)
     fields = creation_fields(**fields) | serving
     with connect() as client:
-        session = client.sessions.create(
-            name,
+        create: Callable[..., Session] = client.sessions.create
+        if template is not None:
+            given = {key: "true" if value is None else value for key, value in parameters}
+            create = partial(client.sessions.create_from_template, template, given, version=template_version)
+            fields = only_given(fields)
+        session = create(
+            name=name,
             session_type=session_type or ("batch" if startup_command else "inference" if serving else None),
             startup_command=startup_command,
             reuse=reuse,
@@ -206,6 +225,7 @@ def create_command(
 @click.option("--status", multiple=True, help="Only of this status (repeatable).")
 @click.option("--tag", help="Only with this tag.")
 @click.option("--project", help="Only of this project.")
+@click.option("--label", "labels", type=Label(), multiple=True, help="Only with this label: NAME, or NAME=VALUE (repeatable).")
 @click.option("-q", "--quiet", is_flag=True, help="Only names.")
 @click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
 @json_option
@@ -214,6 +234,7 @@ def ps_command(
     status: tuple[str, ...],
     tag: str | None,
     project: str | None,
+    labels: tuple[tuple[str, str | None], ...],
     quiet: bool,
     limit: int | None,
     as_json: bool,
@@ -221,7 +242,7 @@ def ps_command(
     """List your sessions that have not ended, newest first."""
     with connect() as client:
         statuses = [word.upper() for word in status] or ("all" if ended_too else None)
-        found = client.sessions.list(status=statuses, tag=tag, project=project, limit=limit)
+        found = client.sessions.list(status=statuses, tag=tag, project=project, labels=dict(labels), limit=limit)
     empty = "No sessions." if ended_too else "No live sessions; 'moorage ps -a' also lists those that have ended."
     show_sessions([session.info for session in found], quiet=quiet, as_json=as_json, empty=empty)
 
@@ -293,6 +314,10 @@ def info_command(session: str, as_json: bool) -> None:
             "project": f"{info.domain}/{info.project}" if info.domain else info.project,
             "owner": info.access_key,
             "tag": info.tag,
+            "labels": "\n".join(f"{name}={value}" for name, value in info.labels.items()),
+            "callback": info.callback_url,
+            "idle timeout": None if info.idle_timeout is None else terminal.span(info.idle_timeout),
+            "version": info.version,
             "environment": "\n".join(f"{name}={value}" for name, value in info.environ.items()),
             "priority": info.priority,
             "attempt": info.attempt if info.attempt > 1 else None,
@@ -466,27 +491,36 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
     metavar="N",
     help="Kernels of a running cluster, the main one included; those that have ended are replaced.",
 )
+@click.option("--label", "labels", type=Label(), multiple=True, help="NAME=VALUE; NAME alone takes it away (repeatable).")
+@click.option("--callback-url", metavar="URL", help="Another one; '' for none.")
+@click.option("--idle-timeout", type=float, metavar="SECONDS", help="Another one; 0 for none.")
+@click.option("--cpu", type=float, metavar="N", help="CPUs, also while it runs.")
+@click.option("--mem", metavar="SIZE", help="Memory, also while it runs: 4g, or MiB.")
+@click.option("--if-version", type=click.IntRange(1), metavar="N", help="Only while it has this version (see 'info').")
 @dependency_options
 @json_option
 def modify_command(
     session: str,
-    name: str | None,
-    priority: int | None,
+    labels: tuple[tuple[str, str | None], ...],
     lifetime: float | None,
-    tag: str | None,
-    cluster_size: int | None,
+    if_version: int | None,
     as_json: bool,
-    **wiring: Any,
+    **given: Any,
 ) -> None:
     """Change a session's settings."""
-    changes = (name, priority, lifetime, tag, cluster_size)
-    if all(change is None for change in changes) and all(change in (None, ()) for change in wiring.values()):
-        raise click.UsageError("Say what to change: --name, --priority, --lifetime, --tag or --cluster-size.")
+    plain = ("name", "priority", "tag", "cluster_size", "callback_url", "idle_timeout", "cpu", "mem")
+    asked = {name: given.pop(name) for name in plain} | {"timeout": lifetime, "labels": dict(labels) or None}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    cluster_size, wiring = changes.get("cluster_size"), given
+    if not changes and all(change in (None, ()) for change in wiring.values()):
+        raise click.UsageError("Say what to change, such as --name, --priority, --label or --mem; --help lists all of it.")
     with connect() as client:
         found = client.sessions.get(session)
+        if if_version is not None and found.info.version != if_version:
+            raise PreconditionFailed(f"The session '{found.name}' has version {found.info.version} by now; look at it again.")
         rewire(found, **wiring)
-        if any(change is not None for change in changes):
-            found.modify(name=name, priority=priority, timeout=lifetime, tag=tag, cluster_size=cluster_size)
+        if changes:
+            found.modify(**changes, if_unchanged=if_version is not None)
         if cluster_size is not None:
             with terminal.waiting(f"{found.name}: waiting for {cluster_size} kernels", shown=not as_json):
                 found.wait_for_kernels()

@@ -1,0 +1,140 @@
+"""Commands for what bounds users and stands for them: quotas, tokens, webhooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from moorage.cli import terminal
+from moorage.cli.sessions import Pairs, find
+from moorage.cli.terminal import connect, details, json_option, print_json, session_argument, table
+
+if TYPE_CHECKING:
+    from moorage._models import Quota
+
+
+# -- quotas --------------------------------------------------------------------------------------------------------------
+@click.group("quota", invoke_without_command=True)
+@json_option
+@click.pass_context
+def quota_command(ctx: click.Context, as_json: bool) -> None:
+    """Show the limits that bind you and how much of them is used; administrators see and set all."""
+    if ctx.invoked_subcommand is None:
+        with connect() as client:
+            show_quotas(client.quotas.list(), as_json)
+
+
+@quota_command.command("set")
+@click.argument("scope", type=click.Choice(["user", "project", "domain"]))
+@click.argument("of", metavar="NAME")
+@click.argument("limits", nargs=-1, required=True, type=Pairs(), metavar="RESOURCE=AMOUNT...")
+@json_option
+def quota_set(scope: str, of: str, limits: tuple[tuple[str, str], ...], as_json: bool) -> None:
+    """Limit what a user, project or domain holds at once; 'none' lifts a limit.
+
+    \b
+    moorage quota set user alice@example.org cpu=8 mem=32g sessions=4
+    """
+    amounts = {name: None if text == "none" else _amount(text) for name, text in limits}
+    with connect() as client:
+        show_quotas(client.quotas.set(scope, of, amounts), as_json)
+
+
+def show_quotas(found: list[Quota], as_json: bool) -> None:
+    if as_json:
+        print_json([quota.to_json() for quota in found])
+        return
+    rows = [[f"{q.scope} {q.of}", q.name, _shown(q.name, q.used), _shown(q.name, q.max)] for q in found]
+    table(["OF", "RESOURCE", "USED", "LIMIT"], rows, empty="No limits.")
+
+
+def _amount(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _shown(name: str, amount: int) -> object:
+    return f"{amount / 1000:g}" if name == "cpu" else terminal.memory(amount) if name == "mem" else amount
+
+
+# -- tokens --------------------------------------------------------------------------------------------------------------
+@click.group("token")
+def token_command() -> None:
+    """Tokens that stand for your keypair, until they expire."""
+
+
+@token_command.command("ls")
+@json_option
+def token_ls(as_json: bool) -> None:
+    """List your tokens."""
+    with connect() as client:
+        found = client.tokens.list()
+    if as_json:
+        print_json([token.to_json() for token in found])
+        return
+    rows = [[t.id, t.name, t.access_key, terminal.local_time(t.expires_at)] for t in found]
+    table(["ID", "NAME", "ACCESS KEY", "EXPIRES"], rows, empty="No tokens.")
+
+
+@token_command.command("add")
+@click.argument("name", default="token")
+@click.option("--ttl", type=float, metavar="SECONDS", help="How long it is good for. [default: 30 days]")
+@json_option
+def token_add(name: str, ttl: float | None, as_json: bool) -> None:
+    """Make a token. It is shown once."""
+    with connect() as client:
+        made = client.tokens.create(name, ttl_seconds=ttl)
+    if as_json:
+        print_json(made.to_json())
+        return
+    details({"id": made.id, "token": made.token, "expires": terminal.local_time(made.expires_at)})
+    terminal.note("The token is shown only now.")
+
+
+@token_command.command("rm")
+@click.argument("token_id", metavar="ID")
+@json_option
+def token_rm(token_id: str, as_json: bool) -> None:
+    """Revoke a token; it is refused within a second."""
+    with connect() as client:
+        client.tokens.remove(token_id)
+    print_json({"removed": token_id}) if as_json else click.echo(token_id)
+
+
+# -- webhooks ------------------------------------------------------------------------------------------------------------
+@click.group("webhook")
+def webhook_command() -> None:
+    """What sessions' --callback-url is told: its secret, and what became of it."""
+
+
+@webhook_command.command("secret")
+@json_option
+def webhook_secret(as_json: bool) -> None:
+    """Make the secret that your webhooks are signed with, in place of the one before. It is shown once."""
+    with connect() as client:
+        secret = client.webhooks.create_secret()
+    if as_json:
+        print_json({"secret": secret})
+        return
+    click.echo(secret)
+    terminal.note("The secret is shown only now; what is sent from now on is signed with it.")
+
+
+@webhook_command.command("ls")
+@session_argument
+@click.option("-n", "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@json_option
+def webhook_ls(session: str, limit: int, as_json: bool) -> None:
+    """Show what a session's callback was sent, the newest first."""
+    with connect() as client:
+        found = find(client, session).deliveries(limit=limit)
+    if as_json:
+        print_json([delivery.to_json() for delivery in found])
+        return
+    rows = [
+        [terminal.local_time(d.created_at), d.type, d.status, d.tries, d.http_status, d.error or ""] for d in found
+    ]
+    table(["TIME", "EVENT", "STATUS", "TRIES", "ANSWER", "ERROR"], rows, empty="Nothing was sent.")
