@@ -9,8 +9,9 @@ import click
 
 from moorage._models_base import Model
 from moorage.cli import terminal
-from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.access import quota_command, token_command
+from moorage.cli.batch import transit_command
+from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
 from moorage.cli.terminal import connect, details, json_option, print_json, table
@@ -32,6 +33,7 @@ def admin_command() -> None:
     """Users, keypairs, projects, images, agents, and everybody's sessions."""
 
 
+admin_command.add_command(transit_command)
 admin_command.add_command(usage_command)
 admin_command.add_command(watch_command)
 

@@ -15,6 +15,8 @@ import click
 from moorage.cli import terminal
 from moorage.cli.terminal import F, connect, json_option, note, print_json, session_argument
 
+from moorage.errors import SessionNotFound
+
 if TYPE_CHECKING:
     from moorage._models import DependencyGraph, GraphEdge, GraphNode
     from moorage.sync import Session
@@ -205,6 +207,30 @@ def results_command(session: str, output: Path | None, attempt: int | None, as_j
         print_json({"session": found.name, "path": str(path)})
     else:
         click.echo(path)
+
+
+# -- statuses ------------------------------------------------------------------------------------------------------------
+@click.command("transit")
+@click.argument("sessions", nargs=-1, metavar="[SESSION]...")
+@json_option
+def transit_command(sessions: tuple[str, ...], as_json: bool) -> None:
+    """Compare sessions' statuses with what their hosts say, and correct them: those named, or all that live."""
+    with connect() as client:
+        live = [session.info for session in client.sessions.list(all=True)]
+        names = {info.id: info.name for info in live}
+        by_name = {info.name: info.id for info in live}
+        if unknown := [name for name in sessions if name not in names and name not in by_name]:
+            raise SessionNotFound(f"There is no live session '{unknown[0]}'; 'moorage admin session ls' lists them.")
+        wanted = [by_name.get(name, name) for name in sessions] if sessions else list(names)
+        outcomes = client.sessions.check_status(wanted) if wanted else []
+    if as_json:
+        print_json([outcome.to_json() for outcome in outcomes])
+        return
+    rows = [
+        [names.get(one.session_id, one.session_id), one.before, one.after if one.path else "", one.error or one.reason]
+        for one in outcomes
+    ]
+    terminal.table(["NAME", "WAS", "IS NOW", "BECAUSE"], rows, empty="No live sessions.")
 
 
 # -- graphs --------------------------------------------------------------------------------------------------------------
