@@ -358,17 +358,32 @@ class _Packing:
         self._packed = packed
         self._here, self._there = socket.socketpair()
         self._here.setblocking(False)
+        self._pending = bytearray()
         self._done = submit(self._write)
 
     def _write(self) -> None:
-        there = self._there
         try:
-            self._packed.write(there.sendall, self._send_file, [])
+            self._packed.write(self._send, self._send_file, [])
+            self._flush()
         finally:
             self._packed.close()
-            there.close()
+            self._there.close()
+
+    def _send(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) >= _PIECE // 2:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._there.sendall(self._pending)
+        self._pending.clear()
 
     def _send_file(self, fd: int, size: int) -> None:
+        if size < 1 << 16:
+            data = os.pread(fd, size, 0)
+            self._send(data.ljust(size, b"\0"))
+            return
+        self._flush()
         sent = 0
         while sent < size:
             done = os.sendfile(self._there.fileno(), fd, sent, min(size - sent, 8 * _PIECE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -186,3 +187,19 @@ def test_the_quota_holds(place: Place) -> None:
     with pytest.raises(Refused, match="At most 4 files"):
         place.unpack(b"".join(entry(b"f%d" % n) for n in range(9)) + b"\0" * 1024)
     assert place.digest() == before
+
+
+def test_what_the_runner_packs_is_what_tar_and_the_runner_unpack(place: Place, tmp_path: Path) -> None:
+    source = tree(place.home / "tree")
+    (source / "big").write_bytes(os.urandom(200_000))
+    packed = io.BytesIO()
+    archive = place.files.archive(["tree"])
+    archive.write(lambda data: packed.write(data) and None, lambda fd, n: packed.write(os.pread(fd, n, 0)) and None, [])
+    archive.close()
+    (source / "a/twin").unlink()
+    (source / "a/twin").write_bytes((source / "a/b/file").read_bytes())  # a second name becomes a second file
+    (tmp_path / "by-tar").mkdir()
+    subprocess.run(["tar", "x", "-C", str(tmp_path / "by-tar")], input=packed.getvalue(), check=True)
+    place.unpack(packed.getvalue(), "again")
+    assert tree_digest(tmp_path / "by-tar") == tree_digest(place.home / "again")
+    assert tree_digest(place.home / "again/tree") == tree_digest(source)
