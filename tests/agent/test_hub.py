@@ -50,6 +50,7 @@ class Manager:
         self.helloes: list[AgentHello] = []
         self.facts: list[Fact] = []
         self.runs: list[RunDone] = []
+        self.samples: list[Sample] = []
         self.beats: list[AgentId] = []
         self.progress: list[dict[str, Any]] = []
         self.refuses: MoorageError | None = None
@@ -98,6 +99,10 @@ class Manager:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         self.progress.append(said)
         self._changed.set()
+
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None:
+        self._take()
+        return {"username": kernel_id, "password": image}
 
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
         pass
@@ -154,6 +159,11 @@ class Host:
 
     def pending_samples(self) -> Sequence[Sample]:
         return self.samples
+
+    def pending_services(self) -> Sequence[ServiceFact]:
+        return []
+
+    def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
 
     def samples_acknowledged(self, samples: Sequence[Sample]) -> None:
         self.samples = [sample for sample in self.samples if sample not in samples]
@@ -429,7 +439,56 @@ async def test_progress_of_a_pull_arrives_and_its_error_too(place: Place) -> Non
     await place.manager.until(lambda: place.manager.progress == [{"kernel_id": "k"}])
 
 
+async def test_a_commit_is_followed_to_its_result_and_goes_on_without_its_follower(place: Place) -> None:
+    hub, host, job = await place.hub(), Host(), UUID(int=9)
+    asked: list[str] = []
+    never = asyncio.Event()
+
+    async def commit(arguments: dict[str, Any]) -> Any:
+        asked.append(arguments["job"])
+        await place.links.progress({"pull": arguments["pull"], "current": 1, "total": 2, "message": "packing"})
+        if arguments["image"] == "endless":
+            await never.wait()
+        return {"image_id": "sha256:1"}
+
+    async def cancel(arguments: dict[str, Any]) -> bool:
+        asked.append(f"cancel {arguments['job']}")
+        return True
+
+    host.handlers = {wire.COMMIT: commit, wire.CANCEL_JOB: cancel}
+    await place.connect(host, hub)
+    said = [one async for one in hub.commit(KERNEL, job, "i", {})]
+    assert (said[0]["message"], said[-1]) == ("packing", {"result": {"image_id": "sha256:1"}})
+    async for one in hub.commit(KERNEL, job, "endless", {}):
+        assert one["current"] == 1
+        break
+    assert await hub.cancel_job(HOST, job)
+    assert asked == [str(job), str(job), f"cancel {job}"]
+
+
+async def test_a_host_is_told_the_password_for_an_image_by_a_control(place: Place) -> None:
+    hub, host = await place.hub(), Host()
+    await place.connect(host, hub)
+    assert await place.links.credentials("k", "i") == {"username": "k", "password": "i"}
+    place.manager.refuses = AgentUnavailable("no database")
+    assert await place.links.credentials("k", "i") is None
+
+
 # -- what hosts say ----------------------------------------------------------------------------------------------------
+async def test_samples_are_told_until_they_are_taken(place: Place) -> None:
+    samples = [Sample(kernel_id=str(KERNEL.kernel_id), attempt=1, at=float(n), seconds=5.0, cpu_seconds=n) for n in (1, 2)]
+    host, manager = Host(), place.manager
+    hub = await place.hub()
+    await place.connect(host, hub)
+    manager.refuses = DatabaseUnavailable()
+    host.samples = list(samples)
+    await asyncio.wait_for(manager.refused.wait(), 10)
+    assert host.samples == samples
+    manager.refuses = None
+    await manager.until(lambda: len(manager.samples) == 2)
+    assert manager.samples == samples
+
+
 async def test_facts_and_runs_are_told_to_a_control_process_until_it_takes_them(place: Place) -> None:
     api, control, host, manager = await place.hub("api"), await place.hub("control"), Host(), place.manager
     await place.connect(host, api, control)
