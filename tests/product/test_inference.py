@@ -57,5 +57,5 @@ def test_what_cannot_serve_is_refused(client: moorage.Client) -> None:
         {"session_type": "inference", "serves": {"name": "api", "port": 8000}},
     ):
         with pytest.raises(errors.InvalidConfiguration):
-            client.sessions.create("model", **fields)  # type: ignore[arg-type]
+            client.sessions.create("model", **fields)
     assert client.sessions.list(name="model") == []

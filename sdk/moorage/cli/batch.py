@@ -14,7 +14,6 @@ import click
 
 from moorage.cli import terminal
 from moorage.cli.terminal import F, connect, json_option, note, print_json, session_argument
-
 from moorage.errors import SessionNotFound
 
 if TYPE_CHECKING:
@@ -167,7 +166,9 @@ def dependency_options(function: F) -> F:
     )
     for name, text in reversed(texts):
         function = click.option(name, multiple=True, type=terminal.SESSION, metavar="SESSION", help=text)(function)
-    function = click.option("--retries", type=click.IntRange(0, 100), metavar="N", help="Of a failing command.")(function)
+    function = click.option("--retries", type=click.IntRange(0, 100), metavar="N", help="Of a failing command.")(
+        function
+    )
     function = click.option("--batch-timeout", type=float, metavar="SECONDS", help="Of a command.")(function)
     return click.option("--starts-at", type=Moment(), metavar="TIME", help="Not before, while it is PENDING.")(function)
 
