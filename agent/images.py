@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from docker.utils import parse_repository_tag
-
 from agent.containers import LABEL_PREFIX, Containers, EngineError
 
 #: Labels of images that we make. They are never those of containers, by which the agent knows its own.
@@ -142,20 +140,20 @@ class Images:
         return made
 
     async def tag(self, image: str, name: str) -> None:
-        repository, tag = parse_repository_tag(name)
-        await self._engine.ask(lambda client: client.tag(image, repository, tag=tag or "latest", force=True))
+        repository, tag = _parts(name)
+        await self._engine.ask(lambda client: client.tag(image, repository, tag=tag, force=True))
 
     async def push(
         self, name: str, auth: Mapping[str, str] | None, *, stop: Callable[[], bool], progress: Progress
     ) -> str:
         """To its registry; the digest there."""
         loop = asyncio.get_running_loop()
-        repository, tag = parse_repository_tag(name)
+        repository, tag = _parts(name)
 
         def follow(client: Any) -> str:
             layers: dict[str, tuple[int, int]] = {}
             digest = ""
-            stream = client.push(repository, tag=tag or "latest", auth_config=auth or {}, stream=True, decode=True)
+            stream = client.push(repository, tag=tag, auth_config=auth or {}, stream=True, decode=True)
             try:
                 for line in stream:
                     if "error" in line:
@@ -261,6 +259,12 @@ def _padded(content: bytes) -> bytes:
     made.seek(0, io.SEEK_END)
     made.write(bytes(-len(content) % tarfile.BLOCKSIZE))
     return made.getvalue()
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Repository and tag; a colon before a slash is a port's."""
+    repository, colon, tag = name.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (name, "latest")
 
 
 def _architecture(name: str) -> str:

@@ -91,6 +91,9 @@ class Heard:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         pass
 
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None:
+        return None
+
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         pass
 

@@ -187,7 +187,7 @@ def answering(host: Host) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[A
         return answer
 
     names = (wire.ENSURE, wire.EXECUTE, wire.READ, wire.OPEN_STREAM, wire.PULL_IMAGE, wire.STATISTICS, wire.INTERRUPT)
-    return {name: one(name) for name in names}
+    return {name: one(name) for name in (*names, wire.COMMIT, wire.CANCEL_JOB)}
 
 
 class Place:

@@ -196,7 +196,7 @@ async def test_what_is_asked_meanwhile_waits_and_is_refused_in_time(
     with pytest.raises(CommitInProgress):
         await door.handlers[wire.EXECUTE](dict(execute))
     monkeypatch.setattr("agent.host._STILL_SECONDS", 10.0)
-    waiting = asyncio.create_task(door.handlers[wire.EXECUTE](dict(execute)))
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(door.handlers[wire.EXECUTE](dict(execute)))
     read = await door.handlers[wire.READ]({**execute, "run_id": "log", "from_seq": 1, "wait_seconds": 0})
     assert read["records"]  # what it has printed can be read meanwhile
     await host.kernels.snapshots.cancel(job)

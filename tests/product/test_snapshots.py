@@ -19,7 +19,7 @@ from tests.product.conftest import Installation
 from tests.registry import PASSWORD, USERNAME, Registry
 
 #: Enough to be in the middle of, and packed within a second.
-FILL = "f = open('big', 'wb')\nfor _ in range(250): f.write(b'0' * (1 << 20))\nf.close()"
+FILL = "f = open('big', 'wb')\nfor _ in range(120): f.write(b'0' * (1 << 20))\nf.close()"
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +159,7 @@ def test_a_commit_goes_on_when_its_manager_is_killed(client: moorage.Client, ins
             os.kill(process, signal.SIGKILL)
         assert task.wait(60).status == "done"
     with client.sessions.create(image="taken-over", mem="512m") as again:
-        assert again.run_code("import os; print(os.path.getsize('big'))").stdout == f"{250 << 20}\n"
+        assert again.run_code("import os; print(os.path.getsize('big'))").stdout == f"{120 << 20}\n"
 
 
 def _control(installation: Installation) -> list[int]:

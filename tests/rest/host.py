@@ -16,16 +16,18 @@ from uuid import UUID
 import orjson
 
 from agent.client import Download, FilePage, FileStat, KernelAddress
-from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, RunRead
+from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, ProcessSpec, RunRead
 from domain.errors import (
     AgentUnavailable,
     FileExists,
     FileNotFound,
     NotARegularFile,
+    PtyNotFound,
     RunNotFound,
     TransferFailed,
 )
 from domain.ids import AgentId, RunId
+from tests.agent.fake import FakeProcess
 
 MTIME = 1_770_000_000.25
 
@@ -77,6 +79,7 @@ class MemoryHost:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.processes: dict[str, FakeProcess] = {}
         self.files: dict[str, tuple[bytes, int]] = {}
         self.calls: list[str] = []
         self.connected = True
@@ -273,6 +276,13 @@ class MemoryHost:
                 tar.addfile(member, io.BytesIO(content))
         self.downloads.append(Bytes(None, [buffer.getvalue()]))
         return self.downloads[-1]
+
+    async def open_process(self, where: KernelAddress, spec: ProcessSpec) -> FakeProcess:
+        if spec.resume and spec.process not in self.processes:
+            raise PtyNotFound
+        made = FakeProcess(spec, resumed=spec.process in self.processes)
+        self.processes[made.id] = made
+        return made
 
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         self._called("statistics")
