@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import docker
+import httpx
 import moorage
 import pytest
 
+from agent.join import join
+from agent.runtime import ensure_runtime
 from bench.installation import MOORAGE
+from manager.bootstrap import Credentials, bootstrap, new_join_token
+from manager.config import ManagerConfig
 from tests.clusters.hosts import CannotMakeHosts, Host, Hosts, quiet
+from tests.database import Server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TORCH_IN_CONTAINER = "/opt/torch"
@@ -63,41 +69,73 @@ def hosts(engine: docker.DockerClient, kernel_image: str) -> Iterator[Hosts]:
         pytest.skip(str(reason))
     finally:
         made.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        # nobody waits for the engines' images to be deleted
+        subprocess.run(["sh", "-c", 'rm -rf "$0" >/dev/null 2>&1 &', str(folder)], check=False)
 
 
 class Fleet:
     """A manager of this machine's network, and an agent on each host."""
 
-    def __init__(self, hosts: Hosts, engine_host: str, mounts: dict[Path, str]) -> None:
+    def __init__(self, hosts: Hosts, dsn: str, image: str, mounts: Mapping[Path, str]) -> None:
         self.hosts = hosts
-        self.data_dir = hosts.folder / "data"
-        self.environ = {
-            **os.environ,
-            "MOORAGE_CONFIG": str(hosts.folder / "config.toml"),
-            "DOCKER_HOST": engine_host,
-        }
+        self.config = ManagerConfig(
+            data_dir=hosts.folder / "data",
+            database_url=dsn,
+            agent_host=hosts.address,
+            port=_free_port(),
+            agent_api_port=_free_port(),
+            agent_control_port=_free_port(),
+            proxy_port=_free_port(),
+        )
+        self._image = image
         self._mounts = mounts
-        self._agents: dict[str, subprocess.Popen[bytes]] = {}
-        self.client: moorage.Client
-
-    def moorage(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-        """The command, as the administrator types it."""
-        return quiet([MOORAGE, *words], env=self.environ, **options)
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def up(self) -> None:
-        self.data_dir.mkdir(mode=0o700)
-        (self.data_dir / "manager.toml").write_text(f'agent_host = "{self.hosts.address}"\n')
-        done = self.moorage(
-            "up", "--data-dir", str(self.data_dir), "--port", "0", "--detach", "--json", "--cpu", "0.01"
+        self.config.save()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(bootstrap(self.config, image=self._image, now=datetime.now(UTC)))
+        self.start_manager()
+        ensure_runtime(self.hosts.hosts[0].folder / "agent")
+        self._wait_for_manager()
+        for number, host in enumerate(self.hosts.hosts, 1):
+            loop.run_until_complete(self._join(host, number))
+            self.start_agent(host)
+        loop.close()
+        keys = Credentials.load(self.config.data_dir)
+        self.environ = {
+            **os.environ,
+            "MOORAGE_ENDPOINT": self.config.endpoint,
+            "MOORAGE_ACCESS_KEY": keys.access_key,
+            "MOORAGE_SECRET_KEY": keys.secret_key,
+        }
+        self.client = moorage.Client(
+            endpoint=self.config.endpoint, access_key=keys.access_key, secret_key=keys.secret_key
         )
-        log = self.data_dir / "log/moorage.log"
-        assert done.returncode == 0, done.stderr + (log.read_text()[-3000:] if log.exists() else "")
-        self.client = moorage.Client(config=self.environ["MOORAGE_CONFIG"])
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(self._join, self.hosts.hosts, count(1)))
         self.hosts.wait_for_images()
-        self._wait_for_agents(len(self.hosts.hosts) + 1)
+        self._wait_for_agents(len(self.hosts.hosts))
+
+    async def _join(self, host: Host, number: int) -> None:
+        """The first has 4 CPUs, the second 8."""
+        token = await new_join_token(self.config, expires_at=datetime.now(UTC) + timedelta(minutes=5))
+        folder = host.folder / "agent"
+        if number > 1:  # what it would make anew from this machine's Python, in some seconds
+            first = self.hosts.hosts[0].folder / "agent/runtime"
+            shutil.copytree(first, folder / "runtime", copy_function=os.link, symlinks=True)
+        mounts = tuple(self._mounts.items())
+        await join(token, folder, f"host-{number}", cpu=4.0 * number, mem="8g", engine=host.engine, mounts=mounts)
+
+    def _wait_for_manager(self, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if httpx.get(f"{self.config.endpoint}/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > deadline or self._daemons["manager"].poll() is not None:
+                pytest.fail(f"the manager does not come up: {self._log.read_text()[-2000:]}")
+            time.sleep(0.05)  # processes outside this one have no event to wait for
 
     def _wait_for_agents(self, number: int, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
@@ -105,47 +143,43 @@ class Fleet:
             if time.monotonic() > deadline:
                 logs = [(host.folder / "agent.log").read_text()[-1000:] for host in self.hosts.hosts]
                 pytest.fail("the agents do not come up:\n" + "\n".join(logs))
-            time.sleep(0.05)  # processes outside this one have no event to wait for
+            time.sleep(0.05)
 
-    def _join(self, host: Host, number: int) -> None:
-        """The first has 4 CPUs, the second 8."""
-        token = json.loads(self.moorage("admin", "agent", "token", "--json").stdout)["token"]
-        folder = host.folder / "agent"
-        # what it would make anew from this machine's Python, in some seconds
-        shutil.copytree(self.data_dir / "agent/runtime", folder / "runtime", copy_function=os.link, symlinks=True)
-        options = [
-            "--data-dir",
-            str(folder),
-            "--name",
-            f"host-{number}",
-            "--cpu",
-            str(4 * number),
-            "--mem",
-            "8g",
-            "--engine",
-            host.engine,
-        ]
-        done = quiet(host.inside(MOORAGE, "agent", "join", "-", *options), input=token)
-        assert done.returncode == 0, done.stderr
-        with (folder / "agent.toml").open("a") as config:
-            for source, target in self._mounts.items():
-                config.write(f'\n[[mounts]]\nsource = "{source}"\ntarget = "{target}"\n')
-        self.start_agent(host)
+    def moorage(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+        """The command, as the administrator types it."""
+        return quiet([MOORAGE, *words], env=self.environ, **options)
+
+    @property
+    def _log(self) -> Path:
+        return self.hosts.folder / "manager.log"
+
+    def start_manager(self) -> None:
+        command = [MOORAGE, "manager", "--data-dir", str(self.config.data_dir)]
+        with self._log.open("ab") as log:
+            self._daemons["manager"] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def start_agent(self, host: Host) -> None:
-        self._agents[host.name] = host.start("agent", MOORAGE, "agent", "--data-dir", str(host.folder / "agent"))
+        self._daemons[host.name] = host.start("agent", MOORAGE, "agent", "--data-dir", str(host.folder / "agent"))
 
     def kill_agent(self, host: Host) -> None:
-        self._agents[host.name].kill()
-        self._agents[host.name].wait()
+        self._daemons[host.name].kill()
+        self._daemons[host.name].wait()
 
     def down(self) -> None:
-        for agent in self._agents.values():
-            agent.terminate()
-            agent.wait()
         if hasattr(self, "client"):
             self.client.close()
-        self.moorage("down", "--data-dir", str(self.data_dir))
+        for daemon in self._daemons.values():
+            daemon.terminate()
+        for daemon in self._daemons.values():
+            daemon.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -164,8 +198,11 @@ def torch(torch_folder: Path | NoTorch) -> None:
 
 
 @pytest.fixture(scope="session")
-def fleet(hosts: Hosts, engine_host: str, torch_folder: Path | NoTorch) -> Iterator[Fleet]:
-    made = Fleet(hosts, engine_host, {torch_folder: TORCH_IN_CONTAINER} if isinstance(torch_folder, Path) else {})
+def fleet(
+    hosts: Hosts, postgres: Server, template: str, kernel_image: str, torch_folder: Path | NoTorch
+) -> Iterator[Fleet]:
+    mounts = {torch_folder: TORCH_IN_CONTAINER} if isinstance(torch_folder, Path) else {}
+    made = Fleet(hosts, postgres.create(f"{postgres.name}_fleet", template), kernel_image, mounts)
     try:
         made.up()
         yield made

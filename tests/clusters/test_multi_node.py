@@ -31,7 +31,7 @@ def cluster(fleet: Fleet) -> Iterator[moorage.Session]:
         multi_node=True,
         cpu=1.5,
         mem="800m",
-        environ={"PYTHONPATH": TORCH_IN_CONTAINER, "GLOO_SOCKET_IFNAME": "eth0"},
+        environ={"PYTHONPATH": TORCH_IN_CONTAINER, "OMP_NUM_THREADS": "1"},
     ) as session:
         yield session
 
