@@ -57,6 +57,20 @@ def refuse(message: str) -> Refused:
 
 def name_parts(raw: bytes, limits: Limits) -> list[str]:
     """The components of a name; [] for the top itself."""
+    try:
+        name = raw.decode("utf-8")
+        if name.isascii() and name.isprintable() and ".." not in name and len(name) <= 200 and "\\" not in name:
+            parts = [part for part in name.split("/") if part and part != "."]  # what nearly all names are
+            if name[0] != "/" and name[1:3] != ":/" and PART_PREFIX not in name and len(parts) <= limits.depth:
+                return parts
+    except UnicodeDecodeError:
+        pass
+    except IndexError:
+        return []
+    return _checked_parts(raw, limits)
+
+
+def _checked_parts(raw: bytes, limits: Limits) -> list[str]:
     shown = repr(raw[:120].decode("utf-8", "replace"))
     try:
         name = raw.decode("utf-8")
@@ -265,7 +279,7 @@ def _is_header(block: bytes) -> bool:
     except ValueError:
         return False
     rest = block[:148] + b" " * 8 + block[156:BLOCK]
-    return stated in (sum(rest), sum(struct.unpack("512b", rest)))
+    return stated == sum(rest) or stated == sum(struct.unpack("512b", rest))
 
 
 def _number(field: bytes) -> int:
@@ -277,7 +291,7 @@ def _number(field: bytes) -> int:
     text = field.strip(b"\0 ")
     if not text:
         return 0
-    if not all(c in b"01234567" for c in text):
+    if not text.isdigit() or b"8" in text or b"9" in text:
         raise refuse("A number in a header is broken.")
     return int(text, 8)
 

@@ -30,6 +30,8 @@ from runner.files import (
 
 __all__ = ["Limits", "unpack"]
 
+_MOST_OPEN = 64
+
 
 def unpack(
     files: Files,
@@ -166,7 +168,7 @@ class _Tree:
         self._modes: list[tuple[list[str], int, float]] = []
         self._links: list[Entry] = []
         self._names_bytes = 0
-        self._open: tuple[list[str], int] | None = None  #: the folder that was used last
+        self._open: dict[str, int] = {}  #: folders that were used lately
         self.claimed = self.entries = 0
         self.counts = {"files": 0, "folders": 0, "links": 0, "bytes": 0}
 
@@ -249,9 +251,10 @@ class _Tree:
         self.counts["links"] += 1
 
     def _folder(self, parts: list[str]) -> int:
-        """An open folder of the tree, made when it is missing; it stays open until the next one is asked for."""
-        if self._open is not None and self._open[0] == parts:
-            return self._open[1]
+        """An open folder of the tree, made when it is missing; it stays open until some others are asked for."""
+        wanted = "/".join(parts)
+        if (known := self._open.get(wanted)) is not None:
+            return known
         here, path = os.dup(self._top), ""
         try:
             for name in parts:
@@ -270,8 +273,9 @@ class _Tree:
         except BaseException:
             os.close(here)
             raise
-        self.close()
-        self._open = (list(parts), here)
+        if len(self._open) >= _MOST_OPEN:
+            self.close()
+        self._open[wanted] = here
         return here
 
     def finish(self) -> None:
@@ -307,9 +311,9 @@ class _Tree:
                 raise refuse(f"The link {name!r} leads to {entry.target[:120]!r}, out of the archive.")
 
     def close(self) -> None:
-        if self._open is not None:
-            os.close(self._open[1])
-            self._open = None
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
 
 
 def _set_time(fd: int, mtime: float) -> None:
