@@ -17,7 +17,7 @@ from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
 from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact, Welcome
-from domain.errors import MoorageError
+from domain.errors import AgentUnavailable, MoorageError
 
 log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
@@ -26,6 +26,7 @@ _MOST_SAMPLES_AT_ONCE: Final = 2000
 _LIST_SECONDS: Final = 60.0
 _TELL_AGAIN_SECONDS: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
+_CREDENTIALS_TRIES: Final = 50
 
 
 class Teller(Protocol):
@@ -186,16 +187,24 @@ class Links:
                     await connection.peer.notify(wire.PROGRESS, said)
 
     async def credentials(self, kernel_id: str, image: str) -> dict[str, str] | None:
-        """With which the kernel's image is fetched from its registry; asked for at that moment, and kept nowhere."""
-        if (control := self._control()) is None:
-            return None
-        try:
-            said = {"kernel_id": kernel_id, "image": image}
-            answer: dict[str, str] | None = await control.request(wire.CREDENTIALS, said, timeout_seconds=_TELL_SECONDS)
-            return answer
-        except MoorageError as error:
-            log.warning("no credentials for %s were told: %s", image, error)
-            return None
+        """With which the kernel's image is fetched from its registry; asked for at that moment, and kept nowhere.
+
+        A manager that is away for a moment is waited for: without credentials the session would fail.
+        """
+        said = {"kernel_id": kernel_id, "image": image}
+        for _ in range(_CREDENTIALS_TRIES):
+            if (control := self._control()) is not None:
+                try:
+                    answer: dict[str, str] | None
+                    answer = await control.request(wire.CREDENTIALS, said, timeout_seconds=_TELL_SECONDS)
+                    return answer
+                except AgentUnavailable:
+                    log.info("the manager was lost while it was asked for credentials")
+                except MoorageError as error:
+                    log.warning("no credentials for %s were told: %s", image, error)
+                    return None
+            await asyncio.sleep(_TELL_AGAIN_SECONDS)
+        return None
 
     def _dial(self, urls: Iterable[str]) -> None:
         for url in urls:

@@ -470,7 +470,7 @@ async def test_a_host_is_told_the_password_for_an_image_by_a_control(place: Plac
     hub, host = await place.hub(), Host()
     await place.connect(host, hub)
     assert await place.links.credentials("k", "i") == {"username": "k", "password": "i"}
-    place.manager.refuses = AgentUnavailable("no database")
+    place.manager.refuses = Unauthenticated("not this one")
     assert await place.links.credentials("k", "i") is None
 
 
