@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,9 +22,10 @@ _COLUMNS: Final = "s.id, s.name, s.access_key, s.public_key, s.fingerprint, s.cr
 class SshKeyRepository:
     """One user's."""
 
-    def __init__(self, connection: Connection, user_id: UUID) -> None:
+    def __init__(self, connection: Connection, user_id: UUID, *, now: datetime) -> None:
         self._connection = connection
         self._user_id = user_id
+        self._now = now
 
     async def add(self, key_id: UUID, *, access_key: AccessKey, name: str, key: PublicKey) -> dict[str, Any]:
         """Raises SshKeyTaken: a key says whose sessions it opens, so it is one user's."""
@@ -31,12 +33,16 @@ class SshKeyRepository:
         if len(await self.all()) >= MOST_KEYS:
             raise TooManySshKeys
         await self._connection.execute(
-            "INSERT INTO ssh_keys (id, access_key, name, public_key, fingerprint) VALUES ($1, $2, $3, $4, $5)",
+            """
+            INSERT INTO ssh_keys (id, access_key, name, public_key, fingerprint, created_at)
+            VALUES ($1, $2, $3, $4, $5, $6)
+            """,
             key_id,
             access_key,
             name,
             key.line,
             key.fingerprint,
+            self._now,
         )
         return await self.get(str(key_id))
 

@@ -73,7 +73,7 @@ class Repositories:
     @cached_property
     def ssh_keys(self) -> SshKeyRepository:
         """The asker's own."""
-        return SshKeyRepository(self.connection, self._by.user_id)
+        return SshKeyRepository(self.connection, self._by.user_id, now=self.now)
 
     @cached_property
     def images(self) -> ImageRepository:

@@ -291,6 +291,7 @@ _NAMES: Final = {
     "executions": "mode",
     "tasks": "action",
     "tokens": "name",
+    "ssh_keys": "name",
     "volumes": "name",
     "registries": "host",
     "session_templates": "name",

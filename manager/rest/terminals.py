@@ -23,12 +23,14 @@ _WRITE_SECONDS: Final = 120.0
 
 async def socket(exchange: Exchange) -> web.StreamResponse:
     check_origin(exchange.request)
+    ws = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MAX_MESSAGE_BYTES, compress=False, timeout=5.0)
+    if not ws.can_prepare(exchange.request).ok:  # before anything is started
+        raise InvalidRequest("Terminals are spoken with over WebSocket; ask for an upgrade.")
     values, _, _ = await gather(exchange)
     values["command"] = exchange.query.get("command", [])
     opened: ProcessResult = await exchange.run(action(exchange.route, values))
     process = opened.process
     try:
-        ws = web.WebSocketResponse(heartbeat=30.0, max_msg_size=MAX_MESSAGE_BYTES, compress=False, timeout=5.0)
         exchange.door.stamp(ws, exchange.request_id)
         await ws.prepare(exchange.request)
     except BaseException:
@@ -73,7 +75,7 @@ class Terminal:
                 elif end is not None:
                     code, reason = WSCloseCode.GOING_AWAY, "the session's container has gone"
         except MoorageError as error:
-            await self._tell(type="problem", **document(error, self._exchange.request_id))
+            await self._refuse(error)
             code, reason = WSCloseCode.INTERNAL_ERROR, error.code
         finally:
             await process.close()
@@ -117,6 +119,9 @@ class Terminal:
         if not self._ws.closed:
             await self._ws.send_str(dumps(said).decode())
 
+    async def _refuse(self, error: MoorageError) -> None:
+        await self._tell(**{**document(error, self._exchange.request_id), "type": "problem"})
+
     async def _listen(self) -> None:
         """What the reader types and wishes. A wish that makes no sense is refused, and the terminal goes on."""
         async for message in self._ws:
@@ -126,7 +131,7 @@ class Terminal:
                 elif message.type is WSMsgType.TEXT:
                     await self._obey(loads(message.data.encode("utf-8", "surrogatepass")))
             except InvalidRequest as error:
-                await self._tell(type="problem", **document(error, self._exchange.request_id))
+                await self._refuse(error)
 
     async def _obey(self, message: dict[str, Any]) -> None:
         match message:

@@ -54,6 +54,7 @@ def test_administrators_actions_are_theirs_alone() -> None:
     """A slip of the pen in an action's rules would show here."""
     for_all = {name for name, kind in ACTIONS.items() if kind.rules.allow.__name__ in ("anyone", "any_user")}
     assert for_all == {
+        "add_ssh_key",
         "cancel_task",
         "create_cluster",
         "create_from_params",
@@ -71,12 +72,14 @@ def test_administrators_actions_are_theirs_alone() -> None:
         "list_projects",
         "list_quotas",
         "list_registries",
+        "list_ssh_keys",
         "list_tasks",
         "list_tokens",
         "match_sessions",
         "modify_keypair",
         "read_events",
         "remove_registry",
+        "remove_ssh_key",
         "search_sessions",
         "set_registry",
         "share_image",
