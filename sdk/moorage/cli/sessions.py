@@ -283,7 +283,10 @@ def session_row(info: SessionInfo) -> list[object]:
     elif info.status in FINAL and info.exit_code not in (None, 0):
         remark = f"exit code {info.exit_code}" + (f", {remark}" if remark else "")
     cells = [slots.get("cpu"), terminal.memory(slots.get("mem")), slots.get("gpu")]
-    return [info.name, info.status, info.image, *cells, terminal.age(info.created_at), remark]
+    image = info.image or ""
+    if image.startswith("moorage/snapshot-"):  # by the name that its owner gave it
+        image = image.partition(":")[2]
+    return [info.name, info.status, image, *cells, terminal.age(info.created_at), remark]
 
 
 @click.command("info")
