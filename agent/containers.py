@@ -385,9 +385,7 @@ class Containers:
             raise
         environ = dict(line.partition("=")[::2] for line in (found.get("Config") or {}).get("Env") or [])
         labels = (found.get("Config") or {}).get("Labels") or {}
-        return ImageConfig(
-            id=found["Id"], architecture=found.get("Architecture", ""), environ=environ, labels=labels
-        )
+        return ImageConfig(id=found["Id"], architecture=found.get("Architecture", ""), environ=environ, labels=labels)
 
     async def pull(
         self, name: str, progress: Callable[[int, int, str], None], auth: Mapping[str, str] | None = None
@@ -398,9 +396,7 @@ class Containers:
 
         def follow() -> None:
             layers: dict[str, tuple[int, int]] = {}
-            for line in self._client.pull(
-                repository, tag=tag or "latest", stream=True, decode=True, auth_config=auth
-            ):
+            for line in self._client.pull(repository, tag=tag or "latest", stream=True, decode=True, auth_config=auth):
                 if "error" in line:
                     text = str(line["error"])
                     raise EngineError(text, missing="image")

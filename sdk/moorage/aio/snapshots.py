@@ -17,7 +17,9 @@ class SessionSnapshots:
     _base: str
     _owner: dict[str, str]
 
-    async def commit(self, name: str | None = None, *, visibility: str | None = None, kernel: str | None = None) -> Task:
+    async def commit(
+        self, name: str | None = None, *, visibility: str | None = None, kernel: str | None = None
+    ) -> Task:
         """Make a snapshot of it, from which sessions can be created by that name; a task with progress.
 
         In it are the image, what has changed, and the files in /home/work; volumes are not. While the files are packed
