@@ -35,9 +35,9 @@ from actions.batch import (
 )
 from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
+from actions.mounts import check_still_there, places_of
 from actions.options import checked_callback, checked_options
 from actions.reallocation import change_resources
-from actions.mounts import check_still_there, places_of
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
 from agent.wire import KernelSpec

@@ -195,7 +195,9 @@ def _check_tree(value: object, level: int) -> None:
     elif isinstance(value, str) and "\0" in value:
         raise InvalidTemplate("A template holds no NUL characters.")
     elif not isinstance(value, str | int | float | bool | None):
-        raise InvalidTemplate(f"A template holds text, numbers, true, false, lists and mappings, and no {type(value).__name__}.")
+        raise InvalidTemplate(
+            f"A template holds text, numbers, true, false, lists and mappings, and no {type(value).__name__}."
+        )
 
 
 def _said(error: ValidationError, under: str = "") -> str:

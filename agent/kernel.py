@@ -22,8 +22,8 @@ from agent.containers import (
     ImageConfig,
     cpu_quota_us,
 )
-from agent.outputs import keep
 from agent.mounts import MountFailed
+from agent.outputs import keep
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
 from agent.runs import Rings, Runs, follow

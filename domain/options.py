@@ -56,7 +56,9 @@ def change_labels(labels: Mapping[str, str], changes: Mapping[str, str | None]) 
 def check_ports(ports: Sequence[int]) -> tuple[int, ...]:
     """In order, each once."""
     if len(ports) > MOST_PREOPEN_PORTS:
-        raise InvalidConfiguration(f"At most {MOST_PREOPEN_PORTS} ports are opened at the start.", field="preopen_ports")
+        raise InvalidConfiguration(
+            f"At most {MOST_PREOPEN_PORTS} ports are opened at the start.", field="preopen_ports"
+        )
     for port in ports:
         if not 1 <= port <= 65535:
             raise InvalidConfiguration(f"{port} is no port: they are from 1 to 65535.", field="preopen_ports")
@@ -79,7 +81,9 @@ def check_callback_url(url: str) -> str:
             field="callback_url",
         )
     if parts.fragment:
-        raise InvalidConfiguration("The callback_url must not hold a '#': it never reaches a server.", field="callback_url")
+        raise InvalidConfiguration(
+            "The callback_url must not hold a '#': it never reaches a server.", field="callback_url"
+        )
     return url
 
 

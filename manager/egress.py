@@ -47,7 +47,9 @@ class Egress:
         addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
         for text in addresses:
             if (why := self.refusal(text, ours)) is not None:
-                raise Forbidden(f"{host[:100]} is at {text}, which is {why}; an administrator can allow it (callback_allow)")
+                raise Forbidden(
+                    f"{host[:100]} is at {text}, which is {why}; an administrator can allow it (callback_allow)"
+                )
         if not addresses:
             raise Forbidden(f"the host {host[:100]} has no address")
         return addresses[0]
@@ -56,7 +58,9 @@ class Egress:
         """Why this address may not be called; None when it may."""
         address = ip_address(text)
         meant = _embedded(address)
-        if any(one in network for network in self._allowed for one in {address, meant} if one.version == network.version):
+        if any(
+            one in network for network in self._allowed for one in {address, meant} if one.version == network.version
+        ):
             return None
         for one in (meant, address):
             if (kind := _kind(one)) is not None:

@@ -22,7 +22,16 @@ from manager.loop import Loop
 from manager.vault import Vault
 from repositories.database import Database
 from repositories.upkeep import lead
-from repositories.webhook import Delivery, claim, hosts_of_ours, next_try, queue_events, record, sealed_secrets, secret_about
+from repositories.webhook import (
+    Delivery,
+    claim,
+    hosts_of_ours,
+    next_try,
+    queue_events,
+    record,
+    sealed_secrets,
+    secret_about,
+)
 
 #: Of an answer so much is read, and nothing is made of it but its status.
 _MOST_ANSWER_BYTES: Final = 4096
@@ -92,9 +101,7 @@ class Webhooks(Loop):
             return None
         now = self._clock()
         async with self._database.reader() as connection:
-            found = await claim(
-                connection, self._manager_id, now=now, lease_seconds=settings.lease_seconds, limit=room
-            )
+            found = await claim(connection, self._manager_id, now=now, lease_seconds=settings.lease_seconds, limit=room)
             sealed = await sealed_secrets(connection, list({one.user_id for one in found})) if found else {}
             ours = await hosts_of_ours(connection) if found else frozenset()
             due_at = None if found else await next_try(connection)
@@ -128,7 +135,9 @@ class Webhooks(Loop):
             secret = self._vault.open(sealed, secret_about(delivery.user_id))
             status = await self._post(delivery, secret, ours)
             if not 200 <= status < 300:
-                error = f"the receiver answered {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")
+                error = f"the receiver answered {status}" + (
+                    " (redirects are not followed)" if 300 <= status < 400 else ""
+                )
                 again = status != 410  # Gone: it wants no more of this
         except Forbidden as refused:
             error = str(refused)
@@ -148,7 +157,9 @@ class Webhooks(Loop):
             address = await self._settings.egress.resolve(url.host or "", url.port or 443, ours=ours)
             connector = aiohttp.TCPConnector(resolver=Pinned(address), use_dns_cache=False, force_close=True)
             async with (
-                aiohttp.ClientSession(connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as http,
+                aiohttp.ClientSession(
+                    connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+                ) as http,
                 http.post(
                     url,
                     data=delivery.body.encode(),

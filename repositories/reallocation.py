@@ -18,7 +18,9 @@ _FRESH: Final = timedelta(seconds=90)
 async def memory_in_use(connection: Connection, kernel_id: KernelId, *, now: datetime) -> int | None:
     """MiB, rounded up, as its host told last; None when it has not told lately."""
     used: int | None = await connection.fetchval(
-        "SELECT mem_bytes FROM samples WHERE kernel_id = $1 AND at > $2 ORDER BY at DESC LIMIT 1", kernel_id, now - _FRESH
+        "SELECT mem_bytes FROM samples WHERE kernel_id = $1 AND at > $2 ORDER BY at DESC LIMIT 1",
+        kernel_id,
+        now - _FRESH,
     )
     return None if used is None else -(-used // (1 << 20))
 

@@ -89,7 +89,9 @@ class TemplateRepository:
         )
         if not rows:
             word = f"'{name_or_id[:80]}'" + (f" of version {version}" if version is not None else "")
-            raise TemplateNotFound(f"There is no template {word}, or it is not visible to you; see 'moorage template ls'.")
+            raise TemplateNotFound(
+                f"There is no template {word}, or it is not visible to you; see 'moorage template ls'."
+            )
         found = [Template(**dict(row)) for row in rows]
         if len(found) == 2 and found[0].scope == found[1].scope == "project":
             raise InvalidRequest(

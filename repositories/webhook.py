@@ -41,7 +41,8 @@ class Delivery:
 
 
 _COLUMNS: Final = (
-    "id, session_id, user_id, event_seq, type, url, body, status, tries, next_try_at, http_status, error, created_at, finished_at"
+    "id, session_id, user_id, event_seq, type, url, body, status, tries, next_try_at, http_status, error, created_at, "
+    "finished_at"
 )
 
 

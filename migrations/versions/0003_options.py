@@ -32,9 +32,7 @@ def upgrade() -> None:
         "sessions_labels_idx", "sessions", ["labels"], postgresql_using="gin",
         postgresql_ops={"labels": "jsonb_path_ops"},
     )  # fmt: skip
-    op.create_index(
-        "sessions_callback_idx", "sessions", ["id"], postgresql_where=sa.text("callback_url IS NOT NULL")
-    )
+    op.create_index("sessions_callback_idx", "sessions", ["id"], postgresql_where=sa.text("callback_url IS NOT NULL"))
     _templates()
     _webhooks()
 
@@ -135,7 +133,9 @@ def _webhooks() -> None:
     )  # fmt: skip
     op.create_index("webhook_deliveries_finished_at_idx", "webhook_deliveries", ["finished_at"])
     # what happened before there were webhooks is told to nobody
-    op.execute("INSERT INTO sequencer (name, last_seq) SELECT 'webhooks', last_seq FROM sequencer WHERE name = 'events'")
+    op.execute(
+        "INSERT INTO sequencer (name, last_seq) SELECT 'webhooks', last_seq FROM sequencer WHERE name = 'events'"
+    )
 
 
 def downgrade() -> None:

@@ -80,8 +80,10 @@ def resized(cpu: int = 1000, mem: int = 512, used: tuple[int, int] = (1000, 512)
 SCENARIOS: Final = {
     "labels_ports_and_limits_are_kept": TestScenario(
         do=create(labels={"team": "vision", "run/1": ""}, preopen_ports=(8888, 80, 80), idle_timeout=60),
-        answer=lambda a: a.session_data.labels == {"team": "vision", "run/1": ""}
-        and (a.session_data.preopen_ports, a.session_data.idle_timeout) == ((80, 8888), 60),
+        answer=lambda a: (
+            a.session_data.labels == {"team": "vision", "run/1": ""}
+            and (a.session_data.preopen_ports, a.session_data.idle_timeout) == ((80, 8888), 60)
+        ),
         then_rows=CREATED,
     ),
     "a_label_whose_name_is_none": refused(create(labels={"-a": "b"}), InvalidLabel),
@@ -159,7 +161,10 @@ SCENARIOS: Final = {
         given=(a_session(),), do=modify(resource_slots=ResourceSlot(mem=2048)), then_rows=resized(mem=2048)
     ),
     "what_its_host_has_not_free_is_refused": refused(
-        modify(resource_slots=ResourceSlot(cpu=8)), ResourceUnavailable, a_session(), a_session(id=OTHER_ID, name="best")
+        modify(resource_slots=ResourceSlot(cpu=8)),
+        ResourceUnavailable,
+        a_session(),
+        a_session(id=OTHER_ID, name="best"),
     ),
     "more_than_its_host_has_is_refused": refused(
         modify(resource_slots=ResourceSlot(mem="9g")), ResourceUnavailable, a_session()

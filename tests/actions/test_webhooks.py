@@ -63,7 +63,8 @@ async def test_a_secret_is_stored_sealed_and_in_no_answer_that_is_kept(database:
     processor = await stage(database)
     first = await processor.run(CreateWebhookSecretAction(), by=ALICE, key="k1")
     again = await processor.run(CreateWebhookSecretAction(), by=ALICE, key="k1")
-    assert first.secret and again.secret is None
+    assert first.secret
+    assert again.secret is None
     async with database.reader() as connection:
         sealed = await connection.fetchval("SELECT sealed FROM webhook_secrets WHERE user_id = $1", ALICE.user_id)
         kept = await connection.fetchval("SELECT answer::text FROM idempotency_keys")
@@ -79,8 +80,10 @@ look = ListDeliveriesAction(session_name=str(ID))
     success=TestScenario(
         given=(a_session(), a_delivery(1), a_delivery(2, status="failed", finished_at=NOW, error="no", tries=12)),
         do=look,
-        answer=lambda a: [(d.status, d.tries, d.error) for d in a.items] == [("failed", 12, "no"), ("queued", 0, None)]
-        and a.next_cursor is None,
+        answer=lambda a: (
+            [(d.status, d.tries, d.error) for d in a.items] == [("failed", 12, "no"), ("queued", 0, None)]
+            and a.next_cursor is None
+        ),
         then_audit=None,
     ),
     stranger=TestScenario(

@@ -99,8 +99,8 @@ class Office:
 
     async def happen(self, *types: str, to: SessionId = ID) -> None:
         async with self.database.transaction() as connection:
-            for type in types:
-                await emit(connection, type, now=NOW, cause=Cause(by="SECRET-KEY"), session_id=to, data={"a": 1})
+            for kind in types:
+                await emit(connection, kind, now=NOW, cause=Cause(by="SECRET-KEY"), session_id=to, data={"a": 1})
         async with self.database.transaction() as connection:
             await stamp_events(connection)
         while await self.callbacks.step() == 0.0:
@@ -149,7 +149,7 @@ async def test_what_happens_is_told_once_signed_and_in_order(office: Office, rec
     assert headers["Moorage-Signature"] == f"v1={expected}"
     assert headers["Moorage-Event"] == "session.running"
     assert UUID(headers["Moorage-Delivery"])
-    assert await office.log() == [(type, "delivered", 1, 200) for type in receiver.types]
+    assert await office.log() == [(kind, "delivered", 1, 200) for kind in receiver.types]
 
 
 async def test_what_fails_is_tried_again_later_and_holds_up_what_follows(office: Office, receiver: Receiver) -> None:
@@ -280,7 +280,7 @@ async def test_what_a_killed_manager_was_sending_is_sent_by_another(
     office.clock.turn(seconds=LOCAL.lease_seconds + 1)
     await office.post()
     assert receiver.types == ["session.running", "session.running", "session.terminated"]
-    assert [(type, status, tries) for type, status, tries, _ in await office.log()] == [
+    assert [(kind, status, tries) for kind, status, tries, _ in await office.log()] == [
         ("session.running", "delivered", 2),
         ("session.terminated", "delivered", 1),
     ]

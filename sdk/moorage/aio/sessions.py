@@ -23,8 +23,8 @@ from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnRes
 from moorage.aio.files import Files
 from moorage.aio.kernels import SessionKernels
 from moorage.aio.reports import SessionReports, _time
-from moorage.aio.snapshots import SessionSnapshots
 from moorage.aio.services import Services
+from moorage.aio.snapshots import SessionSnapshots
 from moorage.aio.ssh import SessionSsh
 from moorage.aio.terminals import Ptys
 from moorage.errors import SessionEnded, SessionNotFound

@@ -16,6 +16,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run something": {
         "run": ("running", "Create a session, run code or a command in it, and end with its exit code."),
         "exec": ("running", "Run code or a command in a session."),
+        "execution": ("inside", "What has run in a session: ls, output, kill."),
         "interrupt": ("running", "Interrupt what runs in a session, as Ctrl-C would."),
         "complete": ("running", "Complete a piece of code."),
     },
@@ -55,6 +56,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Files": {
         "cp": ("files", "Copy files to and from a session."),
         "ls": ("files", "List a session's files."),
+        "file": ("inside", "Files where they are: stat, mkdir, mv, cp, rm, chmod."),
         "volume": ("volumes", "Volumes: create, ls, show, share, clone, rm, put, get, files."),
     },
     "Images": {
@@ -66,6 +68,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "More": {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
+        "whoami": ("access", "Show who the server takes you for."),
         "quota": ("access", "Show the limits that bind you; administrators set them."),
         "webhook": ("access", "What sessions' callbacks are told: secret, ls."),
         "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),

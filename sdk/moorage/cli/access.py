@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from moorage._models import Quota
 
 
+@click.command("whoami")
+@json_option
+def whoami_command(as_json: bool) -> None:
+    """Show who the server takes you for."""
+    with connect() as client:
+        found = client.whoami()
+    if as_json:
+        print_json(found.to_json())
+        return
+    user = found.user.email if found.user else None
+    projects = ", ".join(found.projects)
+    details(
+        {"user": user, "access key": found.access_key, "role": found.role, "domain": found.domain, "projects": projects}
+    )
+
+
 # -- quotas --------------------------------------------------------------------------------------------------------------
 @click.group("quota", invoke_without_command=True)
 @json_option
@@ -134,7 +150,5 @@ def webhook_ls(session: str, limit: int, as_json: bool) -> None:
     if as_json:
         print_json([delivery.to_json() for delivery in found])
         return
-    rows = [
-        [terminal.local_time(d.created_at), d.type, d.status, d.tries, d.http_status, d.error or ""] for d in found
-    ]
+    rows = [[terminal.local_time(d.created_at), d.type, d.status, d.tries, d.http_status, d.error or ""] for d in found]
     table(["TIME", "EVENT", "STATUS", "TRIES", "ANSWER", "ERROR"], rows, empty="Nothing was sent.")

@@ -88,6 +88,15 @@ def user_ls(as_json: bool) -> None:
         show_list(client.users.list(), USER_COLUMNS, as_json=as_json, empty="No users.")
 
 
+@user.command("show")
+@click.argument("user", metavar="EMAIL")
+@json_option
+def user_show(user: str, as_json: bool) -> None:
+    """Show a user."""
+    with connect() as client:
+        show_one(client.users.get(user), as_json)
+
+
 @user.command("add")
 @click.argument("email")
 @click.option("--username", help="[default: what stands before the @]")
@@ -114,11 +123,13 @@ def user_add(email: str, username: str | None, role: str, domain: str | None, ke
 @click.option("--username")
 @click.option("--role")
 @click.option("--active/--inactive", default=None, help="An inactive user's keys do not work.")
+@click.option("--uid", type=int, help="Of the user's containers and volumes, for homes on NFS.")
+@click.option("--gid", type=int)
 @json_option
 def user_edit(user: str, as_json: bool, **changes: Any) -> None:
     """Change a user."""
     if all(value is None for value in changes.values()):
-        raise click.UsageError("Say what to change: --username, --role, --active or --inactive.")
+        raise click.UsageError("Say what to change: --username, --role, --active or --inactive, --uid, --gid.")
     with connect() as client:
         show_one(client.users.edit(user, **changes), as_json)
 
@@ -370,6 +381,15 @@ def agent_ls(as_json: bool) -> None:
     empty = "No hosts; 'moorage admin agent token' shows how to add one."
     with connect() as client:
         show_list(client.agents.list(), columns, as_json=as_json, empty=empty)
+
+
+@agent.command("show")
+@click.argument("agent")
+@json_option
+def agent_show(agent: str, as_json: bool) -> None:
+    """Show a host."""
+    with connect() as client:
+        show_one(client.agents.get(agent), as_json)
 
 
 @agent.command("token")

@@ -32,7 +32,9 @@ def template_command() -> None:
 
 @template_command.command("create")
 @click.argument("name")
-@click.option("-f", "--file", type=click.File("r"), help="YAML or JSON; - reads it from standard input. [default: an editor]")
+@click.option(
+    "-f", "--file", type=click.File("r"), help="YAML or JSON; - reads it from standard input. [default: an editor]"
+)
 @click.option("--project", help="For the members of this project.")
 @click.option("--domain", is_flag=True, help="For everybody in the domain; for administrators.")
 @json_option
@@ -95,7 +97,9 @@ def template_show(template: str, version: int | None, source: bool, as_json: boo
 
 @template_command.command("edit")
 @click.argument("template")
-@click.option("-f", "--file", type=click.File("r"), help="YAML or JSON; - reads it from standard input. [default: an editor]")
+@click.option(
+    "-f", "--file", type=click.File("r"), help="YAML or JSON; - reads it from standard input. [default: an editor]"
+)
 @click.option("--name", help="Another name.")
 @json_option
 def template_edit(template: str, file: Any, name: str | None, as_json: bool) -> None:

@@ -1,0 +1,138 @@
+"""How each action is called from outside: the verb of the `moorage` command, and the call of the SDK.
+
+Tests hold this against the real ones (tests/actions/test_doors.py), and against the routes and scenarios. An action that
+lacks a row, or a row that names what is not there, fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+#: action -> (verb of the command, call of the SDK as attributes of a client; a class with a capital is what calls give)
+DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        # sessions
+        "check_and_transit_status": ("admin transit", "sessions.check_status"),
+        "create_cluster": ("cluster create", "sessions.create_cluster"),
+        "create_from_params": ("create", "sessions.create"),
+        "create_from_template": ("create --template", "sessions.create_from_template"),
+        "destroy_session": ("rm", "sessions.Session.destroy"),
+        "exempt_session": ("admin watch exempt", "reports.SessionReports.exempt"),
+        "get_abusing_report": ("abuse-report", "reports.SessionReports.abuse_report"),
+        "get_container_logs": ("logs", "sessions.Session.logs"),
+        "get_dependency_graph": ("graph", "batch.SessionBatch.dependency_graph"),
+        "get_metrics": ("stats", "reports.SessionReports.metrics"),
+        "get_session_info": ("info", "sessions.get"),
+        "get_statistics": ("stats", "reports.SessionReports.stats"),
+        "get_status_history": ("history", "sessions.Session.history"),
+        "list_deliveries": ("webhook ls", "sessions.Session.deliveries"),
+        "match_sessions": ("match", "sessions.match"),
+        "modify_session": ("modify", "sessions.Session.modify"),
+        "rename_session": ("rename", "sessions.Session.rename"),
+        "restart_session": ("restart", "sessions.Session.restart"),
+        "search_sessions": ("ps", "sessions.list"),
+        # executions
+        "complete": ("complete", "sessions.Session.complete"),
+        "execute_session": ("exec", "sessions.Session.run_code"),
+        "follow_execution": ("execution output --follow", "executions.Execution.output"),
+        "interrupt": ("interrupt", "sessions.Session.interrupt"),
+        "kill_execution": ("execution kill", "executions.Execution.kill"),
+        "list_executions": ("execution ls", "executions.Executions.list"),
+        "open_process": ("exec --tty", "terminals.Ptys.open"),
+        "read_execution": ("execution output", "executions.Execution.info"),
+        # files
+        "download_file": ("cp", "files.Files.download"),
+        "download_files": ("cp", "files.Files.archive"),
+        "download_results": ("results", "batch.SessionBatch.download_results"),
+        "list_files": ("ls", "files.Files.list"),
+        "manage_files": ("file", "files.Files.move"),
+        "unpack_archive": ("cp", "files.Files.unpack"),
+        "upload_files": ("cp", "files.Files.upload"),
+        # services and ways in
+        "add_ssh_key": ("ssh-key add", "ssh_keys.add"),
+        "get_direct_access_info": ("service access", "services.Services.direct_access"),
+        "issue_ssh_certificate": ("ssh-certificate", "ssh.SessionSsh.ssh_access"),
+        "list_services": ("service ls", "services.Services.list"),
+        "list_ssh_keys": ("ssh-key ls", "ssh_keys.list"),
+        "open_port": ("port-forward", "services.Services.port_pass"),
+        "open_service": ("service url", "services.Services.open"),
+        "remove_ssh_key": ("ssh-key rm", "ssh_keys.remove"),
+        "shutdown_service": ("service stop", "services.Services.stop"),
+        "start_service": ("service start", "services.Services.start"),
+        # snapshots, images, registries
+        "alias_image": ("admin image alias", "images.alias"),
+        "collect_images": ("admin image gc", "images.collect"),
+        "commit_session": ("commit", "snapshots.SessionSnapshots.commit"),
+        "convert_session_to_image": ("imagify", "snapshots.SessionSnapshots.to_image"),
+        "forget_image": ("image rm", "images.remove"),
+        "get_commit_status": ("commit-status", "snapshots.SessionSnapshots.commit_status"),
+        "list_images": ("image ls", "images.list"),
+        "list_registries": ("registry ls", "registries.list"),
+        "pull_image": ("admin image pull", "images.pull"),
+        "register_image": ("admin image register", "images.register"),
+        "remove_registry": ("registry logout", "registries.remove"),
+        "rescan_images": ("admin image rescan", "images.rescan"),
+        "set_registry": ("registry login", "registries.set"),
+        "share_image": ("image share", "images.share"),
+        # templates and webhooks
+        "create_template": ("template create", "templates.create"),
+        "create_webhook_secret": ("webhook secret", "webhooks.create_secret"),
+        "delete_template": ("template rm", "templates.remove"),
+        "get_template": ("template show", "templates.get"),
+        "list_templates": ("template ls", "templates.list"),
+        "modify_template": ("template edit", "templates.edit"),
+        # volumes
+        "clone_volume": ("volume clone", "volumes.Volume.clone"),
+        "create_volume": ("volume create", "volumes.create"),
+        "delete_volume": ("volume rm", "volumes.Volume.delete"),
+        "download_volume_file": ("volume get", "volumes.Volume.files.download"),
+        "download_volume_files": ("volume get", "volumes.Volume.files.archive"),
+        "get_volume": ("volume show", "volumes.get"),
+        "leave_volume": ("volume leave", "volumes.Volume.leave"),
+        "list_volume_files": ("volume files", "volumes.Volume.files.list"),
+        "list_volumes": ("volume ls", "volumes.list"),
+        "manage_volume_files": ("volume files", "volumes.Volume.files.move"),
+        "modify_volume": ("volume modify", "volumes.Volume.modify"),
+        "share_volume": ("volume share", "volumes.Volume.share"),
+        "unpack_volume_archive": ("volume put", "volumes.Volume.files.unpack"),
+        "unshare_volume": ("volume unshare", "volumes.Volume.unshare"),
+        "upload_volume_files": ("volume put", "volumes.Volume.files.upload"),
+        # events, tasks, reports
+        "cancel_task": ("task cancel", "tasks.Task.cancel"),
+        "get_task": ("task wait", "tasks.get"),
+        "get_top": ("top", "top"),
+        "get_usage": ("admin usage", "usage"),
+        "get_watch_rules": ("admin watch show", "watch_rules"),
+        "list_tasks": ("task ls", "tasks.list"),
+        "read_events": ("events", "events"),
+        "search_abusing_reports": ("abuse-report", "abuse_reports"),
+        "set_watch_rules": ("admin watch set", "set_watch_rules"),
+        # who, and where
+        "create_agent_token": ("admin agent token", "agents.create_token"),
+        "create_keypair": ("admin keypair add", "keypairs.create"),
+        "create_project": ("admin project add", "projects.create"),
+        "create_token": ("admin token add", "tokens.create"),
+        "create_user": ("admin user add", "users.create"),
+        "delete_keypair": ("admin keypair rm", "keypairs.remove"),
+        "delete_project": ("admin project rm", "projects.remove"),
+        "delete_token": ("admin token rm", "tokens.remove"),
+        "delete_user": ("admin user rm", "users.remove"),
+        "get_agent": ("admin agent show", "agents.get"),
+        "get_user": ("admin user show", "users.get"),
+        "list_agents": ("admin agent ls", "agents.list"),
+        "list_keypairs": ("admin keypair ls", "keypairs.list"),
+        "list_projects": ("admin project ls", "projects.list"),
+        "list_quotas": ("quota", "quotas.list"),
+        "list_tokens": ("admin token ls", "tokens.list"),
+        "list_users": ("admin user ls", "users.list"),
+        "modify_agent": ("admin agent cordon", "agents.cordon"),
+        "modify_keypair": ("admin keypair edit", "keypairs.edit"),
+        "modify_project": ("admin project edit", "projects.edit"),
+        "modify_user": ("admin user edit", "users.edit"),
+        "remove_agent": ("admin agent rm", "agents.remove"),
+        "set_quota": ("quota set", "quotas.set"),
+        "who_am_i": ("whoami", "whoami"),
+    }
+)
