@@ -151,10 +151,7 @@ class Client(asyncio.Protocol):
         if session_id is None:
             self._start(self._exchange(who.decode(), name.decode(), ((rest or b"/")[1:] + (query or b"")).decode()))
             return
-        if self._server.isolated and self._head.host.split(b".", 1)[0] != session_id.hex.encode():
-            self._refuse(
-                421, "misdirected", "This session's services have a host name of their own; ask for their address."
-            )
+        if not self._at_home(session_id):
             return
         if rest is None:
             self._answer(
@@ -177,6 +174,15 @@ class Client(asyncio.Protocol):
         else:
             self._send_to(route)
 
+    def _at_home(self, session_id: UUID) -> bool:
+        """Whether this is the session's own host name, where it has one."""
+        if not self._server.isolated or self._head.host.split(b".", 1)[0].lower() == session_id.hex.encode():
+            return True
+        self._refuse(
+            421, "misdirected", "The services of this session have a host name of their own; ask for an address."
+        )
+        return False
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._phase = Phase.WAIT
         self._task = asyncio.create_task(self._guarded(work))
@@ -198,6 +204,8 @@ class Client(asyncio.Protocol):
             self._refuse(403, "permission_denied", "A ticket is good for one use, and not fetched ahead.")
             return
         session_id, token = await self._server.access.exchange(ticket, name)
+        if not self._at_home(session_id):
+            return
         prefix = f"/proxy/{session_id}/{name}/"
         as_json = self._head.wants_json and not self._head.wants_html
         seconds = PASS_HOURS * 3600

@@ -22,12 +22,17 @@ class Refused(MoorageError):
 
 
 async def forward(
-    bind: str, ports: Sequence[tuple[int, int, PortPass]], told: Callable[[int, int], object], *, renew: Renew
+    bind: str,
+    ports: Sequence[tuple[int, int, PortPass]],
+    told: Callable[[int, int], object],
+    *,
+    config: Config,
+    renew: Renew,
 ) -> None:
     """Listen on each local port, say which it is, and carry connections until cancelled."""
     async with contextlib.AsyncExitStack() as stack:
         for local, remote, port_pass in ports:
-            one = _Forwarding(remote, port_pass, renew)
+            one = _Forwarding(remote, port_pass, config, renew)
             server = await asyncio.start_server(one.serve, bind, local, limit=_PIECE)
             await stack.enter_async_context(server)
             told(server.sockets[0].getsockname()[1], remote)
@@ -35,9 +40,10 @@ async def forward(
 
 
 class _Forwarding:
-    def __init__(self, remote: int, port_pass: PortPass, renew: Renew) -> None:
+    def __init__(self, remote: int, port_pass: PortPass, config: Config, renew: Renew) -> None:
         self._remote = remote
         self._pass = port_pass
+        self._config = config
         self._renew = renew
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,18 +59,18 @@ class _Forwarding:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         with contextlib.suppress(Refused):
-            return await connect_port(self._pass)
+            return await connect_port(self._pass, self._config)
         # it may have expired: these last for hours, and forwardings for days
         self._pass = await asyncio.to_thread(self._renew, self._remote)
-        return await connect_port(self._pass)
+        return await connect_port(self._pass, self._config)
 
 
-async def connect_port(port_pass: PortPass) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_port(port_pass: PortPass, config: Config) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """One connection to the port that a pass is for. The writer's `write_eof` ends one direction."""
     at = urlsplit(port_pass.url)
     tls = at.scheme == "https"
     reader, writer = await asyncio.open_connection(
-        at.hostname, at.port or (443 if tls else 80), ssl=tls_context(Config.load()) if tls else None, limit=_PIECE
+        at.hostname, at.port or (443 if tls else 80), ssl=tls_context(config) if tls else None, limit=_PIECE
     )
     try:
         asked = (

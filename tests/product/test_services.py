@@ -16,9 +16,10 @@ import pytest
 
 import manager
 from actions import StartServiceAction
+from bench.installation import MOORAGE
 from domain import AccessKey
 from tests.jupyter import DECLARED, ensure_image
-from tests.product.conftest import MOORAGE, Installation
+from tests.product.conftest import Installation
 
 WHO = """
 import http.server as h, socket, sys

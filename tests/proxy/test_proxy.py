@@ -273,3 +273,17 @@ async def test_a_new_address_for_a_running_service(bed: Bed) -> None:
     opened = await bed.world.processor.run(OpenServiceAction(session_name=str(ID), service="web"), by=ALICE)
     async with bed.http.get(bed.local(opened.wsproxy_addr)) as response:
         assert response.status == 200
+
+
+async def test_a_session_with_a_host_name_of_its_own_is_served_there_alone(bed: Bed) -> None:
+    bed.proxy.isolated = True
+    own = {"Host": f"{ID.hex}.apps.example.org"}
+    address = bed.local((await bed.start()).wsproxy_addr)
+    async with bed.http.get(address, headers={**own, "Accept": "application/json"}) as response:
+        token = (await response.json())["token"]
+    bed.http.cookie_jar.clear()
+    headers = {"Authorization": f"Bearer {token}"}
+    async with bed.http.get(f"{bed.base}/proxy/{ID}/web/", headers={**headers, **own}) as response:
+        assert response.status == 200
+    async with bed.http.get(f"{bed.base}/proxy/{ID}/web/", headers=headers) as response:
+        assert (response.status, await code_of(response)) == (421, "misdirected")

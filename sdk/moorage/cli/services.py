@@ -154,9 +154,10 @@ def port_forward_command(session: str, ports: tuple[str, ...], kernel: str | Non
             sys.stdout.flush()
 
         try:
-            asyncio.run(
-                forwarding.forward(bind, opened, told, renew=lambda port: passes.port_pass(port, kernel=kernel))
+            work = forwarding.forward(
+                bind, opened, told, config=client.config, renew=lambda port: passes.port_pass(port, kernel=kernel)
             )
+            asyncio.run(work)
         except OSError as problem:
             raise click.ClickException(f"Cannot listen on {bind}: {problem.strerror or problem}.") from None
 
