@@ -9,7 +9,7 @@ from typing import ClassVar
 from manager.herald import Herald
 from manager.loop import Loop
 from repositories.database import Database
-from repositories.resolve import resolve
+from repositories.resolve import anything_ended, resolve
 
 
 class Dependencies(Loop):
@@ -25,6 +25,9 @@ class Dependencies(Loop):
         self._clock = clock
 
     async def step(self) -> float | None:
+        async with self._database.reader() as connection:
+            if not await anything_ended(connection):
+                return None
         async with self._database.transaction() as connection:
             done = await resolve(connection, now=self._clock())
         if not done.anything:

@@ -38,6 +38,11 @@ class Resolved:
         return bool(self.skipped or self.unblocked)
 
 
+async def anything_ended(connection: Connection) -> bool:
+    """Whether `resolve` has something to do; one statement, which seldom finds anything."""
+    return bool(await connection.fetch(_ENDED, None, 1))
+
+
 async def resolve(connection: Connection, *, now: datetime, limit: int = 1000) -> Resolved:
     """One step along the graphs, inside the caller's transaction; a skipped session's own dependants are the next step.
 

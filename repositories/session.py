@@ -29,6 +29,7 @@ from domain.session import (
 )
 from repositories import tables
 from repositories.database import Connection
+from repositories.dependencies import rearm
 from repositories.transit import Cause, Moved, transit
 
 _COLUMNS: Final = """
@@ -399,6 +400,8 @@ class SessionRepository:
                 kernels[0].id,
             )
             await self._charge_quota(session.id, quota_names)
+            if session.waits_for or session.starts_at is not None:
+                await rearm(self._connection, [session.id], now=self._now)
         return moved
 
     async def grow(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> None:

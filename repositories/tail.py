@@ -21,8 +21,8 @@ async def wanting(
         """
         SELECT e.run_id, e.kernel_id, e.agent_id, e.attempt, e.last_seq, e.output_bytes
         FROM executions e JOIN sessions s ON s.id = e.session_id
-        WHERE e.status = 'done' AND e.tail IS NULL AND e.finished_at > $2 AND s.ended_at IS NOT NULL
-            AND e.agent_id = ANY($1::text[])
+        WHERE e.status = 'done' AND e.tail IS NULL AND e.finished_at > $2
+            AND (s.ended_at IS NOT NULL OR e.attempt < s.attempt AND s.retries > 0) AND e.agent_id = ANY($1::text[])
         ORDER BY e.finished_at LIMIT $3
         """,
         [str(agent) for agent in agents],

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
+from actions.kernels import once_more
 from agent.wire import exit_record
-from domain.ids import SessionId
+from domain.ids import AgentId, SessionId
 from domain.session import Event
 from manager.reconciler import Deadlines, Scheduler
 from manager.scheduler import plan
 from repositories.database import Connection, Database
 from repositories.placement import place, snapshot
 from repositories.resolve import resolve
+from repositories.session import SessionRepository
+from repositories.tail import wanting
 from tests.control.fakes import Clock, ScriptedAgents
 from tests.control.rows import (
     NOW,
+    TEST,
     add_agent,
     add_sessions,
     assert_slots_add_up,
@@ -277,3 +282,33 @@ async def test_a_destroyed_one_is_not_tried_again(database: Database) -> None:
     await report(database, flaky, "EXITED", 11, exit=finished)
     await report(database, flaky, "GONE", 12)
     assert await status_of(database, flaky) == "TERMINATED"
+
+
+async def test_the_output_of_a_failed_try_is_taken_over_while_the_next_one_runs(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a")
+        [flaky] = await batches(connection, max_retries=1)
+    await work(database, flaky, 1, 10)
+    async with database.transaction() as connection:
+        [run] = await connection.fetch("SELECT run_id, kernel_id FROM executions")
+        assert run["run_id"] == run["kernel_id"]
+        await connection.execute("UPDATE executions SET status = 'done', finished_at = $1", NOW)
+        found = await wanting(connection, [AgentId("a")], now=NOW, limit=10)
+    assert [one["run_id"] for one in found] == [run["run_id"]]
+
+
+async def test_a_restart_does_not_count_the_wait_for_others(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a")
+        train, evaluate = await batches(connection, 2, max_wait_seconds=60.0)
+        await depend(connection, evaluate, train)
+    await destroy(database, evaluate)
+    async with database.transaction() as connection:
+        user_id = (await row_of(database, evaluate))["user_id"]
+        sessions = SessionRepository(connection, user_id, now=NOW, cause=TEST)
+        session = await sessions.get(evaluate)
+        kernels = once_more(await sessions.kernel_specs(session), uuid4)
+        await sessions.restart(session, kernels, {})
+    row = await row_of(database, evaluate)
+    assert (row["status"], row["expires_at"]) == ("PENDING", None)
+    assert row["status_reason"].startswith("waits for")
