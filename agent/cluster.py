@@ -139,6 +139,9 @@ class Networks:
                     log.warning("the network %s was left over; removing it", name)
                     with contextlib.suppress(EngineError):  # a container that we do not know is on it
                         await self._remove(name, labels)
+            with contextlib.suppress(EngineError):
+                for device in await vxlan.orphans(_VXLAN):  # the engine's network was removed by others
+                    await vxlan.remove(device)
 
     async def _remove(self, name: str, labels: Mapping[str, str]) -> None:
         # the device first: without its bridge nobody would find it again

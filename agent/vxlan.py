@@ -49,12 +49,12 @@ async def remove(device: str) -> None:
         await _run("ip", "link", "del", device)
 
 
-async def devices(prefix: str) -> list[str]:
-    """All VXLAN devices of this host whose names begin so."""
+async def orphans(prefix: str) -> list[str]:
+    """VXLAN devices of this host whose names begin so and whose bridge has gone."""
     if not available():
         return []
     found = json.loads(await _run("ip", "-j", "link", "show", "type", "vxlan") or "[]")
-    return [one["ifname"] for one in found if str(one.get("ifname", "")).startswith(prefix)]
+    return [one["ifname"] for one in found if str(one.get("ifname", "")).startswith(prefix) and "master" not in one]
 
 
 def available() -> bool:
