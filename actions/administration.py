@@ -36,6 +36,7 @@ from repositories.image import Image
 
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^\s@\x00]+@[^\s@\x00]+$")]
 Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\w[\w.-]*$")]
+PosixId = Annotated[int, Field(ge=1, lt=2**31)]
 ImageName = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[\w][\w./:@-]*$")]
 
 
@@ -133,6 +134,8 @@ class ModifyUserAction(ScopeAction[Work, UserResult]):
     username: Word | None = None
     role: Role | None = None
     active: bool | None = None
+    uid: PosixId | None = None  #: of containers and volumes from now on, for homes on NFS
+    gid: PosixId | None = None
 
     def target(self) -> str:
         return self.user
@@ -141,7 +144,13 @@ class ModifyUserAction(ScopeAction[Work, UserResult]):
         user = await call.db.identity.user(self.user)
         if user["id"] == call.by.user_id and (self.active is False or self.role not in (None, call.by.role)):
             raise PermissionDenied("You cannot take your own administration away; let another administrator do it.")
-        changes = {"username": self.username, "role": self.role, "active": self.active}
+        changes = {
+            "username": self.username,
+            "role": self.role,
+            "active": self.active,
+            "uid": self.uid,
+            "gid": self.gid,
+        }
         call.announce("identity")
         return UserResult(user=UserData(**await call.db.identity.edit_user(user["id"], changes)))
 

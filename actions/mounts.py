@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from actions.base import Work
 from domain.errors import InvalidMount, VolumeNotFound, VolumeNotReady, VolumeReadOnly
-from domain.volumes import Mount, check_apart, mount_path, mount_subpath
 from domain.session import Session
+from domain.volumes import Mount, check_apart, mount_path, mount_subpath
 from repositories.volumes import Place, hold_mounts
 
 

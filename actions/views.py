@@ -209,6 +209,8 @@ class UserData:
     active: bool
     projects: list[str]
     created_at: datetime
+    uid: int | None = None  #: of its containers and volumes; None: everybody's 1000
+    gid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,9 +241,7 @@ class UnshareVolumeAction(ScopeAction[Work, VolumeResult]):
         users, projects = await _people(call, self.users, self.projects)
         if not users and not projects:
             raise SharedWithNobody("Nobody was named to take the volume back from; name users or projects.")
-        return VolumeResult(
-            volume=VolumeData.of(await call.db.volumes.unshare(volume, users=users, projects=projects))
-        )
+        return VolumeResult(volume=VolumeData.of(await call.db.volumes.unshare(volume, users=users, projects=projects)))
 
 
 @action(Rules(allow=any_user, effect=Effect.DATABASE))
@@ -306,10 +304,6 @@ class DeleteVolumeAction(ScopeAction[Work, TaskResult]):
 
 
 async def _task(call: Work, task_id: UUID, name: str, arguments: dict[str, str]) -> TaskResult:
-    task = await call.db.tasks.add(
-        task_id, action=name, arguments=arguments, user_id=call.by.user_id, session_id=None
-    )
+    task = await call.db.tasks.add(task_id, action=name, arguments=arguments, user_id=call.by.user_id, session_id=None)
     call.announce("tasks")
     return TaskResult(task=TaskData.of(task))
-
-

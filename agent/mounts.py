@@ -90,7 +90,7 @@ class Inside:
             if container_id not in Path(f"/proc/{pid}/cgroup").read_text():
                 raise MountFailed("the container has ended")
             self._mountinfo = Path(f"/proc/{pid}/mountinfo").read_text()
-            own = os.stat("/proc/self/ns/mnt")
+            own = Path("/proc/self/ns/mnt").stat()
             if os.path.samestat(own, os.fstat(self._namespace)):
                 raise MountFailed("the container shares the host's mounts")
         except BaseException as error:

@@ -127,7 +127,7 @@ class Volumes:
                 folder.mkdir(mode=0o755)
                 if os.geteuid() == 0:
                     os.chown(folder, volume.uid, volume.gid)
-                folder.chmod(0o777)  # noqa: S103 - its users may have other uids; only root gets as far as this
+                folder.chmod(0o777)  # its users may have other uids; only root gets as far as this
         return folder
 
     # -- whole volumes -----------------------------------------------------------------------------------------------
@@ -463,13 +463,15 @@ class _Copy:
     def run(self) -> dict[str, int]:
         quota = Quota(str(self._source), None)
         self._total = quota.used(0)
-        if (self._asked.quota_bytes or self._total) < self._total or (self._asked.quota_files or quota.files) < quota.files:
+        if (self._asked.quota_bytes or self._total) < self._total or (
+            self._asked.quota_files or quota.files
+        ) < quota.files:
             raise RunnerError("quota_exceeded", "What is to be copied is larger than the quota of the copy.")
         for entry in os.scandir(self._target):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             else:
-                os.unlink(entry.path)
+                Path(entry.path).unlink()
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         source, target = os.open(self._source, flags), os.open(self._target, flags)
         try:

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import docker
@@ -46,11 +47,11 @@ def run(installation: Installation) -> Iterator[Row]:
         for number in range(ROUNDS):
             here = bound / str(number)
             here.mkdir()
-            ups["tar"].append(_timed(lambda here=here: _tar("xf", folder / "in.tar", here)))
-            downs["tar"].append(_timed(lambda here=here: _tar("cf", folder / "out.tar", here)))
+            ups["tar"].append(_timed(partial(_tar, "xf", folder / "in.tar", here)))
+            downs["tar"].append(_timed(partial(_tar, "cf", folder / "out.tar", here)))
             for name, base in places.items():
-                ups[name].append(_timed(lambda b=base, n=number: _up(installation, b, f"r{n}", archive)))
-                downs[name].append(_timed(lambda b=base, n=number: _down(installation, b, f"r{n}")))
+                ups[name].append(_timed(partial(_up, installation, base, f"r{number}", archive)))
+                downs[name].append(_timed(partial(_down, installation, base, f"r{number}")))
             shutil.rmtree(here)
     finally:
         plain.remove(force=True)

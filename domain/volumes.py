@@ -95,7 +95,8 @@ def check_apart(places: Sequence[tuple[UUID, str, str]]) -> None:
         for _, _, other in places[:at]:
             if f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/"):
                 raise MountedTwice(
-                    f"{path} and {other} are the same place, or one lies in the other; mount them apart.", field="mounts"
+                    f"{path} and {other} are the same place, or one lies in the other; mount them apart.",
+                    field="mounts",
                 )
 
 

@@ -22,7 +22,7 @@ _PRINCIPAL: Final = """
     WHERE k.active AND u.active AND d.active AND
 """
 _USER: Final = """
-    SELECT u.id, u.email, u.username, u.domain, u.role, u.active, u.created_at,
+    SELECT u.id, u.email, u.username, u.domain, u.role, u.active, u.created_at, u.uid, u.gid,
         ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id WHERE m.user_id = u.id
               ORDER BY p.created_at, p.name) AS projects
     FROM users u
@@ -100,16 +100,19 @@ class IdentityRepository:
         return [dict(row) for row in rows]
 
     async def edit_user(self, user_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """`changes` may hold username, role, active."""
+        """`changes` may hold username, role, active, uid, gid."""
         await self._connection.execute(
             """
-            UPDATE users SET username = coalesce($2, username), role = coalesce($3, role), active = coalesce($4, active)
+            UPDATE users SET username = coalesce($2, username), role = coalesce($3, role), active = coalesce($4, active),
+                uid = coalesce($5, uid), gid = coalesce($6, gid)
             WHERE id = $1
             """,
             user_id,
             changes.get("username"),
             changes.get("role"),
             changes.get("active"),
+            changes.get("uid"),
+            changes.get("gid"),
         )
         return await self.user(str(user_id))
 
@@ -117,6 +120,8 @@ class IdentityRepository:
         """Raises StillInUse while there are sessions of this user, ended ones that are still kept included."""
         if await self._connection.fetchval("SELECT EXISTS (SELECT FROM sessions WHERE user_id = $1)", user_id):
             raise StillInUse("The user still has sessions on record; deactivate the user instead (--inactive).")
+        if await self._connection.fetchval("SELECT EXISTS (SELECT FROM volumes WHERE user_id = $1)", user_id):
+            raise StillInUse("The user still has volumes; remove or clone them first, or deactivate the user.")
         await self._connection.execute("DELETE FROM users WHERE id = $1", user_id)
 
     async def add_keypair(self, access_key: AccessKey, secret_hash: bytes, user_id: UUID) -> dict[str, Any]:

@@ -114,7 +114,9 @@ class VolumeRepository:
             raise VolumeNotFound(volume=str(name_or_id))
         if len(found) > 1:
             owners = ", ".join(f"{row['owner']}: {row['id']}" for row in found)
-            raise VolumeAmbiguous(f"Several volumes named '{name_or_id}' are shared with you ({owners}); name it by its id.")
+            raise VolumeAmbiguous(
+                f"Several volumes named '{name_or_id}' are shared with you ({owners}); name it by its id."
+            )
         return _volume(found[0])
 
     async def owned(self, name_or_id: str) -> Volume:
@@ -216,7 +218,13 @@ class VolumeRepository:
 
     # -- shares ------------------------------------------------------------------------------------------------------
     async def share(
-        self, volume: Volume, share_ids: Sequence[UUID], *, users: Sequence[UUID], projects: Sequence[UUID], read_only: bool
+        self,
+        volume: Volume,
+        share_ids: Sequence[UUID],
+        *,
+        users: Sequence[UUID],
+        projects: Sequence[UUID],
+        read_only: bool,
     ) -> Volume:
         """Whom it is shared with already gets it in the new way. `share_ids`: one for each."""
         for column, wanted, ids in (("user_id", users, share_ids), ("project_id", projects, share_ids[len(users) :])):
@@ -263,9 +271,7 @@ class VolumeRepository:
         The volumes stay locked against removal until the transaction ends.
         """
         wanted = {place.volume.id for place in places}
-        await self._connection.execute(
-            "SELECT FROM volumes WHERE id = ANY($1) ORDER BY id FOR SHARE", sorted(wanted)
-        )
+        await self._connection.execute("SELECT FROM volumes WHERE id = ANY($1) ORDER BY id FOR SHARE", sorted(wanted))
         rows = await self._connection.fetch(
             f"""
             INSERT INTO volume_mounts (session_id, path, volume_id, subpath, read_only)
@@ -290,7 +296,8 @@ class VolumeRepository:
         if now.status != "ready":
             raise VolumeNotReady
         raise VolumeReadOnly(
-            f"The volume '{now.name}' is shared with you for reading only; mount it as '{now.name}:ro'.", volume=now.name
+            f"The volume '{now.name}' is shared with you for reading only; mount it as '{now.name}:ro'.",
+            volume=now.name,
         )
 
 
@@ -350,7 +357,9 @@ async def mounts_asked_again(connection: Connection, intents: Sequence[Intent]) 
         return list(intents)
     now = await still_mountable(connection, concerned)
     return [
-        replace(intent, spec=replace(intent.spec, mounts=_asked_again(intent.spec.mounts, now.get(intent.session_id, {}))))
+        replace(
+            intent, spec=replace(intent.spec, mounts=_asked_again(intent.spec.mounts, now.get(intent.session_id, {})))
+        )
         if intent.spec is not None and intent.spec.mounts
         else intent
         for intent in intents

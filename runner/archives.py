@@ -76,7 +76,7 @@ def _checked_parts(raw: bytes, limits: Limits) -> list[str]:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise refuse(f"The name {shown} is not UTF-8.") from None
-    if name.startswith("/") or name[1:3] in (":\\", ":/") or name.startswith("\\"):
+    if name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/"):
         raise refuse(f"The name {shown} is absolute.")
     if any(ord(c) < 32 or ord(c) == 127 for c in name):
         raise refuse(f"The name {shown} has control characters in it.")
@@ -243,9 +243,7 @@ def tar_entries(stream: Stream, limits: Limits) -> Iterator[Entry]:
         more = {}
 
 
-def _tar_entry(
-    stream: Stream, block: bytes, kind: bytes, size: int, more: dict[str, bytes], limits: Limits
-) -> Entry:
+def _tar_entry(stream: Stream, block: bytes, kind: bytes, size: int, more: dict[str, bytes], limits: Limits) -> Entry:
     name = more.get("path") or _tar_name(block)
     shown = repr(name[:120].decode("utf-8", "replace"))
     if any(key.startswith("GNU.sparse") for key in more):

@@ -104,9 +104,7 @@ def _unpack(
         os.close(fresh)
 
 
-def _entries(
-    tree: _Tree, pieces: Callable[[], Iterator[memoryview]], limits: Limits, stage: int
-) -> Iterator[Entry]:
+def _entries(tree: _Tree, pieces: Callable[[], Iterator[memoryview]], limits: Limits, stage: int) -> Iterator[Entry]:
     stream = Stream(pieces(), limits)
     if opened(stream) == "tar":
         yield from tar_entries(stream, limits)
@@ -200,7 +198,8 @@ class _Tree:
     def check_room(self, size: int) -> None:
         if size > self._most_bytes:
             raise Refused(
-                "quota_exceeded", f"The archive unpacks to more than the {self._most_bytes >> 20} MiB that there is room for."
+                "quota_exceeded",
+                f"The archive unpacks to more than the {self._most_bytes >> 20} MiB that there is room for.",
             )
 
     def _add_folder(self, entry: Entry, name: str) -> None:

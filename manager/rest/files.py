@@ -58,7 +58,8 @@ async def upload(exchange: Exchange) -> web.StreamResponse:
 
 
 def _uploading(exchange: Exchange, spec: FileUploadSpec) -> Any:
-    return exchange.route.action(**_place(exchange), files=[spec])
+    kind: Any = exchange.route.action
+    return kind(**_place(exchange), files=[spec])
 
 
 def _whose(exchange: Exchange) -> tuple[str, ...]:
@@ -80,7 +81,8 @@ async def unpack(exchange: Exchange) -> web.StreamResponse:
     overwrite = exchange.query_value("overwrite") or "true"
     if overwrite not in ("true", "false", "1", "0"):
         raise InvalidRequest("'overwrite' is true or false.", field="overwrite")
-    asked = exchange.route.action(
+    kind: Any = exchange.route.action
+    asked = kind(
         **_place(exchange),
         content=_body(exchange),
         path=exchange.query_value("path") or ".",

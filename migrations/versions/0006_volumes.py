@@ -34,7 +34,11 @@ def upgrade() -> None:
         sa.CheckConstraint("quota_bytes >= 0 AND quota_files >= 0", name=op.f("volumes_quota_check")),
     )
     op.create_index(
-        "volumes_name_key", "volumes", ["user_id", "name"], unique=True, postgresql_where=sa.text("status <> 'removing'")
+        "volumes_name_key",
+        "volumes",
+        ["user_id", "name"],
+        unique=True,
+        postgresql_where=sa.text("status <> 'removing'"),
     )
     op.create_table(
         "volume_shares",
@@ -45,9 +49,7 @@ def upgrade() -> None:
         sa.Column("read_only", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="volume_shares_pkey"),
-        sa.ForeignKeyConstraint(
-            ["volume_id"], ["volumes.id"], name="volume_shares_volume_id_fkey", ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["volume_id"], ["volumes.id"], name="volume_shares_volume_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="volume_shares_user_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(
             ["project_id"], ["projects.id"], name="volume_shares_project_id_fkey", ondelete="CASCADE"
@@ -69,10 +71,10 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["session_id"], ["sessions.id"], name="volume_mounts_session_id_fkey", ondelete="CASCADE"
         ),
-        sa.ForeignKeyConstraint(
-            ["volume_id"], ["volumes.id"], name="volume_mounts_volume_id_fkey", ondelete="CASCADE"
+        sa.ForeignKeyConstraint(["volume_id"], ["volumes.id"], name="volume_mounts_volume_id_fkey", ondelete="CASCADE"),
+        sa.UniqueConstraint(
+            "session_id", "volume_id", "subpath", name="volume_mounts_session_id_volume_id_subpath_key"
         ),
-        sa.UniqueConstraint("session_id", "volume_id", "subpath", name="volume_mounts_session_id_volume_id_subpath_key"),
     )
     op.create_index("volume_mounts_volume_id_idx", "volume_mounts", ["volume_id"])
 

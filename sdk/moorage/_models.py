@@ -277,6 +277,8 @@ class User(Model):
     active: bool = False
     projects: list[str] = field(default_factory=list)
     created_at: datetime | None = None
+    uid: int | None = None
+    gid: int | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
 

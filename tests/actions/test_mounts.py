@@ -145,4 +145,3 @@ async def test_the_right_is_asked_again_when_the_kernel_is_sent(
     assert asked.spec is not None
     refused = asked.spec.mounts[0]["refused"]
     assert refused is None if why is None else why in refused
-

@@ -48,9 +48,7 @@ def upload(*files: FileUploadSpec) -> UploadVolumeFilesAction:
 
 @scenarios(
     UploadVolumeFilesAction,
-    success=TestScenario(
-        given=READY, do=upload(hello), answer=lambda a: a.items[0].size == 5, then_agent=("upload",)
-    ),
+    success=TestScenario(given=READY, do=upload(hello), answer=lambda a: a.items[0].size == 5, then_agent=("upload",)),
     stranger=TestScenario(
         given=READY, by=MALLORY, do=upload(hello), error=VolumeNotFound, then_audit="volume_not_found"
     ),
@@ -138,9 +136,7 @@ def download(path: str = "a") -> DownloadVolumeFileAction:
     success=TestScenario(
         given=READ_ONLY, by=MALLORY, agent=holding(a=b"hello"), do=download(), then_agent=("download",), then_audit=None
     ),
-    stranger=TestScenario(
-        given=READY, by=MALLORY, do=download(), error=VolumeNotFound, then_audit="volume_not_found"
-    ),
+    stranger=TestScenario(given=READY, by=MALLORY, do=download(), error=VolumeNotFound, then_audit="volume_not_found"),
     wrong_status=TestScenario(given=MAKING, do=download(), error=VolumeNotReady, then_audit=None),
     not_found=TestScenario(given=READY, do=download(), error=FileNotFound, then_agent=("download",), then_audit=None),
     bad_input=TestScenario(given=READY, do=download("../a"), error=InvalidPath, then_audit=None),
@@ -222,5 +218,3 @@ def manage(op: str = "mkdir", path: str = "new", to: str | None = None) -> Manag
 )
 async def test_manage(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
-
-

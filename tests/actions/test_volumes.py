@@ -20,8 +20,8 @@ from domain.errors import (
     InvalidRequest,
     InvalidVolumeName,
     NoVolumeStore,
-    ShareNotFound,
     SharedWithNobody,
+    ShareNotFound,
     UserNotFound,
     VolumeAmbiguous,
     VolumeMounted,
@@ -137,7 +137,9 @@ THREE = (a_volume(), a_volume("mine", id=OTHER_VOLUME, owner=MALLORY), shared())
         given=THREE,
         by=MALLORY,
         do=ListVolumesAction(),
-        answer=lambda a: [(v.name, v.owned, v.read_only) for v in a.items] == [("set", False, True), ("mine", True, False)],
+        answer=lambda a: (
+            [(v.name, v.owned, v.read_only) for v in a.items] == [("set", False, True), ("mine", True, False)]
+        ),
         then_audit=None,
     ),
     stranger=TestScenario(
@@ -257,8 +259,10 @@ async def test_modify(scenario: TestScenario, database: Database) -> None:
     success=TestScenario(
         given=(a_volume(),),
         do=ShareVolumeAction(volume="set", users=("mallory@example.org",), projects=("default",), read_only=False),
-        answer=lambda a: sorted((s.user, s.project, s.read_only) for s in a.volume.shares if s.user)
-        == [("mallory@example.org", None, False)],
+        answer=lambda a: (
+            sorted((s.user, s.project, s.read_only) for s in a.volume.shares if s.user)
+            == [("mallory@example.org", None, False)]
+        ),
         then_rows=(f"+volume_shares {new_id(0)}", f"+volume_shares {new_id(1)}"),
     ),
     stranger=TestScenario(
@@ -420,9 +424,7 @@ async def test_clone(scenario: TestScenario, database: Database) -> None:
         error=VolumeNotReady,
         then_audit=None,
     ),
-    not_found=TestScenario(
-        do=DeleteVolumeAction(volume="set"), error=VolumeNotFound, then_audit="volume_not_found"
-    ),
+    not_found=TestScenario(do=DeleteVolumeAction(volume="set"), error=VolumeNotFound, then_audit="volume_not_found"),
     bad_input=TestScenario(
         given=(a_volume(), a_session(), mounted()),
         do=DeleteVolumeAction(volume="set"),

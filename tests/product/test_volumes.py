@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import moorage
@@ -42,7 +43,7 @@ def sh(session: moorage.Session, line: str) -> str:
     return f"{done.stdout}{done.stderr}".strip()
 
 
-def create(client: moorage.Client, *mounts: object) -> moorage.Session:
+def create(client: moorage.Client, *mounts: dict[str, Any] | str) -> moorage.Session:
     return client.sessions.create(image="python", cpu=0.5, mem="256m", mounts=mounts)
 
 
@@ -155,11 +156,27 @@ def test_others_may_what_they_were_given(client: moorage.Client, volume: Volume,
         session.destroy(wait=30)
 
 
+def test_a_user_has_a_uid_of_its_own(installation: Installation, client: moorage.Client, user: User) -> None:
+    name = f"nfs{uuid4().hex[:6]}"
+    with user(name) as nora:
+        client.users.edit(f"{name}@example.org", uid=5123, gid=5124)
+        home = nora.volumes.create("home")
+        home.files.write("f", "x")
+        session = create(nora, "home")
+        assert "uid=5123 gid=5124" in sh(session, "id")
+        assert session.run_code("import os; open('home/g', 'w').write('y'); print(os.getuid())").stdout == "5123\n"
+        assert {(stat.owner, stat.group) for stat in home.files.list()} == {(5123, 5124)}
+        session.files.write("home/h", "z")
+        assert home.files.stat("h").owner == 5123
+        session.destroy(wait=30)
+        home.delete().wait(30)
+
+
 def test_a_copy_is_ones_own(client: moorage.Client, volume: Volume) -> None:
     volume.files.write("a/f", "first", mode=0o640)
     copy = f"{volume.name}-copy"
     task = volume.clone(copy).wait(30)
-    assert task.info.result["files"] == 2
+    assert (task.info.result or {})["files"] == 2
     made = client.volumes.get(copy)
     volume.files.write("a/f", "changed")
     assert made.files.read("a/f") == "first"
@@ -169,7 +186,9 @@ def test_a_copy_is_ones_own(client: moorage.Client, volume: Volume) -> None:
         client.volumes.get(copy)
 
 
-def test_the_command_line_tells_the_same_story(installation: Installation, client: moorage.Client, tmp_path: Path) -> None:
+def test_the_command_line_tells_the_same_story(
+    installation: Installation, client: moorage.Client, tmp_path: Path
+) -> None:
     run, name = installation.run, f"w{uuid4().hex[:8]}"
     assert run("volume", "create", name, "--quota", "1g").stdout.strip() == name
     (tmp_path / "in").mkdir()

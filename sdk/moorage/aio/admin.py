@@ -136,7 +136,7 @@ class Users:
         return User.from_json(decoded(await self._transport.request("POST", _wire.path("users"), json=fields)))
 
     async def edit(self, user: str, **changes: Any) -> User:
-        """Change some of `username`, `role`, `active`."""
+        """Change some of `username`, `role`, `active`, `uid`, `gid`."""
         address = _wire.path("users", user)
         return User.from_json(decoded(await self._transport.request("PATCH", address, json=_wire.body(**changes))))
 

@@ -183,9 +183,7 @@ class Files:
             await _io.in_thread(_pack, Path(local), file)
             return await self._unpack(file, path, overwrite, on_progress)
 
-    async def _unpack(
-        self, file: IO[bytes], path: str, overwrite: bool, on_progress: OnProgress | None
-    ) -> Unpacked:
+    async def _unpack(self, file: IO[bytes], path: str, overwrite: bool, on_progress: OnProgress | None) -> Unpacked:
         start = file.tell()
         size = file.seek(0, os.SEEK_END) - start
 

@@ -326,6 +326,11 @@ def info_command(session: str, as_json: bool) -> None:
             "attempt": info.attempt if info.attempt > 1 else None,
             "retries": f"{info.retries} of {info.max_retries}" if info.max_retries else None,
             "work ends": f"{terminal.span(info.batch_timeout)} after it began" if info.batch_timeout else None,
+            "volumes": ", ".join(
+                f"{m.volume}{':' + m.subpath if m.subpath else ''} at {m.path}{' (read-only)' if m.read_only else ''}"
+                for m in info.mounts
+            )
+            or None,
             "waits for": ", ".join(info.waits_for),
             "starts": f"not before {shown(info.starts_at)}" if info.starts_at and info.status == "PENDING" else None,
             "created": shown(info.created_at),
