@@ -183,7 +183,9 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def torch_folder() -> Path | NoTorch:
+def torch_folder(kernel_image: str) -> Path | NoTorch:
+    if not kernel_image.endswith(":3.11"):
+        return NoTorch(f"torch is pinned for Python 3.11, and the kernel image here is {kernel_image}")
     try:
         return install_torch()
     except NoTorch as reason:
