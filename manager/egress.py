@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final
+from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -117,14 +117,10 @@ class Pinned(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found: dict[str, Any] = {
-            "hostname": host,
-            "host": self._address,
-            "port": port,
-            "family": socket.AF_INET6 if ":" in self._address else socket.AF_INET,
-            "proto": 0,
-            "flags": socket.AI_NUMERICHOST,
-        }
-        return [ResolveResult(**found)]
+        kind = socket.AF_INET6 if ":" in self._address else socket.AF_INET
+        found = ResolveResult(
+            hostname=host, host=self._address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST
+        )
+        return [found]
 
     async def close(self) -> None: ...

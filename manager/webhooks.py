@@ -192,7 +192,7 @@ class Webhooks(Loop):
 
 
 def headers(delivery: Delivery, secret: str, *, at: datetime) -> Mapping[str, str]:
-    """What a receiver checks: the signature is over the time, a dot and the body (docs/webhooks.md)."""
+    """What a receiver checks: the signature is over the time, a dot and the body (docs/sessions.md)."""
     timestamp = str(int(at.timestamp()))
     return {
         "Content-Type": "application/json",
