@@ -82,7 +82,11 @@ class DependencyRepository:
         """
         for one in dependencies:
             if one.met is False:
-                raise DependencyFailed(one.skip_reason.removeprefix("dependency_failed: ") + ".", session=one.name)
+                why = one.skip_reason.removeprefix("dependency_failed: ")
+                raise DependencyFailed(
+                    f"It would never run: {why}. Restart '{one.name}' first, or leave the dependency out.",
+                    session=one.name,
+                )
         await self._connection.execute(
             """
             INSERT INTO session_dependencies AS d (session_id, depends_on_id, condition, met_at, created_at)

@@ -580,7 +580,8 @@ def remove(
     ended, failures = [], []
     for name, owner in sessions:
         try:
-            found = client.sessions.get(name, owner=owner)
+            # what depends on one that has ended may live
+            found = find(client, name) if recursive and owner is None else client.sessions.get(name, owner=owner)
             with terminal.waiting(f"{found.name}: ending", shown=not as_json):
                 found.destroy(forced=force, recursive=recursive, wait=wait)
         except MoorageError as problem:
