@@ -37,6 +37,7 @@ SCROLLBACK_BYTES = 256 << 10
 MAX_UNSENT_BYTES = 256 << 10  #: on the way to a slow reader, before its process is held up
 MAX_UNREAD_BYTES = 256 << 10  #: on the way to a process that does not read, before its writer is held up
 DRAIN_SECONDS = 0.04  #: for output of processes that outlive their parent and hold its pipes
+END_SECONDS = 10.0  #: for the other side to close, after the last that it was told
 KILL_SECONDS = 5.0  #: from hanging up to killing
 LINGER_SECONDS = 120.0  #: how a terminal's process ended is told to who comes back within this time
 LOOK_SECONDS = 30.0
@@ -86,11 +87,22 @@ class Line:
             self._loop.idle(self._deliver)
 
     def finish(self) -> None:
-        """Close when everything is sent."""
+        """End it when everything is sent. Closed only after the other side: what it still says must not break what it reads."""
         self._ending = True
         self.on_piece, self.on_gone, self.on_room = lambda kind, payload: None, lambda: None, lambda: None
+        self._held = False
+        self._attend()
         if not self._backlog:
-            self._close()
+            self._say_end()
+
+    def _say_end(self) -> None:
+        if self._socket.fileno() >= 0:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._close()
+                return
+            self._loop.later(END_SECONDS, self._close)
 
     def _attend(self) -> None:
         if self._socket.fileno() >= 0:
@@ -111,8 +123,7 @@ class Line:
             if was_full and not self.full:
                 self.on_room()
             if self._ending and not self._backlog:
-                self._close()
-                return
+                self._say_end()
         if events & ~WRITE and self._socket.fileno() >= 0:
             try:
                 data = self._socket.recv(1 << 16)
@@ -123,8 +134,9 @@ class Line:
             if not data:
                 self._lose()
                 return
-            self._pieces.feed(data)
-            self._deliver()
+            if not self._ending:
+                self._pieces.feed(data)
+                self._deliver()
 
     def _deliver(self) -> None:
         try:

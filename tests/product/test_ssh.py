@@ -121,7 +121,7 @@ def test_a_command_has_its_streams_and_its_exit_code(ssh: Ssh, session: moorage.
     assert b"/dev/pts/" in on_terminal.stdout
     assert b"vt100" in on_terminal.stdout
     shell = ssh.run(f"{session.name}@127.0.0.1", data=b"x=41\necho $((x + 1))\nexit 3\n")
-    assert (shell.returncode, shell.stdout) == (3, b"42\n")
+    assert (shell.returncode, shell.stdout) == (3, b"42\n"), shell.stderr
     killed = ssh.run(f"{session.name}@127.0.0.1", "kill -TERM $$; sleep 9")
     assert killed.returncode in (143, 255)
 

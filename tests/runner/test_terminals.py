@@ -44,12 +44,12 @@ async def until(process: StreamedProcess, text: bytes) -> bytes:
 
 
 async def rest(process: StreamedProcess) -> tuple[bytes, bytes, ProcessEnd]:
-    out = err = b""
+    out, err = bytearray(), bytearray()
     while True:
         piece = await process.read()
         if isinstance(piece, ProcessEnd):
-            return out, err, piece
-        out, err = (out, err + piece.data) if piece.error else (out + piece.data, err)
+            return bytes(out), bytes(err), piece
+        (err if piece.error else out).extend(piece.data)
 
 
 async def test_a_shell_on_a_terminal_echoes_and_has_job_control(kernel: Kernel) -> None:

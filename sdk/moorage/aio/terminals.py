@@ -38,6 +38,7 @@ class Pty:
         self._params = list(params)
         self._socket: _io.Socket
         self._left = False
+        self._reading = False
         #: to attach to it again, from anywhere, while its session lives: `session.pty.open(id=...)`
         self.id = ""
         self.resumed = False
@@ -64,6 +65,7 @@ class Pty:
         Raises `StreamBroken` when it was resumed elsewhere, or its session has ended.
         """
         while self.exit is None and not self._left:
+            self._reading = True
             try:
                 message = await self._socket.recv()
             except SocketClosed as closed:
@@ -71,6 +73,8 @@ class Pty:
                     return
                 await self._take_up(closed)
                 continue
+            finally:
+                self._reading = False
             if isinstance(message, bytes):
                 self.position += len(message)
                 yield message
@@ -159,10 +163,13 @@ class Pty:
             try:
                 await self._socket.send(message)
                 return
-            except SocketClosed:
+            except SocketClosed as closed:
                 if self.exit is not None or self._left or time.monotonic() > until:
                     raise StreamBroken("The terminal is closed.") from None
-                await _io.sleep(0.1)
+                if self._reading:  # whoever reads takes it up again
+                    await _io.sleep(0.05)
+                else:
+                    await self._take_up(closed)
 
 
 def _again(problem: MoorageError) -> bool:

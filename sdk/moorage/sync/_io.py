@@ -60,6 +60,7 @@ def open_socket(config: Config, path: str, params: Sequence[tuple[str, str]] = (
 
     secure = tls_context(config) if config.endpoint.startswith("https:") else None
     with _socket.handshake(config):
+        # to be used in `with`, says the library; our own closing does the same
         inner = connect(
             _socket.socket_url(config, path, params),
             additional_headers={"Authorization": config.authorization},
@@ -68,7 +69,7 @@ def open_socket(config: Config, path: str, params: Sequence[tuple[str, str]] = (
             compression=None,
             max_size=_socket.MAX_MESSAGE_BYTES,
             proxy=None if config.is_local else True,
-        )
+        ).__enter__()
     return Socket(inner)
 
 

@@ -39,6 +39,7 @@ class Pty:
         self._params = list(params)
         self._socket: _io.Socket
         self._left = False
+        self._reading = False
         #: to attach to it again, from anywhere, while its session lives: `session.pty.open(id=...)`
         self.id = ""
         self.resumed = False
@@ -65,6 +66,7 @@ class Pty:
         Raises `StreamBroken` when it was resumed elsewhere, or its session has ended.
         """
         while self.exit is None and not self._left:
+            self._reading = True
             try:
                 message = self._socket.recv()
             except SocketClosed as closed:
@@ -72,6 +74,8 @@ class Pty:
                     return
                 self._take_up(closed)
                 continue
+            finally:
+                self._reading = False
             if isinstance(message, bytes):
                 self.position += len(message)
                 yield message
@@ -160,10 +164,13 @@ class Pty:
             try:
                 self._socket.send(message)
                 return
-            except SocketClosed:
+            except SocketClosed as closed:
                 if self.exit is not None or self._left or time.monotonic() > until:
                     raise StreamBroken("The terminal is closed.") from None
-                _io.sleep(0.1)
+                if self._reading:  # whoever reads takes it up again
+                    _io.sleep(0.05)
+                else:
+                    self._take_up(closed)
 
 
 def _again(problem: MoorageError) -> bool:
