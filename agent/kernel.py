@@ -375,6 +375,11 @@ class Kernel:
         if self._adjusting is None or self._adjusting.done():
             self._adjusting = asyncio.create_task(self._adjust(), name=f"size of {self}")
 
+    async def adjusted(self) -> None:
+        """Wait until the limits are as they are to be. For tests."""
+        if self._adjusting is not None:
+            await asyncio.wait({self._adjusting})
+
     async def _adjust(self) -> None:
         tries = 0
         while self.link is not None and (cgroup := self.cgroup) is not None:

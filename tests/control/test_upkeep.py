@@ -265,7 +265,8 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     }  # fmt: skip
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
-        "quotas", "resources", "sequencer", "session_transition", "users", "watch_rules",
+        "quotas", "resources", "sequencer", "session_template_versions", "session_templates", "session_transition",
+        "users", "watch_rules", "webhook_secrets",
     }  # fmt: skip
     async with database.reader() as connection:
         rows = await connection.fetch(
