@@ -38,7 +38,7 @@ def run(installation: Installation) -> Iterator[Row]:
     finally:
         client.ask("DELETE", f"/v1/sessions/{session['id']}?wait=60&forced=true")
         client.close()
-        engine.close()  # type: ignore[no-untyped-call]
+        engine.close()
     yield Row(
         name="PTY echo, p50",
         ours=p50(ours),

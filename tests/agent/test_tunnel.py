@@ -14,9 +14,11 @@ import pytest
 import pytest_asyncio
 
 from agent import pki, tunnel
+from agent.client import Output, ProcessEnd
 from agent.hub import AgentHub
 from agent.streams import Channel, Landing, PlainChannel, dial
 from agent.tunnel import Handover, as_socket, carry, hand_over, streams_of
+from agent.wire import ProcessSpec
 from domain.errors import NothingListens
 from domain.ids import RunId, uuid7
 from tests.agent.bed import RealBed
@@ -88,6 +90,25 @@ class TestIntoContainers:
         assert isinstance(hub, AgentHub)
         monkeypatch.setattr(hub._handover, "name", "nobody listens here")
         assert await digest(*await hub.open_tunnel(subject.where, 8123)) == ANSWER
+
+    @pytest.mark.parametrize("pumped", [False, True])
+    async def test_processes_go_the_same_way(
+        self, subject: Subject, monkeypatch: pytest.MonkeyPatch, pumped: bool
+    ) -> None:
+        hub = subject.agent
+        assert isinstance(hub, AgentHub)
+        if pumped:
+            monkeypatch.setattr(hub._handover, "name", "nobody listens here")
+        process = await hub.open_process(subject.where, ProcessSpec(shell="cat; echo oops >&2; exit 3"))
+        async with asyncio.timeout(20):
+            await process.write(PAYLOAD[:100_000])
+            await process.write_eof()
+            said = bytearray()
+            while isinstance(piece := await process.read(), Output):
+                said += piece.data
+        assert bytes(said) in (PAYLOAD[:100_000] + b"oops\n", b"oops\n" + PAYLOAD[:100_000])
+        assert piece == ProcessEnd(reason="exited", exit_code=3)
+        await process.close()
 
     async def test_many_at_once(self, subject: Subject) -> None:
         async def one() -> bytes:

@@ -46,7 +46,7 @@ def test_a_broken_connection_is_taken_up_where_it_was(session: moorage.Session) 
     pty.send("echo be'fore'\n")
     first = until(shown, b"before\r\n")
     assert pty._socket is not None
-    pty._socket._inner.socket.shutdown(2)  # type: ignore[attr-defined]
+    pty._socket._inner.socket.shutdown(2)
     pty.send("echo af'ter'\n")
     second = until(shown, b"after\r\n")
     assert b"before" not in second
