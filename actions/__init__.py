@@ -52,7 +52,6 @@ from actions.files import (
     UnpackArchiveAction,
     UploadFilesAction,
 )
-from actions.graph import DownloadResultsAction, GetDependencyGraphAction
 from actions.gateway import (
     AddSshKeyAction,
     IssueSshCertificateAction,
@@ -60,6 +59,7 @@ from actions.gateway import (
     OpenProcessAction,
     RemoveSshKeyAction,
 )
+from actions.graph import DownloadResultsAction, GetDependencyGraphAction
 from actions.images import (
     CollectImagesAction,
     ListRegistriesAction,

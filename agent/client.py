@@ -207,9 +207,7 @@ class AgentClient(Protocol):
         """Remove all of its files for good. Progress, and at last {"result": None}; the same when there is none."""
         ...
 
-    async def download(
-        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
-    ) -> Download: ...
+    async def download(self, where: Place, path: str, *, offset: int = 0, length: int | None = None) -> Download: ...
 
     async def archive(self, where: Place, paths: Sequence[str]) -> Download:
         """A tar stream of files and folders; links stay links."""

@@ -57,7 +57,9 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
 @click.option("--mem", help="Memory to offer, such as 16g.  [default: all]")
 @click.option("--reserve", default="", help="What to keep of that for others, such as cpu=1,mem=2g.")
 @click.option("--engine", default="", help="Docker's address.  [default: $DOCKER_HOST, or the local socket]")
-@click.option("--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them.")
+@click.option(
+    "--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them."
+)
 @click.pass_obj
 def join(
     data_dir_before: Path | None,

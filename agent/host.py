@@ -458,9 +458,7 @@ class Host:
 
     async def remove_volume(self, arguments: Arguments) -> None:
         volumes, target = self._volumes(), arguments["volume"]
-        await volumes.jobs.run(
-            str(arguments["job"]), lambda _: volumes.remove(target), self._listener(arguments)
-        )
+        await volumes.jobs.run(str(arguments["job"]), lambda _: volumes.remove(target), self._listener(arguments))
 
     # -- figures -----------------------------------------------------------------------------------------------------
     async def statistics(self, arguments: Arguments) -> Arguments:

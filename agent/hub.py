@@ -333,9 +333,7 @@ class AgentHub:
             raise AgentUnavailable(agent=str(agent_id))
         return peer
 
-    async def _ask(
-        self, where: Place, name: str, arguments: dict[str, Any], *, seconds: float = CALL_SECONDS
-    ) -> Any:
+    async def _ask(self, where: Place, name: str, arguments: dict[str, Any], *, seconds: float = CALL_SECONDS) -> Any:
         if isinstance(where, VolumeAddress):
             arguments["volume"] = where.pack()
         else:
@@ -530,9 +528,7 @@ class AgentHub:
             await asyncio.wait({sending})
             await channel.close()
 
-    async def download(
-        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
-    ) -> Download:
+    async def download(self, where: Place, path: str, *, offset: int = 0, length: int | None = None) -> Download:
         return await self._receive(where, {"op": "download", "path": path, "offset": offset, "length": length})
 
     async def archive(self, where: Place, paths: Sequence[str]) -> Download:
@@ -603,9 +599,7 @@ class AgentHub:
     async def open_tunnel(self, where: KernelAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await streams_of(await self.tunnel_socket(where, port))
 
-    async def _open_stream(
-        self, where: Place, arguments: dict[str, Any], ticket: bytes, *, seconds: float
-    ) -> Any:
+    async def _open_stream(self, where: Place, arguments: dict[str, Any], ticket: bytes, *, seconds: float) -> Any:
         stream = {"ticket": ticket, "port": self._landing.port, "tls": self._landing.encrypted}
         return await self._ask(where, wire.OPEN_STREAM, {**arguments, "stream": stream}, seconds=seconds)
 

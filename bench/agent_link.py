@@ -70,6 +70,7 @@ class Trusting:
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None: ...
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None: ...
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
+    async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None: ...
 
 
 @contextlib.asynccontextmanager
@@ -226,12 +227,19 @@ class Silent:
 
     def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
 
-    sample_seconds = 60.0
+    @property
+    def sample_seconds(self) -> float:
+        return 60.0
 
     def pending_samples(self) -> Sequence[Sample]:
         return ()
 
     def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
+
+    def pending_services(self) -> Sequence[ServiceFact]:
+        return ()
+
+    def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
 
 
 async def agent(url: str, folder: Path) -> None:

@@ -71,7 +71,7 @@ def _kernel(session_id: str) -> Iterator[BlockingKernelClient]:
         networks = engine.api.inspect_container(made)["NetworkSettings"]["Networks"]
         jupyter = BlockingKernelClient()
         jupyter.load_connection_info(
-            {"ip": next(iter(networks.values()))["IPAddress"], "transport": "tcp", "key": key, **ports}
+            {"ip": next(iter(networks.values()))["IPAddress"], "transport": "tcp", "key": key, **ports}  # type: ignore[typeddict-item]
         )
         jupyter.start_channels()
         try:

@@ -663,7 +663,7 @@ class PushFailed(MoorageError):
 
 
 class SecretUnreadable(MoorageError):
-    """The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."""
+    """The password that is kept for this registry cannot be read any more; set it again with 'moorage registry login HOST'."""
 
     code, http_status = "secret_unreadable", 500
 

@@ -23,9 +23,20 @@ log = logging.getLogger(__name__)
 #: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
 TOPICS: Final = frozenset(
     {
-        "queue", "dispatch", "sessions", "events", "identity", "images", "agents", "managers", "runs", "services",
-        "stamped", "tasks", "webhooks",
-    }  # fmt: skip
+        "queue",
+        "dispatch",
+        "sessions",
+        "events",
+        "identity",
+        "images",
+        "agents",
+        "managers",
+        "runs",
+        "services",
+        "stamped",
+        "tasks",
+        "webhooks",
+    }
 )
 #: Nobody's session waits for these: in a burst they are told less often.
 _UNHURRIED: Final = frozenset({"events", "runs", "stamped"})

@@ -71,7 +71,6 @@ class Scheduler(Loop):
             self._herald.announce("events")
         return placed
 
-
     async def _place_cluster(self, placement: Placement) -> str | None:
         """A transaction of its own: what happens to one cluster is no other session's business."""
         async with self._database.transaction() as connection:

@@ -258,7 +258,9 @@ def _why(session: PendingSession, fleet: _Fleet) -> Blocked:
             )
     if session.images_on:
         host = next(iter(session.images_on))
-        return Blocked(code="insufficient", detail=f"its image is a snapshot that lies on {host}, which has not enough free")
+        return Blocked(
+            code="insufficient", detail=f"its image is a snapshot that lies on {host}, which has not enough free"
+        )
     return Blocked(code="insufficient", detail="no host has all of it free at the same time")
 
 

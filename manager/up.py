@@ -226,9 +226,16 @@ def _join(installation: Installation, config: ManagerConfig, options: list[str])
     token = asyncio.run(new_join_token(config, expires_at=expires_at))
     done = subprocess.run(
         [
-            *moorage_command(), "agent", "join", "-", "--data-dir", str(installation.agent_dir),
-            "--volumes", str(installation.data_dir / "volumes"), *options,
-        ],  # fmt: skip
+            *moorage_command(),
+            "agent",
+            "join",
+            "-",
+            "--data-dir",
+            str(installation.agent_dir),
+            "--volumes",
+            str(installation.data_dir / "volumes"),
+            *options,
+        ],
         input=token,
         capture_output=True,
         text=True,

@@ -41,7 +41,8 @@ async def snapshot(connection: Connection, *, now: datetime) -> Snapshot:
         return Snapshot(pending=(), hosts=(), next_start_at=next_start_at)
     resources = await connection.fetch(
         """
-        SELECT a.id, a.architecture, a.info ->> 'address' AS address, a.info ->> 'volumes' AS store, r.name, r.reported - r.used AS free, r.reported
+        SELECT a.id, a.architecture, a.info ->> 'address' AS address, a.info ->> 'volumes' AS store,
+            r.name, r.reported - r.used AS free, r.reported
         FROM agents a JOIN resources r ON r.agent_id = a.id
         WHERE a.schedulable AND NOT a.lost AND a.uid IS NOT NULL AND a.lease_until > $1 ORDER BY a.id, r.name
         """,

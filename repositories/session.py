@@ -39,8 +39,9 @@ _COLUMNS: Final = """
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
     s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, CASE WHEN s.unmet > 0 THEN ARRAY(
         SELECT o.name FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
-        WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for, s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at,
-    s.started_at, s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
+        WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for,
+    s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at, s.started_at,
+    s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
     s.main_kernel_id, k.agent_id, k.observed, k.spec -> 'mounts' AS mounts, k.seen_generation < k.generation AS pending,
     c.members, a.slots AS occupied,
     CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN (
@@ -432,9 +433,7 @@ class SessionRepository:
         )
         return [dict(row) for row in rows]
 
-    async def ended_kernel(
-        self, session_id: SessionId, attempt: int | None
-    ) -> tuple[KernelId, AgentId, int] | None:
+    async def ended_kernel(self, session_id: SessionId, attempt: int | None) -> tuple[KernelId, AgentId, int] | None:
         """The main kernel, and its host, of the last attempt of which nothing is left but its output, or of this one."""
         row = await self._connection.fetchrow(
             """

@@ -645,9 +645,7 @@ webhook_deliveries = sa.Table(
     sa.UniqueConstraint("session_id", "event_seq"),
     sa.CheckConstraint("status IN ('queued', 'delivered', 'failed')", name="status"),
     sa.CheckConstraint("(finished_at IS NULL) = (status = 'queued')", name="finished_at"),
-    sa.Index(
-        "webhook_deliveries_open_idx", "session_id", "event_seq", postgresql_where=sa.text("status = 'queued'")
-    ),
+    sa.Index("webhook_deliveries_open_idx", "session_id", "event_seq", postgresql_where=sa.text("status = 'queued'")),
     sa.Index(None, "finished_at"),
 )
 

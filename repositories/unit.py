@@ -112,9 +112,7 @@ class Repositories:
         """The owner's, and what is shared with the owner; administrators and monitors reach all by id."""
         owner, by = self._owner, self._by
         sees_all = by.is_admin if by.sees_all and owner is by else None
-        return VolumeRepository(
-            self.connection, owner.user_id, sees_all=sees_all, now=self.now, domain=owner.domain
-        )
+        return VolumeRepository(self.connection, owner.user_id, sees_all=sees_all, now=self.now, domain=owner.domain)
 
     @cached_property
     def tasks(self) -> TaskRepository:

@@ -54,9 +54,7 @@ def spawn(argv: list[str], environ: dict[str, str], descriptors: dict[int, int],
         actions.append((os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0))
     actions += [(os.POSIX_SPAWN_DUP2, ours, target) for target, ours in descriptors.items()]
     group: dict[str, Any] = {"setpgroup": 0} if terminal is None else {"setsid": True}
-    pid = os.posix_spawn(
-        argv[0], argv, environ, file_actions=actions, setsigmask=(), setsigdef=_CLEAN_SIGNALS, **group
-    )
+    pid = os.posix_spawn(argv[0], argv, environ, file_actions=actions, setsigmask=(), setsigdef=_CLEAN_SIGNALS, **group)
     # before it has children of its own: they inherit this, so that the kernel takes them and not the runner
     with contextlib.suppress(OSError):
         # Weighs within this container only: thousands of them leave the runner time enough to end them.

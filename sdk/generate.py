@@ -152,7 +152,11 @@ MODELS = {
     "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
     "ProjectData": ("Project", "Users who share.", {"name"}),
     "CommitStatus": ("CommitStatus", "How the last commit of a session stands.", {"status"}),
-    "RegistryData": ("Registry", "Whose credentials are kept for a registry; the password is told to nobody.", {"host"}),
+    "RegistryData": (
+        "Registry",
+        "Whose credentials are kept for a registry; the password is told to nobody.",
+        {"host"},
+    ),
     "ImageData": ("Image", "An image that sessions may be made from.", {"name"}),
     "Point": ("Point", "What one container used on average from `at` on, for one step.", {"at"}),
     "KernelMetrics": (
@@ -173,7 +177,11 @@ MODELS = {
     "UsageRow": ("UsageRow", "Hours that one group held.", {"key"}),
     "Usage": ("Usage", "Hours of what was held within a range, by group.", {"since", "until"}),
     "WatchRules": ("WatchRules", "Thresholds of abuse rules and idle checkers.", set()),
-    "GraphNode": ("GraphNode", "A session in a graph of dependencies; `look` is how it stands, in a word.", {"id", "name"}),
+    "GraphNode": (
+        "GraphNode",
+        "A session in a graph of dependencies; `look` is how it stands, in a word.",
+        {"id", "name"},
+    ),
     "GraphEdge": ("GraphEdge", "`target` waits for `source`.", {"source", "target"}),
     "Graph": ("DependencyGraph", "Sessions that wait for each other, as they were at `at`.", {"root"}),
     "Share": ("VolumeShare", "With whom a volume is shared: a user's e-mail address, or a project.", set()),
@@ -186,7 +194,11 @@ MODELS = {
     "SshAccess": ("SshAccess", "Where the SSH gateway is, and a certificate that opens a session.", {"port", "user"}),
     "TemplateVersion": ("TemplateVersion", "Who wrote which version of a template when.", {"version", "by", "at"}),
     "TemplateData": ("TemplateInfo", "A template, in one of its versions.", {"id", "name", "version"}),
-    "DeliveryData": ("Delivery", "What a session's callback_url was sent, or is to be.", {"id", "type", "url", "status"}),
+    "DeliveryData": (
+        "Delivery",
+        "What a session's callback_url was sent, or is to be.",
+        {"id", "type", "url", "status"},
+    ),
     "QuotaData": ("Quota", "A limit; cpu in thousandths, mem in MiB.", {"scope", "of", "name", "max", "used"}),
     "TokenData": ("Token", "Stands for the keypair that made it, until it expires.", {"id", "name", "expires_at"}),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),

@@ -537,8 +537,14 @@ _FILE_CODES: Final = ("file_not_found", "file_permission_denied", "invalid_path"
 _VOLUME_CODES: Final = (*_FILE_CODES, "transfer_failed", "no_volume_store", "volume_not_ready")
 _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
     "start_service": (
-        "kernel_not_found", "port_conflict", "service_ended", "service_failed", "service_runs", "service_silent",
-        "service_unknown", "invalid_configuration",
+        "kernel_not_found",
+        "port_conflict",
+        "service_ended",
+        "service_failed",
+        "service_runs",
+        "service_silent",
+        "service_unknown",
+        "invalid_configuration",
     ),
     "shutdown_service": ("service_not_found",),
     "open_service": ("service_not_found",),

@@ -1019,11 +1019,11 @@ class PushFailed(MoorageError):
 
 
 class SecretUnreadable(MoorageError):
-    """The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."""
+    """The password that is kept for this registry cannot be read any more; set it again with 'moorage registry login HOST'."""
 
     code = "secret_unreadable"
     http_status = 500
-    default_message = "The password that is kept for this registry does not open with this installation's key; set it again with 'moorage registry login HOST'."
+    default_message = "The password that is kept for this registry cannot be read any more; set it again with 'moorage registry login HOST'."
 
 
 class Internal(MoorageError):

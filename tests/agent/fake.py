@@ -17,7 +17,7 @@ from uuid import UUID
 
 import orjson
 
-from agent.client import FilePage, FileStat, KernelAddress, Place, VolumeAddress, Output, ProcessEnd
+from agent.client import FilePage, FileStat, KernelAddress, Output, Place, ProcessEnd, VolumeAddress
 from agent.wire import RECORD, RECORD_KINDS, Fact, KernelSpec, ProcessSpec, RunRead, ServiceFact, ServiceSpec
 from domain.errors import (
     AgentUnavailable,
@@ -263,9 +263,7 @@ class FakeAgent:
         self.files[whole] = b"".join([bytes(chunk) async for chunk in body])
         return self._stat(whole)
 
-    async def download(
-        self, where: Place, path: str, *, offset: int = 0, length: int | None = None
-    ) -> FakeDownload:
+    async def download(self, where: Place, path: str, *, offset: int = 0, length: int | None = None) -> FakeDownload:
         self._asked("download", path)
         stat = self._stat(self._path(path))
         content = self.files[self._path(path)]

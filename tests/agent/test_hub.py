@@ -476,7 +476,9 @@ async def test_a_host_is_told_the_password_for_an_image_by_a_control(place: Plac
 
 # -- what hosts say ----------------------------------------------------------------------------------------------------
 async def test_samples_are_told_until_they_are_taken(place: Place) -> None:
-    samples = [Sample(kernel_id=str(KERNEL.kernel_id), attempt=1, at=float(n), seconds=5.0, cpu_seconds=n) for n in (1, 2)]
+    samples = [
+        Sample(kernel_id=str(KERNEL.kernel_id), attempt=1, at=float(n), seconds=5.0, cpu_seconds=n) for n in (1, 2)
+    ]
     host, manager = Host(), place.manager
     hub = await place.hub()
     await place.connect(host, hub)

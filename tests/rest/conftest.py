@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 import aiohttp
@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from actions.administration import hash_secret
+from agent.client import AgentClient
 from manager.herald import Herald
 from manager.metrics import Metrics
 from manager.rest.app import RestDoor
@@ -99,7 +100,7 @@ async def installation(database: Database) -> AsyncIterator[Installation]:
     herald = Herald(database.dsn)
     await herald.start()
     host, metrics = MemoryHost(), Metrics()
-    world = World.build(database, herald, host, observe=metrics.observe)
+    world = World.build(database, herald, cast(AgentClient, host), observe=metrics.observe)
     door = RestDoor(world, metrics, join_token=lambda secret: f"join-{secret}")
     port = await door.listen("127.0.0.1", 0)
     # Sockets are closed at once, so that none is left for the next test.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import orjson
 import pytest
 
+from agent.client import AgentClient
 from manager.herald import Herald
 from manager.metrics import Metrics
 from manager.rest.app import RestDoor
@@ -103,7 +104,7 @@ async def test_events_of_another_manager_arrive(alice: Caller, installation: Ins
     other_database = await Database.connect(installation.world.database.dsn)
     herald = Herald(other_database.dsn)
     await herald.start()
-    world = World.build(other_database, herald, MemoryHost(), observe=lambda *_: None)
+    world = World.build(other_database, herald, cast(AgentClient, MemoryHost()), observe=lambda *_: None)
     door = RestDoor(world, Metrics())
     port = await door.listen("127.0.0.1", 0)
     there = Caller(alice.http, f"http://127.0.0.1:{port}", alice.headers)

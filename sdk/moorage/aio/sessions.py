@@ -340,9 +340,10 @@ class Sessions:
         """Ask for a session, and wait until it is RUNNING.
 
         `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
-        may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
-        before it ran, with the reason, and `WaitTimeout`; a session that was made and then not waited for is
-        destroyed, so that an exception leaves none behind.
+        may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
+        number waits so many seconds. Raises `SessionEnded` when it ended before it ran, with the reason, and
+        `WaitTimeout`; a session that was made and then not waited for is destroyed, so that an exception leaves none
+        behind.
         """
         fields = _wire.body(
             name=name,
@@ -399,7 +400,10 @@ class Sessions:
         `overrides` are further fields of a creation as the REST API names them, such as a cluster's `workers`.
         """
         asked = _wire.body(
-            template=template, parameters=dict(parameters or {}), template_version=version, overrides=dict(overrides or {})
+            template=template,
+            parameters=dict(parameters or {}),
+            template_version=version,
+            overrides=dict(overrides or {}),
         )
         nothing: dict[str, Any] = {"image": None, "cpu": None, "mem": None}
         return await self.create(_template=asked, **(nothing | settings))
@@ -493,9 +497,7 @@ class Sessions:
         limit: int | None = None,
     ) -> SessionList:
         """The same as a list, all pages of it."""
-        found = self.iterate(
-            status=status, name=name, tag=tag, project=project, labels=labels, all=all, limit=limit
-        )
+        found = self.iterate(status=status, name=name, tag=tag, project=project, labels=labels, all=all, limit=limit)
         return [session async for session in found]
 
     async def match(self, pattern: str) -> SessionList:

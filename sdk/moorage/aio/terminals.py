@@ -121,7 +121,8 @@ class Pty:
 
     async def connect(self) -> Self:
         """Open it, or attach to it."""
-        params = [*self._params, ("pty", self.id), ("resume", "true"), ("after", str(self.position))]
+        params = [(name, value) for name, value in self._params if name not in ("pty", "resume")]
+        params += [("pty", self.id), ("resume", "true"), ("after", str(self.position))]
         self._socket = await _io.open_socket(self._transport.config, self._address, params if self.id else self._params)
         try:
             self._note(json.loads(await self._socket.recv()))

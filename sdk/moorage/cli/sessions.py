@@ -225,7 +225,9 @@ def create_command(
 @click.option("--status", multiple=True, help="Only of this status (repeatable).")
 @click.option("--tag", help="Only with this tag.")
 @click.option("--project", help="Only of this project.")
-@click.option("--label", "labels", type=Label(), multiple=True, help="Only with this label: NAME, or NAME=VALUE (repeatable).")
+@click.option(
+    "--label", "labels", type=Label(), multiple=True, help="Only with this label: NAME, or NAME=VALUE (repeatable)."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Only names.")
 @click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
 @json_option
@@ -499,7 +501,9 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
     metavar="N",
     help="Kernels of a running cluster, the main one included; those that have ended are replaced.",
 )
-@click.option("--label", "labels", type=Label(), multiple=True, help="NAME=VALUE; NAME alone takes it away (repeatable).")
+@click.option(
+    "--label", "labels", type=Label(), multiple=True, help="NAME=VALUE; NAME alone takes it away (repeatable)."
+)
 @click.option("--callback-url", metavar="URL", help="Another one; '' for none.")
 @click.option("--idle-timeout", type=float, metavar="SECONDS", help="Another one; 0 for none.")
 @click.option("--cpu", type=float, metavar="N", help="CPUs, also while it runs.")
@@ -521,11 +525,15 @@ def modify_command(
     changes = {name: value for name, value in asked.items() if value is not None}
     cluster_size, wiring = changes.get("cluster_size"), given
     if not changes and all(change in (None, ()) for change in wiring.values()):
-        raise click.UsageError("Say what to change, such as --name, --priority, --label or --mem; --help lists all of it.")
+        raise click.UsageError(
+            "Say what to change, such as --name, --priority, --label or --mem; --help lists all of it."
+        )
     with connect() as client:
         found = client.sessions.get(session)
         if if_version is not None and found.info.version != if_version:
-            raise PreconditionFailed(f"The session '{found.name}' has version {found.info.version} by now; look at it again.")
+            raise PreconditionFailed(
+                f"The session '{found.name}' has version {found.info.version} by now; look at it again."
+            )
         rewire(found, **wiring)
         if changes:
             found.modify(**changes, if_unchanged=if_version is not None)

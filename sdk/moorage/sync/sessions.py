@@ -337,9 +337,10 @@ class Sessions:
         """Ask for a session, and wait until it is RUNNING.
 
         `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
-        may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a number waits so many seconds. Raises `SessionEnded` when it ended
-        before it ran, with the reason, and `WaitTimeout`; a session that was made and then not waited for is
-        destroyed, so that an exception leaves none behind.
+        may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
+        number waits so many seconds. Raises `SessionEnded` when it ended before it ran, with the reason, and
+        `WaitTimeout`; a session that was made and then not waited for is destroyed, so that an exception leaves none
+        behind.
         """
         fields = _wire.body(
             name=name,
