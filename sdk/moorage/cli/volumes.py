@@ -164,10 +164,12 @@ def volume_unshare(name: str, users: tuple[str, ...], projects: tuple[str, ...],
 
 @volume_command.command("leave")
 @click.argument("name")
-def volume_leave(name: str) -> None:
+@json_option
+def volume_leave(name: str, as_json: bool) -> None:
     """Give up a volume that is shared with you."""
     with connect() as client:
         client.volumes.get(name).leave()
+    print_json({"left": name}) if as_json else click.echo(f"{name} is left.")
 
 
 @volume_command.command("clone")
