@@ -81,11 +81,12 @@ def service_url(session: str, name: str, open_it: bool, as_json: bool) -> None:
 @click.argument("session")
 @click.argument("name")
 @click.option("--drain", type=click.FloatRange(0, 60), default=0.0, help="Seconds for what is under way.")
-def service_stop(session: str, name: str, drain: float) -> None:
+@json_option
+def service_stop(session: str, name: str, drain: float, as_json: bool) -> None:
     """Shut a service down."""
     with connect() as client:
         client.sessions.get(session).services.stop(name, drain=drain)
-    click.echo(f"{name} is shut down")
+    print_json({"name": name}) if as_json else click.echo(f"{name} is shut down")
 
 
 @service_command.command("ls")
@@ -140,7 +141,8 @@ def _show(service: Service, *, open_it: bool, as_json: bool) -> None:
 @click.argument("ports", nargs=-1, required=True, metavar="[LOCAL:]REMOTE...")
 @click.option("--kernel", help="Of a cluster: worker1. [default: the main one]")
 @click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS")
-def port_forward_command(session: str, ports: tuple[str, ...], kernel: str | None, bind: str) -> None:
+@json_option
+def port_forward_command(session: str, ports: tuple[str, ...], kernel: str | None, bind: str, as_json: bool) -> None:
     """Listen here, and connect to ports of a session, until Ctrl-C. LOCAL may be 0: any free port."""
     pairs = [_ports(text) for text in ports]
     from moorage import forwarding
@@ -150,7 +152,8 @@ def port_forward_command(session: str, ports: tuple[str, ...], kernel: str | Non
         opened = [(local, remote, passes.port_pass(remote, kernel=kernel)) for local, remote in pairs]
 
         def told(local: int, remote: int) -> None:
-            click.echo(f"{bind}:{local} -> {session}:{remote}")
+            said = {"bind": bind, "local": local, "session": session, "remote": remote}
+            print_json(said) if as_json else click.echo(f"{bind}:{local} -> {session}:{remote}")
             sys.stdout.flush()
 
         try:
