@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -45,8 +45,9 @@ class Claim:
 class _Certificates(asyncssh.SSHAuthorizedKeys):
     """Takes certificates that our authority has signed, and notes what they say."""
 
-    def __init__(self, authority: asyncssh.SSHKey, claimed: Any) -> None:
+    def __init__(self, authority: asyncssh.SSHKey, claimed: Any, foreign: Callable[[], None]) -> None:
         super().__init__()
+        self._foreign = foreign
         self._authority = authority
         self._claimed = claimed
 
@@ -58,7 +59,10 @@ class _Certificates(asyncssh.SSHAuthorizedKeys):
         cert_principals: Sequence[str] | None = None,
         ca: bool = False,
     ) -> Any:
-        if not ca or key != self._authority:
+        if not ca:
+            return None
+        if key != self._authority:
+            self._foreign()
             return None
         said = dict(word.partition("=")[::2] for word in cert_principals or ())
         if not said.get("access-key") or not said.get("session"):
@@ -100,7 +104,9 @@ class Login(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         self._username = username[:_MOST_NAME]
-        self._connection.set_authorized_keys(_Certificates(self._gateway.ca_key, self._claimed))
+        self._connection.set_authorized_keys(
+            _Certificates(self._gateway.ca_key, self._claimed, lambda: self._gateway.failed(self._peer))
+        )
         return True
 
     def _claimed(self, claim: Claim) -> None:
