@@ -261,12 +261,12 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     """A new table is either named here as one that does not grow by use, or gets a purger."""
     owned_by_sessions = {
         "kernels", "allocations", "status_history", "quota_uses", "idle_warnings", "idle_exemptions", "cluster_networks",
-            "session_dependencies",
+        "session_dependencies", "services", "service_instances", "volume_mounts",
     }  # fmt: skip
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
         "quotas", "resources", "sequencer", "session_template_versions", "session_templates", "session_transition",
-        "users", "watch_rules", "webhook_secrets",
+        "users", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
     }  # fmt: skip
     async with database.reader() as connection:
         rows = await connection.fetch(
