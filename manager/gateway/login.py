@@ -14,7 +14,7 @@ import asyncssh
 from actions.base import Call, kernel_of, owner_or_admin
 from actions.gateway import OpenProcessAction
 from agent.client import Process
-from domain.errors import Internal, MoorageError, NothingListens, SessionNotFound, WrongStatus
+from domain.errors import AgentUnavailable, Internal, MoorageError, NothingListens, SessionNotFound, WrongStatus
 from domain.principal import Principal
 from domain.session import ANSWERING, Session
 from manager.gateway.channels import Channel, Forwarded
@@ -29,6 +29,7 @@ log = logging.getLogger("moorage.gateway")
 _ITSELF: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::", ""})  # noqa: S104
 _MOST_NAME: Final = 200
 _TELLING_SECONDS: Final = 0.5
+_DIALLING_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
@@ -220,6 +221,11 @@ class Login(asyncssh.SSHServer):
     async def _open(self, fields: dict[str, Any]) -> Process:
         session = await self._ready
         action = OpenProcessAction(session_name=str(session.id), kernel=self.kernel, **fields)
+        for pause in _DIALLING_SECONDS:
+            try:
+                return (await self._gateway.world.processor.run(action, by=self.by)).process
+            except AgentUnavailable:  # a host that has just come up dials one process after the other
+                await asyncio.sleep(pause)
         return (await self._gateway.world.processor.run(action, by=self.by)).process
 
     async def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Forwarded:
