@@ -109,13 +109,19 @@ def unpack(folder: str, uid: int, source: BinaryIO) -> None:
         os.setuid(uid)
     os.umask(0o022)
     with tarfile.open(fileobj=source, mode="r|*") as tar:
-        if locked:
-            tar.extractall(".", members=renamed(tar), filter="fully_trusted")  # noqa: S202 - nothing is in reach but the folder
-        else:
-            tar.extractall(".", members=renamed(tar), filter=cautious)  # noqa: S202
+        tar.extractall(".", members=renamed(tar), **_filter(locked))  # noqa: S202
     while source.read(_BUFFER_BYTES):  # the end of the stream, so that who writes it is not cut off
         pass
     say(done=True)
+
+
+def _filter(locked: bool) -> dict[str, Any]:
+    """Locked in, nothing is in reach but the folder. Debian's Python 3.11 knows no filters, and trusts without being told."""
+    if not hasattr(tarfile, "data_filter"):
+        if not locked:
+            raise Refused("without root, archives are unpacked by Python 3.11.4 or newer only")
+        return {}
+    return {"filter": "fully_trusted" if locked else cautious}
 
 
 def renamed(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
