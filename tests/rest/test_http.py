@@ -270,25 +270,21 @@ async def test_a_deadline_is_no_crash(
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
 
 
-async def test_without_the_database_everything_is_503_and_then_back(installation: Installation, alice: Caller) -> None:
-    database = installation.world.database
-    await database._pool.expire_connections()
-    original, database._pool = database._pool, Broken()  # type: ignore[assignment]
-    try:
+async def test_without_the_database_everything_is_503_and_then_back(
+    installation: Installation, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take() -> None:
+        raise ConnectionRefusedError
+
+    with monkeypatch.context() as gone:
+        gone.setattr(installation.world.database, "_take", take)
         ready = await alice.get("/readyz")
         assert ready.status == 503
         answer = await alice.get("/v1/sessions")
         assert (answer.status, answer.code) == (503, "database_unavailable")
         assert answer.headers["Retry-After"] == "1"
         assert (await alice.get("/healthz")).status == 200
-    finally:
-        database._pool = original
     assert (await alice.get("/v1/sessions")).status == 200
-
-
-class Broken:
-    def acquire(self, **_: object) -> object:
-        raise ConnectionRefusedError
 
 
 async def test_no_page_of_another_site_is_served(alice: Caller) -> None:
