@@ -220,14 +220,15 @@ def on_terminal(session: str, command: tuple[str, ...], attach: str | None, kern
 @session_argument
 @click.option("--run", "run_id", metavar="RUN", help="Only this execution.")
 @click.option("--kill", is_flag=True, help="End that execution at once.")
+@click.option("--kernel", metavar="NAME", help="Of a cluster: worker1, ... [default: main1]")
 @json_option
-def interrupt_command(session: str, run_id: str | None, kill: bool, as_json: bool) -> None:
+def interrupt_command(session: str, run_id: str | None, kill: bool, kernel: str | None, as_json: bool) -> None:
     """Interrupt what runs in a session, as Ctrl-C would."""
     if kill and not run_id:
         raise click.UsageError("--kill needs --run RUN.")
     with connect() as client:
         found = client.sessions.get(session)
-        done = found.executions.get(run_id).kill() if kill and run_id else found.interrupt(run_id)
+        done = found.executions.get(run_id).kill() if kill and run_id else found.interrupt(run_id, kernel=kernel)
     if as_json:
         print_json({"killed" if kill else "interrupted": done})
     else:
@@ -237,11 +238,12 @@ def interrupt_command(session: str, run_id: str | None, kill: bool, as_json: boo
 @click.command("complete")
 @session_argument
 @click.argument("code")
+@click.option("--kernel", metavar="NAME", help="Of a cluster: worker1, ... [default: main1]")
 @json_option
-def complete_command(session: str, code: str, as_json: bool) -> None:
+def complete_command(session: str, code: str, kernel: str | None, as_json: bool) -> None:
     """Show what could follow a piece of code in a session."""
     with connect() as client:
-        found = client.sessions.get(session).complete(code)
+        found = client.sessions.get(session).complete(code, kernel=kernel)
     if as_json:
         print_json(found.to_json())
     else:

@@ -158,17 +158,21 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, Se
             check=check,
         )
 
-    def complete(self, code: str, *, row: int | None = None, col: int | None = None, post: str = "") -> Completions:
+    def complete(
+        self, code: str, *, row: int | None = None, col: int | None = None, post: str = "", kernel: str | None = None
+    ) -> Completions:
         """What could stand at the cursor, by default at the end of `code`; `post` is what follows the cursor's line."""
         lines = code.split("\n")
         row = len(lines) - 1 if row is None else row
         line = lines[row] if 0 <= row < len(lines) else ""
-        fields = {"code": code, "row": row, "col": len(line) if col is None else col, "line": line, "post": post}
+        col = len(line) if col is None else col
+        fields = _wire.body(code=code, row=row, col=col, line=line, post=post, kernel=kernel)
         return Completions.from_json(decoded(self._post("complete", fields)))
 
-    def interrupt(self, run_id: str | None = None) -> bool:
+    def interrupt(self, run_id: str | None = None, *, kernel: str | None = None) -> bool:
         """As Ctrl-C would, to what runs now or to one execution; whether there was something to interrupt."""
-        return bool(decoded(self._post("interrupt", _wire.body(run_id=run_id))).get("interrupted"))
+        asked = _wire.body(run_id=run_id, kernel=kernel)
+        return bool(decoded(self._post("interrupt", asked)).get("interrupted"))
 
     def rename(self, new_name: str) -> Self:
         """Give it another name."""
