@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -343,17 +343,38 @@ class ServiceAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DirectAddress:
+    """Where the host itself serves the files of one kernel: `PUT` and `GET url/files/PATH`, `GET url/archive?path=...`,
+    with `Authorization: Bearer token`."""
+
+    url: str
+    token: str
+    certificate: str  #: of this address, PEM: trust it, and nothing else there
+    write: bool
+    kernel: str
+    expires_at: datetime  #: for beginning; a transfer that has begun goes on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DirectAccess(Result):
     """All ways into a session that do not go through the API."""
 
     services: list[ServiceAddress]
     ssh: SshAddress | None  #: None: the installation has no SSH gateway
     kernels: list[str]  #: that can be named, to the gateway and to port-forward
+    direct: DirectAddress | None  #: None: `no_direct` says why
+    no_direct: str | None
 
 
 @action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS))
 class GetDirectAccessInfoAction(SessionAction[Remote, DirectAccess]):
-    """Get the addresses of a session's services and of its SSH access. No container port is published anywhere."""
+    """Get the addresses of a session's services, of its SSH access, and of its files on the host itself, with a ticket.
+
+    No container port is published anywhere.
+    """
+
+    kernel: Annotated[str, Field(min_length=1, max_length=64)] | None = None  #: whose files; the main one's otherwise
+    read_only: bool = False  #: the ticket is not to write files
 
     async def run(self, call: Remote, session: Session, /) -> DirectAccess:
         async with call.service.reading(call) as reading:
@@ -369,8 +390,30 @@ class GetDirectAccessInfoAction(SessionAction[Remote, DirectAccess]):
                 host_key=gateway.host_key,
                 command=f"ssh -p {gateway.port} {session.name}@{where}",
             )
+        direct, no_direct = await self._direct(call, session)
         return DirectAccess(
             services=[ServiceAddress(name=s.name, protocol=s.protocol, port=s.port, url=s.url) for s in data],
             ssh=ssh,
             kernels=[kernel.name for kernel in session.kernels],
+            direct=direct,
+            no_direct=no_direct,
         )
+
+    async def _direct(self, call: Remote, session: Session) -> tuple[DirectAddress | None, str | None]:
+        """The other ways in are told also when the host cannot be asked."""
+        where = kernel_of(session, self.kernel)
+        try:
+            said = await call.agents.grant_direct(where, write=not self.read_only, by=str(call.by.user_id))
+        except MoorageError as error:
+            return None, error.message
+        if refused := said.get("refused"):
+            return None, str(refused)
+        address = DirectAddress(
+            url=said["url"],
+            token=said["token"],
+            certificate=said["certificate"],
+            write=said["write"],
+            kernel=next(kernel.name for kernel in session.kernels if kernel.id == where.kernel_id),
+            expires_at=datetime.fromtimestamp(said["expires_at"], UTC),
+        )
+        return address, None

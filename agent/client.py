@@ -246,6 +246,11 @@ class AgentClient(Protocol):
         """
         ...
 
+    async def grant_direct(self, where: KernelAddress, *, write: bool, by: str) -> dict[str, Any]:
+        """An address at which the host itself serves the kernel's files, {url, token, certificate, write, expires_at}, or
+        {refused} with a sentence on why there is none."""
+        ...
+
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
         """{cpu_seconds, mem_bytes, mem_peak_bytes, pids, oom_kills, disk_bytes, ...}, from the cgroup's own files."""
         ...

@@ -60,6 +60,7 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
 @click.option(
     "--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them."
 )
+@click.option("--direct", default="", help="HOST:PORT of transfers that pass no manager.  [default: off]")
 @click.pass_obj
 def join(
     data_dir_before: Path | None,
@@ -71,6 +72,7 @@ def join(
     reserve: str,
     engine: str,
     volumes: str,
+    direct: str,
 ) -> None:
     """Let this host join an installation. TOKEN is good for one time; '-' reads it from standard input."""
     from agent.join import join as joining
@@ -79,7 +81,7 @@ def join(
     if token == "-":  # noqa: S105 - the word for standard input
         token = sys.stdin.read().strip()
     try:
-        settings = {"cpu": cpu, "mem": mem, "reserve": reserve, "engine": engine, "volumes": volumes}
+        settings = {"cpu": cpu, "mem": mem, "reserve": reserve, "engine": engine, "volumes": volumes, "direct": direct}
         config = asyncio.run(joining(token, folder, name, **settings))
         AgentConfig.load(folder)
     except ConfigError as error:

@@ -33,6 +33,7 @@ class AgentConfig:
     engine: str = ""  #: Docker's address; empty: DOCKER_HOST, or the socket that everybody uses
     network: str = "moorage"  #: the bridge of sessions; empty: they get no network
     address: str = ""  #: under which other hosts reach this one; empty: that of the way to the managers
+    direct: str = ""  #: HOST:PORT where files of sessions are served straight from this host; empty: nowhere
     vxlan_port: int = 4789  #: UDP, between the hosts of a cluster session; the same on all of them
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
@@ -63,6 +64,8 @@ class AgentConfig:
             made.resources()
             if made.address:
                 IPv4Address(made.address)
+            if made.direct:
+                host_and_port(made.direct)
             if made.volumes and not Path(made.volumes).is_absolute():
                 raise ValueError(f"volumes is an absolute path, not '{made.volumes}'")
             if not 0.2 <= made.sample_seconds <= 60:
@@ -112,6 +115,14 @@ class AgentConfig:
         partial = path.with_suffix(".new")
         partial.write_text(json.dumps(urls))
         partial.replace(path)
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    """Raises ValueError."""
+    host, colon, port = listen.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"direct is 'HOST:PORT', not '{listen[:80]}'")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _memory_mib() -> int:

@@ -8,7 +8,7 @@ import fcntl
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -82,9 +82,13 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         try:
             await kernels.recover()
             log.info("boot %d of %s: %d kernels known", store.boot_no, config.agent_id, len(kernels.inventory()))
+            if config.direct:
+                await _serve_directly(host, config, address, kernels.now)
             async with _in_background(kernels.watch(), links.run()):
                 yield kernels
         finally:
+            if host.direct is not None:
+                await host.direct.close()
             await host.close()
             await kernels.close()
             if volumes is not None:
@@ -94,6 +98,21 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             await engine.remove_network()
         engine.close()
         await store.close()
+
+
+async def _serve_directly(host: Host, config: AgentConfig, address: str | None, now: Callable[[], float]) -> None:
+    """A host that cannot do this still serves its sessions, and says so to who asks."""
+    from agent.direct import DirectFiles
+
+    direct = DirectFiles(host, config.direct, address, config.data_dir / "pki", now)
+    try:
+        await direct.start()
+    except OSError as error:
+        log.error("no direct transfers: cannot listen at %s: %s", config.direct, error)
+        host.no_direct = "The session's host could not open its listener for direct transfers; its log says why."
+        return
+    log.info("direct transfers at %s", direct.url)
+    host.direct = direct
 
 
 async def _open(engine: Containers) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from agent import wire
@@ -43,6 +43,9 @@ from domain.errors import (
 )
 from domain.session import KernelState
 
+if TYPE_CHECKING:
+    from agent.direct import DirectFiles
+
 #: So long a request waits for a session that is being committed; it is refused then, before anything was done.
 _STILL_SECONDS: Final = 8.0
 #: Of one answer; longer output is read in pieces.
@@ -71,6 +74,8 @@ class Host:
         self._info = dict(info)
         self._version = version
         self._transfers: set[asyncio.Task[None]] = set()
+        self.direct: DirectFiles | None = None
+        self.no_direct = "The session's host has no listener for direct transfers; 'direct' in its agent.toml sets one."
         self.changed = kernels.changed
         self.handlers: Mapping[str, Handler] = {
             wire.PING: self.ping,
@@ -99,6 +104,7 @@ class Host:
                     (wire.STATISTICS, self.statistics),
                     (wire.START_SERVICE, self.start_service),
                     (wire.STOP_SERVICE, self.stop_service),
+                    (wire.GRANT_DIRECT, self.grant_direct),
                 )
             },
         }
@@ -479,6 +485,22 @@ class Host:
 
     async def stop_service(self, arguments: Arguments) -> None:
         await self._kernels.services.stop(self._known(arguments), str(arguments["name"]))
+
+    # -- files without a manager -----------------------------------------------------------------------------------------
+    async def grant_direct(self, arguments: Arguments) -> Arguments:
+        kernel, _ = self._running(arguments)
+        if self.direct is None:
+            return {"refused": self.no_direct}
+        write, by = bool(arguments["write"]), str(arguments["by"])[:200]
+        return self.direct.grant(kernel.id, kernel.state.attempt, write=write, by=by)
+
+    async def files_of(self, kernel_id: str, attempt: int) -> RunnerLink:
+        arguments: Arguments = {"kernel_id": kernel_id, "attempt": attempt}
+        await self._moves(arguments)
+        return self._running(arguments)[1]
+
+    def still_runs(self, kernel_id: str, attempt: int) -> None:
+        self._running({"kernel_id": kernel_id, "attempt": attempt})
 
     def pending_services(self) -> Sequence[ServiceFact]:
         return self._kernels.services.pending()

@@ -561,6 +561,12 @@ class AgentHub:
     async def stop_service(self, where: KernelAddress, name: str) -> None:
         await self._ask(where, wire.STOP_SERVICE, {"name": name})
 
+    async def grant_direct(self, where: KernelAddress, *, write: bool, by: str) -> dict[str, Any]:
+        said = dict(await self._ask(where, wire.GRANT_DIRECT, {"write": write, "by": by}))
+        if "refused" not in said:
+            self._dug_lately.add(where.kernel_id)
+        return said
+
     # -- tunnels ---------------------------------------------------------------------------------------------------------
     async def tunnel_socket(self, where: KernelAddress, port: int) -> socket.socket:
         """A connected, non-blocking socket to a port inside the container; the caller closes it."""

@@ -9,6 +9,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -98,6 +99,31 @@ def common_name(certificate_der: bytes) -> str:
     return str(
         x509.load_der_x509_certificate(certificate_der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
     )
+
+
+def make_direct(folder: Path, address: str) -> tuple[str, Path]:
+    """A certificate of its own for the agent's listener, as PEM, and the file that holds it with its key.
+
+    Not the authority's: what that signs as a server is a manager to every agent. Who asks for a direct address is told this
+    one by a manager, and trusts nothing else there.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("Moorage direct files")
+    try:
+        known: x509.GeneralName = x509.IPAddress(ip_address(address))
+    except ValueError:
+        known = x509.DNSName(address)
+    made = (
+        _builder(name, name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([known]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate = made.public_bytes(serialization.Encoding.PEM)
+    _write(folder / "direct.pem", certificate + _key_pem(key), 0o600)
+    return certificate.decode(), folder / "direct.pem"
 
 
 # -- join tokens -------------------------------------------------------------------------------------------------------

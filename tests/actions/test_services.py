@@ -298,7 +298,11 @@ async def test_open_port(scenario: TestScenario, database: Database) -> None:
     success=TestScenario(
         given=(a_session(), a_service(), an_instance()),
         do=GetDirectAccessInfoAction(session_name="train"),
-        answer=lambda a: [s.name for s in a.services] == ["web"] and a.kernels == ["main1"],
+        answer=lambda a: (
+            ([s.name for s in a.services], a.kernels, a.direct) == (["web"], ["main1"], None)
+            and "listener" in a.no_direct
+        ),
+        then_agent=("grant_direct",),
         then_audit=None,
     ),
     stranger=TestScenario(
@@ -323,6 +327,40 @@ async def test_open_port(scenario: TestScenario, database: Database) -> None:
 )
 async def test_direct_access(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+DIRECT = {
+    "the_host_serves_files": TestScenario(
+        given=(a_session(),),
+        do=GetDirectAccessInfoAction(session_name="train", kernel="main1", read_only=True),
+        agent=lambda fake: setattr(fake, "direct", "https://10.0.0.7:8443"),
+        answer=lambda a: (
+            (a.direct.url, a.direct.kernel, a.direct.write, a.no_direct)
+            == ("https://10.0.0.7:8443", "main1", False, None)
+        ),
+        then_agent=("grant_direct",),
+        then_audit=None,
+    ),
+    "the_host_is_away": TestScenario(
+        given=(a_session(),),
+        do=GetDirectAccessInfoAction(session_name="train"),
+        agent=lambda fake: setattr(fake, "fails_with", AgentUnavailable("The host is away.")),
+        answer=lambda a: (a.direct, a.no_direct, a.kernels) == (None, "The host is away.", ["main1"]),
+        then_agent=("grant_direct",),
+        then_audit=None,
+    ),
+    "no_such_kernel": TestScenario(
+        given=(a_session(),),
+        do=GetDirectAccessInfoAction(session_name="train", kernel="worker7"),
+        error=KernelNotFound,
+        then_audit="kernel_not_found",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+async def test_files_straight_from_the_host(name: str, database: Database) -> None:
+    await DIRECT[name].play(database)
 
 
 async def test_one_that_had_failed_begins_anew(database: Database) -> None:

@@ -88,6 +88,7 @@ class FakeAgent:
         self.log = Run(mode="log")
         self.nothing_runs = False
         self.services: dict[tuple[UUID, str], ServiceSpec] = {}
+        self.direct: str | None = None  #: where it serves files itself
         self.processes: dict[str, FakeProcess] = {}
         self.ports: dict[int, int] = {}  #: of kernels, and where a test serves them
 
@@ -325,6 +326,13 @@ class FakeAgent:
             kernel_id=str(where.kernel_id), attempt=where.attempt, name=spec.name, generation=spec.generation,
             state="healthy", boot_no=1, seq=len(self.calls),
         )  # fmt: skip
+
+    async def grant_direct(self, where: KernelAddress, *, write: bool, by: str) -> dict[str, Any]:
+        self._asked("grant_direct", where.kernel_id, write)
+        if self.direct is None:
+            return {"refused": "This host has no listener for direct transfers."}
+        certificate = "-----BEGIN CERTIFICATE-----"
+        return {"url": self.direct, "token": "t.s", "certificate": certificate, "write": write, "expires_at": 2e9}
 
     async def stop_service(self, where: KernelAddress, name: str) -> None:
         self._asked("stop_service", where.kernel_id, name)

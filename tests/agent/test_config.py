@@ -50,6 +50,7 @@ def test_managers_are_remembered(tmp_path: Path) -> None:
         "agent_id = ",
         BASE + "colour = 1",
         BASE + 'mem = "much"',
+        BASE + 'direct = "8443"',
         BASE + 'reserve = "gpu"',
         BASE.replace("gpu-1", "../x"),
         BASE + '[[mounts]]\nsource = "here"\ntarget = "/data"',

@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import sys
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -106,17 +107,35 @@ def service_ls(session: str, as_json: bool) -> None:
 
 @service_command.command("access")
 @click.argument("session")
+@click.option("--kernel", help="Whose files, of a cluster.  [default: the main one's]")
+@click.option("--read-only", is_flag=True, help="The ticket for files is not to write any.")
+@click.option(
+    "--certificate",
+    "certificate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the certificate of the direct address here, for 'curl --cacert'.",
+)
 @json_option
-def service_access(session: str, as_json: bool) -> None:
-    """Show the ways into a session: addresses of its services, and of its SSH access."""
+def service_access(session: str, kernel: str | None, read_only: bool, certificate: Path | None, as_json: bool) -> None:
+    """Show the ways into a session: addresses of its services, of its SSH access, and of its files on the host itself.
+
+    The ticket for files is good for five minutes; it is shown, so print it only where nobody else reads.
+    """
     with connect() as client:
-        found = client.sessions.get(session).services.direct_access()
+        found = client.sessions.get(session).services.direct_access(kernel=kernel, read_only=read_only)
+    if certificate is not None and found["direct"]:
+        certificate.write_text(found["direct"]["certificate"])
     if as_json:
         print_json(found)
         return
     rows = [(s["name"], s["protocol"], str(s["port"]), s["url"]) for s in found["services"]]
     table(("SERVICE", "PROTOCOL", "PORT", "ADDRESS"), rows, empty="no services")
     click.echo(f"ssh: {found['ssh']['command'] if found['ssh'] else 'this installation has no SSH gateway'}")
+    if (direct := found["direct"]) is None:
+        click.echo(f"direct: {found['no_direct']}")
+        return
+    trust = f"--cacert {certificate}" if certificate is not None else "--cacert FILE"
+    click.echo(f"direct: curl {trust} -H 'Authorization: Bearer {direct['token']}' {direct['url']}/files/PATH")
 
 
 def _restarts(service: ServiceInfo) -> str:

@@ -93,9 +93,12 @@ class Services:
         params = {**self._owner, **({"drain_seconds": str(drain)} if drain else {})}
         self._transport.request("DELETE", self._path(name), params=params, hold=drain)
 
-    def direct_access(self) -> dict[str, Any]:
-        """The addresses of the session's services and of its SSH access: `services`, `ssh`, `kernels`."""
-        return dict(self._transport.get(f"{self._base}/direct-access", **self._owner))
+    def direct_access(self, *, kernel: str | None = None, read_only: bool = False) -> dict[str, Any]:
+        """The addresses of the session's services, of its SSH access, and of a kernel's files on the host itself:
+        `services`, `ssh`, `kernels`, `direct` (url, token, certificate, ..., for five minutes; or `no_direct` says why not).
+        """
+        asked = {**({"kernel": kernel} if kernel else {}), **({"read_only": "true"} if read_only else {})}
+        return dict(self._transport.get(f"{self._base}/direct-access", **self._owner, **asked))
 
     def port_pass(self, port: int, *, kernel: str | None = None) -> PortPass:
         """What connects to any port of a kernel through the proxy; `moorage port-forward` does so."""
