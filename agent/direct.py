@@ -57,6 +57,7 @@ _MOST_OF_A_KERNEL: Final = 6
 _MOST_CONNECTIONS: Final = 256
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _FILES: Final = "/files/"
+_COMMON: Final = {"Server": "moorage", "Cache-Control": "no-store", "Connection": "close"}
 
 
 class Link(Protocol):
@@ -204,6 +205,8 @@ class DirectFiles:
         except MoorageError as error:
             response = _problem(error)
         response.force_close()
+        if not response.prepared:
+            response.headers.update(_COMMON)
         return response
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -288,7 +291,7 @@ class DirectFiles:
         try:
             etag = f'"{stat.size:x}-{int(stat.mtime * 1_000_000):x}"'
             first, count = 0, stat.size
-            headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag}
+            headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag, **_COMMON}
             wanted = request.headers.get("Range") if request.headers.get("If-Range", etag) == etag else None
             part = part_of(wanted, stat.size) if request.method == "GET" else None
             if part is not None:
@@ -325,7 +328,7 @@ class DirectFiles:
             raise InvalidRequest("Name the files and folders: /archive?path=FOLDER, up to 1000 of them.", field="path")
         archive = await link.archive(paths)
         try:
-            response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+            response = web.StreamResponse(headers={"Content-Type": "application/x-tar", **_COMMON})
             await response.prepare(request)
             sent = 0
             with self._cutting(request):

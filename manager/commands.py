@@ -28,8 +28,15 @@ _data_dir = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print endpoint and credentials as JSON.")
 @click.option("--cpu", type=float, help="CPUs that this machine offers to sessions.  [default: all]")
 @click.option("--mem", help="Memory that it offers, such as 16g.  [default: all]")
+@click.option("--direct", help="HOST:PORT of file transfers that pass no manager.  [default: off]")
 def up(
-    data_dir: Path | None, port: int | None, detach: bool, as_json: bool, cpu: float | None, mem: str | None
+    data_dir: Path | None,
+    port: int | None,
+    detach: bool,
+    as_json: bool,
+    cpu: float | None,
+    mem: str | None,
+    direct: str | None,
 ) -> None:
     """Run everything on this machine: PostgreSQL, a manager and an agent.
 
@@ -39,7 +46,8 @@ def up(
 
     installation = installing.Installation.at(data_dir)
     if installation.runner_pid() is None:
-        options = [*(["--cpu", str(cpu)] if cpu else []), *(["--mem", mem] if mem else [])]
+        given = (("--cpu", cpu), ("--mem", mem), ("--direct", direct))
+        options = [word for name, value in given if value for word in (name, str(value))]
         if not detach:
             _run_installation(installation, port, options, lambda: _announce(installation, as_json))
             return
