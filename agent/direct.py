@@ -34,6 +34,7 @@ from agent.config import host_and_port
 from agent.rings import RunnerError
 from agent.streams import CHUNK_BYTES, STALL_SECONDS
 from domain.errors import (
+    Internal,
     InvalidPath,
     InvalidRequest,
     MethodNotAllowed,
@@ -134,6 +135,21 @@ class _Connection(web_protocol.RequestHandler):
             self.force_close()
             return
         self._loop.call_later(_HEADER_SECONDS, self._look)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """For what was no request, or failed beyond our errors; an answer that has begun breaks off."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        if status == 400:
+            response = _problem(InvalidRequest("This is not a valid HTTP request."))
+        else:
+            log.error("a request failed", exc_info=exc)
+            response = _problem(Internal())
+        response.headers.update(_COMMON)
+        response.force_close()
+        return response
 
     def _look(self) -> None:
         if not self._request_count:

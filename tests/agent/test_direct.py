@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import ssl
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -93,6 +95,9 @@ class Reader:
         self._url = address["url"]
         self.token = address["token"]
 
+    def open(self, path: str) -> Any:
+        return self._http.get(self._url + path, headers={"Authorization": f"Bearer {self.token}"})
+
     async def __call__(self, method: str, path: str, **more: Any) -> tuple[int, bytes, Any]:
         headers = {"Authorization": f"Bearer {self.token}", **more.pop("headers", {})}
         async with self._http.request(method, self._url + path, headers=headers, **more) as answer:
@@ -104,6 +109,20 @@ async def client(address: dict[str, Any]) -> AsyncIterator[Reader]:
     tls = ssl.create_default_context(cadata=address["certificate"])
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
         yield Reader(http, address)
+
+
+async def cut_short(address: dict[str, Any]) -> None:
+    """An upload whose sender goes away in the middle of it."""
+    url, tls = urlsplit(address["url"]), ssl.create_default_context(cadata=address["certificate"])
+    reader, writer = await asyncio.open_connection(url.hostname, url.port, ssl=tls)
+    head = (
+        f"PUT /files/half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {address['token']}\r\nExpect: 100-continue\r\n"
+    )
+    writer.write(f"{head}Content-Length: 4194304\r\n\r\n".encode())
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"x" * 1_000_000)
+    await writer.drain()
+    writer.transport.abort()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -153,6 +172,8 @@ async def test_files_pass_no_manager(bed: RealBed) -> None:
         ):
             status, body, _ = await ask(method, path, **more)
             assert status == refused, (method, path, status, body)
+        await cut_short(address)
+        assert (await ask("GET", "/files/half"))[0] == 404
         # one session's ticket opens no other's files, and one for reading writes nothing
         ask.token = (await bed.hub.grant_direct(other.where, write=False, by="bob"))["token"]
         assert (await ask("GET", "/files/in/a%20b"))[0] == 404
@@ -160,9 +181,14 @@ async def test_files_pass_no_manager(bed: RealBed) -> None:
         for wrong in ("", "x.y", address["token"][:-2]):
             ask.token = wrong
             assert (await ask("GET", "/files/in/a%20b"))[0] == 401
-        # nor is one good for anything after the session's end
+        # nor is one good for anything after the session's end, which breaks off what is under way
         ask.token = address["token"]
-        await subject.down()
+        await subject.execute("open('/home/work/large', 'wb').truncate(1 << 28)")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with ask.open("/files/large") as answer:
+                assert (answer.status, len(await answer.content.read(1000))) == (200, 1000)
+                await subject.down()
+                await answer.read()
         status, body, _ = await ask("GET", "/files/in/a%20b")
         assert (status, b"session_ended" in body) == (409, True), body
         with pytest.raises(SessionEnded):
@@ -170,3 +196,4 @@ async def test_files_pass_no_manager(bed: RealBed) -> None:
     await other.down()
     assert "upload of kernel" in bed.log()
     assert address["token"] not in bed.log()
+    assert "Traceback" not in bed.log(), bed.log()
