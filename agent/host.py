@@ -51,6 +51,7 @@ _STILL_SECONDS: Final = 8.0
 #: Of one answer; longer output is read in pieces.
 MOST_READ_BYTES: Final = 4 << 20
 MOST_WAIT_SECONDS: Final = 60.0
+_LOG_WRITTEN_SECONDS: Final = 0.5
 Arguments = dict[str, Any]
 
 
@@ -253,6 +254,10 @@ class Host:
     async def read(self, arguments: Arguments) -> Arguments:
         """Needs no running container: rings stay for days."""
         kernel = self._known(arguments)
+        if arguments["run_id"] == LOG_RUN and kernel.link is not None:
+            # the runner writes the log when it has answered: what was answered before is in it after this
+            with contextlib.suppress(RunnerError, TimeoutError):
+                await asyncio.wait_for(kernel.link.ping(), _LOG_WRITTEN_SECONDS)
         read = await kernel.rings.read(
             kernel.link,
             str(arguments["run_id"]),

@@ -92,7 +92,7 @@ def measured(installation: Installation) -> Iterator[Measured]:
             client.set_watch_rules({}, reset=True)
 
 
-def _until(true: Callable[[], bool], seconds: float = 40.0) -> None:
+def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
