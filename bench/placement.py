@@ -20,7 +20,7 @@ import asyncpg
 from agent.wire import Fact
 from domain.ids import AgentId
 from domain.placement import Placement
-from manager.scheduler import plan
+from domain.scheduler import plan
 from repositories.database import Database
 from repositories.kernels import record_facts
 from repositories.migrate import upgrade

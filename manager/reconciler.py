@@ -11,10 +11,10 @@ from typing import Final
 
 from domain.ids import SessionId
 from domain.placement import Blocked, Placement
+from domain.scheduler import plan
 from domain.session import DEADLINES
 from manager.herald import Herald
 from manager.loop import Loop
-from manager.scheduler import plan
 from repositories.agents import find_lost
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database

@@ -171,6 +171,53 @@ image_aliases = sa.Table(
     sa.Column("image", sa.ForeignKey("images.name", ondelete="CASCADE"), nullable=False),
     sa.Index(None, "image"),
 )
+#: Hosts that are shared by one policy.
+resource_groups = sa.Table(
+    "resource_groups",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("ordering", sa.Text, nullable=False, server_default="fair_share"),
+    sa.Column("fit", sa.Text, nullable=False, server_default="pack"),
+    _flag("backfill", True),
+    _flag("gpu_sharing"),
+    sa.Column("half_life_seconds", sa.Double, nullable=False, server_default=sa.text("604800")),
+    _flag("open"),  # everybody may use it; otherwise those of resource_group_access
+    _flag("active", True),  # takes new sessions
+    _now("created_at"),
+    sa.CheckConstraint("ordering IN ('fifo', 'fair_share')", name="ordering"),
+    sa.CheckConstraint("fit IN ('pack', 'spread')", name="fit"),
+    sa.CheckConstraint("half_life_seconds BETWEEN 60 AND 315360000", name="half_life"),
+)
+resource_group_access = sa.Table(
+    "resource_group_access",
+    metadata,
+    sa.Column("resource_group", sa.ForeignKey("resource_groups.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.CheckConstraint("scope IN ('user', 'project', 'domain')", name="scope"),
+)
+#: Weights of users in a group; 1 for who has none.
+fair_shares = sa.Table(
+    "fair_shares",
+    metadata,
+    sa.Column("resource_group", sa.ForeignKey("resource_groups.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.CheckConstraint("weight BETWEEN 0.001 AND 1000", name="weight"),
+    sa.Index(None, "user_id"),
+)
+#: What users held and hold no more, decayed up to `at`: slot-seconds, by kind. Written by triggers alone.
+fair_usage = sa.Table(
+    "fair_usage",
+    metadata,
+    sa.Column("resource_group", sa.ForeignKey("resource_groups.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),  # cpu, mem, gpu
+    sa.Column("amount", sa.Double, nullable=False),
+    _at("at", nullable=False),
+    sa.Index(None, "user_id"),
+)
 agents = sa.Table(
     "agents",
     metadata,
@@ -188,6 +235,8 @@ agents = sa.Table(
     _at("lease_until"),
     _flag("lost"),
     _now("created_at"),
+    sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
+    _json("labels"),
 )
 agent_tokens = sa.Table(
     "agent_tokens",
@@ -217,6 +266,41 @@ resources = sa.Table(
     _int("used"),
     sa.CheckConstraint("used BETWEEN 0 AND capacity", name="used"),
     sa.CheckConstraint("reported BETWEEN 0 AND capacity", name="reported"),
+)
+#: What is known of a host's GPUs; their amounts are in `resources`.
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("agent_id", sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),  # gpu/UUID
+    sa.Column("model", sa.Text, nullable=False, server_default=""),
+    sa.Column("memory_mib", sa.BigInteger, nullable=False),
+    _json("info"),
+    _at("seen_at", nullable=False),
+    _at("out_since"),  # taken out: not handed to anybody
+    sa.Column("out_reason", sa.Text),
+    sa.Column("out_by", sa.Text),
+    sa.CheckConstraint(
+        "(out_since IS NULL) = (out_reason IS NULL) AND (out_since IS NULL) = (out_by IS NULL)", name="out"
+    ),
+    sa.CheckConstraint("out_by IN ('admin', 'health')", name="out_by"),
+)
+#: What was found when a device was handed over, given back, or watched.
+device_checks = sa.Table(
+    "device_checks",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("agent_id", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("session_id", sa.Uuid),
+    sa.Column("kernel_id", sa.Uuid),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    _json("data"),
+    _at("at", nullable=False),
+    sa.CheckConstraint("phase IN ('handover', 'release', 'watch')", name="phase"),
+    sa.Index(None, "session_id"),
+    sa.Index(None, "at"),
 )
 
 # -- sessions ----------------------------------------------------------------------------------------------------
@@ -289,6 +373,8 @@ sessions = sa.Table(
     _int("bytes_in"),
     _int("bytes_out"),
     sa.Column("main_kernel_id", sa.Uuid, nullable=False),
+    sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
+    _json("constraints"),  # domain.placement.Constraints
     sa.CheckConstraint(_one_of("status", Status), name="status"),
     sa.CheckConstraint(_one_of("session_type", SessionTypes), name="session_type"),
     sa.CheckConstraint("result IN ('UNDEFINED', 'SUCCESS', 'FAILURE')", name="result"),
@@ -447,16 +533,46 @@ volume_mounts = sa.Table(
     sa.UniqueConstraint("session_id", "volume_id", "subpath"),
     sa.Index(None, "volume_id"),
 )
+#: Limits with a name, for many scopes at once.
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    _now("created_at"),
+)
+policy_limits = sa.Table(
+    "policy_limits",
+    metadata,
+    sa.Column("policy", sa.ForeignKey("policies.name", ondelete="CASCADE"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("max_amount", sa.BigInteger, nullable=False),
+    _flag("waits"),
+    sa.CheckConstraint("max_amount >= 0", name="max_amount"),
+)
+policy_assignments = sa.Table(
+    "policy_assignments",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True),
+    sa.Column("scope_id", sa.Text, primary_key=True),
+    sa.Column("policy", sa.ForeignKey("policies.name"), nullable=False),
+    sa.CheckConstraint("scope IN ('keypair', 'user', 'project', 'domain')", name="scope"),
+    sa.Index(None, "policy"),
+)
+#: What binds a scope, whether it was set by itself or comes from a policy.
 quotas = sa.Table(
     "quotas",
     metadata,
-    sa.Column("scope", sa.Text, primary_key=True),  # user, project, domain
+    sa.Column("scope", sa.Text, primary_key=True),  # keypair, user, project, domain
     sa.Column("scope_id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),  # a slot, or `sessions`
     _int("max_amount"),
-    _int("used"),
-    sa.CheckConstraint("scope IN ('user', 'project', 'domain')", name="scope"),
-    sa.CheckConstraint("max_amount >= 0 AND used >= 0", name="amounts"),
+    _int("used"),  # by sessions that have been placed
+    _int("queued"),  # asked for by those that wait
+    _flag("waits"),  # beyond it sessions wait; otherwise they are refused when they ask
+    sa.Column("policy", sa.ForeignKey("policies.name")),  # that it comes from
+    sa.CheckConstraint("scope IN ('keypair', 'user', 'project', 'domain')", name="scope"),
+    sa.CheckConstraint("max_amount >= 0 AND used >= 0 AND queued >= 0", name="amounts"),
 )
 quota_uses = sa.Table(
     "quota_uses",
@@ -466,6 +582,7 @@ quota_uses = sa.Table(
     sa.Column("scope_id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("amount", sa.BigInteger, nullable=False),
+    _flag("placed"),
     sa.ForeignKeyConstraint(
         ["scope", "scope_id", "name"], ["quotas.scope", "quotas.scope_id", "quotas.name"], ondelete="CASCADE"
     ),

@@ -141,6 +141,7 @@ class Retention:
     service_tickets_days: int = 1  #: after they expired
     usage_days: int = 400  #: after it was given back
     deliveries_days: int = 7  #: of webhooks, after the receiver had them or they were given up
+    device_checks_days: int = 90
     kernel_logs_days: int = 7  #: the kept end of a container's log
     partitions_ahead_days: int = 8
 
@@ -158,6 +159,7 @@ _BY_AGE: Final = {
     "managers": ("seen_at < $1", "managers_days"),
     "usage": ("until_at < $1", "usage_days"),
     "service_tickets": ("expires_at < $1", "service_tickets_days"),
+    "device_checks": ("at < $1", "device_checks_days"),
     "kernel_logs": ("kept_at < $1", "kernel_logs_days"),
     "webhook_deliveries": ("finished_at < $1", "deliveries_days"),
     "sessions": (

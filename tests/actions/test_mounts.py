@@ -17,9 +17,9 @@ from domain.errors import (
 )
 from domain.ids import KernelId, SessionId
 from domain.principal import Principal
+from domain.scheduler import plan
 from domain.session import Want
 from domain.volumes import Mount
-from manager.scheduler import plan
 from repositories.database import Database
 from repositories.kernels import Intent
 from repositories.placement import snapshot

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 
 from agent.wire import AgentHello, Fact
 from domain.ids import AgentId, KernelId, SessionId
+from domain.scheduler import plan
 from domain.session import Event
-from manager.scheduler import plan
 from repositories.agents import enrol, hello, issue_token
 from repositories.database import Connection, Database
 from repositories.kernels import Recorded, record_facts

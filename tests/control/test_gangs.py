@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import Host, PendingKernel, PendingSession, Plan, Snapshot
+from domain.scheduler import plan
 from domain.session import ClusterMode
-from manager.scheduler import plan
 from repositories.clusters import free_subnet, networks_of
 from repositories.database import Database
 from repositories.gangs import join_cluster, place_cluster

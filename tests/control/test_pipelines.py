@@ -9,9 +9,9 @@ from uuid import uuid4
 from actions.kernels import once_more
 from agent.wire import exit_record
 from domain.ids import AgentId, SessionId
+from domain.scheduler import plan
 from domain.session import Event
 from manager.reconciler import Deadlines, Scheduler
-from manager.scheduler import plan
 from repositories.database import Connection, Database
 from repositories.placement import place, snapshot
 from repositories.resolve import resolve

@@ -11,7 +11,7 @@ import pytest
 
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import KernelPlacement, Placement
-from manager.scheduler import plan
+from domain.scheduler import plan
 from repositories.agents import remove, set_resources, set_schedulable
 from repositories.database import Database
 from repositories.placement import Placed, place, snapshot

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import Host, PendingKernel, PendingSession, Snapshot
+from domain.scheduler import plan
 from domain.session import ClusterMode
-from manager.scheduler import plan
 from tests.control.rows import NOW
 
 amounts = st.integers(0, 6)
