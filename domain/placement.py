@@ -15,6 +15,7 @@ from uuid import UUID
 from domain.ids import AgentId, KernelId, SessionId
 from domain.session import ClusterMode
 
+NOBODY: Final = UUID(int=0)
 DEFAULT_GROUP: Final = "default"
 GPU: Final = "gpu"
 GPU_SHARE: Final = "gpu-mem"
@@ -58,7 +59,7 @@ class PendingSession:
     created_at: datetime
     kernels: tuple[PendingKernel, ...]
     name: str = ""
-    user_id: UUID = UUID(int=0)
+    user_id: UUID = NOBODY
     resource_group: str = DEFAULT_GROUP
     constraints: Constraints = UNCONSTRAINED
     labels: Mapping[str, str] = field(default_factory=dict)  #: its own
@@ -110,7 +111,7 @@ class Holding:
     agent_id: AgentId
     amounts: Mapping[str, int]  #: by the names of the host's resources
     name: str = ""
-    user_id: UUID = UUID(int=0)
+    user_id: UUID = NOBODY
     labels: Mapping[str, str] = field(default_factory=dict)
     ends_at: datetime | None = None  #: at the latest; None: nobody knows
 

@@ -265,8 +265,9 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     }  # fmt: skip
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
-        "quotas", "resource_group_access", "resource_groups", "resources", "sequencer", "fair_shares", "fair_usage",
-        "policies", "policy_assignments", "policy_limits", "devices", "session_template_versions", "session_templates", "session_transition",
+        "quotas", "resource_group_access", "resource_groups", "resources", "fair_shares", "fair_usage", "sequencer",
+        "policies", "policy_assignments", "policy_limits", "devices",
+        "session_template_versions", "session_templates", "session_transition",
         "users", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
     }  # fmt: skip
     async with database.reader() as connection:
