@@ -27,6 +27,8 @@ from agent.streams import TICKET_SECONDS, Channel, Landing, PlainChannel, chunks
 from agent.tunnel import Handover, as_socket, streams_of
 from agent.wire import (
     AgentHello,
+    DeviceCheck,
+    DeviceList,
     Fact,
     KernelSpec,
     ProcessSpec,
@@ -77,6 +79,8 @@ class Callbacks(Protocol):
     async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None: ...
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None: ...
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None: ...
+    async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None: ...
+    async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None: ...
 
 
 class AgentHub:
@@ -272,6 +276,15 @@ class AgentHub:
             said = [ServiceFact.unpack(fact) for fact in arguments["services"]]
             await self._callbacks.on_services(agent_id, said)
 
+        async def devices(arguments: dict[str, Any]) -> None:
+            check_greeted()
+            await self._callbacks.on_devices(agent_id, DeviceList.unpack(arguments))
+
+        async def device_checks(arguments: dict[str, Any]) -> None:
+            check_greeted()
+            said = [DeviceCheck.unpack(check) for check in arguments["checks"]]
+            await self._callbacks.on_device_checks(agent_id, said)
+
         async def credentials(arguments: dict[str, Any]) -> dict[str, str] | None:
             check_greeted()
             return await self._callbacks.credentials(agent_id, str(arguments["kernel_id"]), str(arguments["image"]))
@@ -291,6 +304,8 @@ class AgentHub:
             (wire.SAMPLES, samples),
             (wire.CREDENTIALS, credentials),
             (wire.SERVICES, services),
+            (wire.DEVICES, devices),
+            (wire.DEVICE_CHECKS, device_checks),
         ):
             peer.handle(name, handler)
         peer.on_notice(wire.PROGRESS, progress)

@@ -47,13 +47,15 @@ LIST_IMAGES: Final = "list_images"
 REMOVE_IMAGE: Final = "remove_image"
 PING: Final = "ping"
 
-# From agent to manager. `hello` opens a connection; `facts` and `runs_done` are answered, and sent again until they are.
+# From agent to manager. `hello` opens a connection; what it tells of is answered, and sent again until it is.
 HELLO: Final = "hello"
 HEARTBEAT: Final = "heartbeat"
 FACTS: Final = "facts"
 RUNS_DONE: Final = "runs_done"
 SAMPLES: Final = "samples"
 SERVICES: Final = "services"
+DEVICES: Final = "devices"
+DEVICE_CHECKS: Final = "device_checks"
 PROGRESS: Final = "progress"
 CREDENTIALS: Final = "credentials"
 
@@ -184,7 +186,9 @@ def exit_record(
     """How a kernel ended.
 
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
-    bootstrap_failed, mount_refused, agent_restarted; `finished` is true when the main work came to its own end.
+    bootstrap_failed, mount_refused, agent_restarted, device_failed (a device of it is not fit to be used, and is reported
+    as such), gpu_unsupported (the host's engine hands no devices to containers), gpu_overused; `finished` is true when the
+    main work came to its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
 
@@ -204,6 +208,65 @@ class AgentHello(Message):
     info: dict[str, Any] = field(default_factory=dict)  #: engine version, live_restore, kernel, warnings for admins
     facts: list[dict[str, Any]] = field(default_factory=list)  #: the full inventory
     images: list[str] = field(default_factory=list)
+    devices: list[dict[str, Any]] = field(default_factory=list)  #: `DeviceFact`s; amounts: `resources`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFact(Message):
+    """What is true of a GPU, or of a MIG instance, which is a device of its own, as its driver tells it.
+
+    A device that is not `healthy` is to be given to nobody: it has its `reason`, and stays in the list as long as anybody
+    knows of it. `offered_mib` is its amount in the host's resources: what it has, less what is kept for others.
+    """
+
+    name: str  #: gpu/UUID
+    model: str
+    memory_mib: int  #: all it has
+    offered_mib: int
+    index: int = 0  #: the driver's number
+    numa: int | None = None
+    #: how close other devices are, 0 to 100, by name: 90 NVLink (more with more links), 60 a PCIe switch, 40 the same
+    #: host bridge, 20 the same NUMA node, 10 the same machine
+    links: dict[str, int] = field(default_factory=dict)
+    parent: str | None = None  #: of a MIG instance: its GPU, which is in nobody's list
+    profile: str | None = None  #: of a MIG instance: 1g.10gb
+    whole_only: bool = False  #: is not shared: a MIG instance, or what the host's administrator keeps whole
+    #: people outside Moorage are on it, which is what this says; it can be shared, but is not to be given out whole
+    shared_only: str | None = None
+    outside_mib: int = 0  #: what they use of its memory
+    driver: str = ""  #: 570.86.15
+    cuda: str = ""  #: the newest that the driver can: 12.8
+    healthy: bool = True
+    reason: str | None = None  #: why it is not, in words
+    simulated: bool = False  #: a mock of the driver's library made it up: tests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceList(Message):
+    """All devices of a host, whenever something about one has changed since hello. The newest (boot_no, seq) is true."""
+
+    devices: list[dict[str, Any]]  #: each a `DeviceFact`
+    resources: dict[str, int]  #: of these devices, by name: replaces what hello said of names that begin with gpu/
+    boot_no: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCheck(Message):
+    """A device was looked at. Told again until it is taken: `check_id` stays the same."""
+
+    check_id: str
+    device: str  #: gpu/UUID
+    phase: str  #: handover, release, watch
+    passed: bool
+    at: float
+    kernel_id: str | None = None
+    session_id: str | None = None
+    attempt: int = 1
+    #: {message, findings: [words], memory_used_mib, temperature_c, power_watts, throttle: [words], ecc_uncorrected,
+    #: retired_pages, xid: [numbers], driver, test: {name, seconds, ...}, processes: [{pid, user, command, mem_mib}], ...};
+    #: of a watch: {message, used_mib, share_mib, seconds, ended}
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +329,8 @@ class Sample(Message):
     oom_kills: int = 0
     gpus: int = 0  #: devices that told of themselves
     gpu_seconds: float = 0.0  #: 1 per second for each device that was at work all the time
-    gpu_mem_bytes: int = 0
+    gpu_mem_bytes: int = 0  #: of a share, what the kernel's own processes use; of whole devices, all that is used
+    gpu_power_watts: float = 0.0  #: at the end, over its devices; of a shared one, its part by memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

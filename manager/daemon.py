@@ -24,7 +24,7 @@ import uvloop
 
 from agent import pki
 from agent.hub import AgentHub
-from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
+from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
@@ -280,6 +280,16 @@ class _Callbacks:
         if self.ingest is None:
             raise WrongStatus("Services are told of to a control process.")
         await self.ingest.on_services(agent_id, facts)
+
+    async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Devices are told of to a control process.")
+        await self.ingest.on_devices(agent_id, said)
+
+    async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
+        if self.ingest is None:
+            raise WrongStatus("Checks of devices are told to a control process.")
+        await self.ingest.on_device_checks(agent_id, checks)
 
     async def credentials(self, agent_id: AgentId, kernel_id: str, image: str) -> dict[str, str] | None:
         if self.ingest is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
+from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
 from domain.ids import AgentId, KernelId, SessionId
 from domain.images import registry_of
 from domain.names import as_uuid
@@ -103,6 +103,12 @@ class Ingest:
         if changed:
             self._herald.announce("services", *changed)
             self._herald.announce("events")
+
+    async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None:
+        """Something about a host's devices has changed since its hello."""
+
+    async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
+        """Devices were looked at, when they were handed over, given back, or in between."""
 
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         """An image is on its way: nobody gives up on it. Written at most each 10 s for a kernel."""

@@ -248,6 +248,9 @@ _REASONS: Final = {
     "create_failed": "the host could not create the container",
     "bootstrap_failed": "the bootstrap script failed",
     "mount_refused": "a volume could not be mounted",
+    "device_failed": "a GPU of its host failed its check, and is offered no more",
+    "gpu_unsupported": "the host's container engine hands out no GPUs",
+    "gpu_overused": "it used more GPU memory than its share",
     "agent_restarted": "the host's agent restarted and did not find the container again",
 }
 _STATES: Final = frozenset(str(state) for state in KernelState)

@@ -18,7 +18,7 @@ from agent import pki
 from agent.client import AgentClient
 from agent.hub import AgentHub
 from agent.join import join
-from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact
+from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
 from domain.errors import DatabaseUnavailable, Unauthenticated
 from domain.ids import AgentId
 
@@ -36,6 +36,8 @@ class Heard:
         self.runs: dict[str, list[RunDone]] = {}
         self.hellos: list[AgentHello] = []
         self.services: list[ServiceFact] = []
+        self.devices: list[DeviceList] = []
+        self.checks: list[DeviceCheck] = []
         self.deaf = False  #: as without its database: nothing is acknowledged
         self.hubs: list[AgentHub] = []
         self._changed = asyncio.Condition()
@@ -101,6 +103,18 @@ class Heard:
         if self.deaf:
             raise DatabaseUnavailable
         self.services += facts
+        await self._tell()
+
+    async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None:
+        if self.deaf:
+            raise DatabaseUnavailable
+        self.devices.append(said)
+        await self._tell()
+
+    async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
+        if self.deaf:
+            raise DatabaseUnavailable
+        self.checks += checks
         await self._tell()
 
 

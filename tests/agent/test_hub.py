@@ -21,7 +21,7 @@ from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.rpc import Peer
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
-from agent.wire import AgentHello, Fact, RunDone, RunRead, Sample, ServiceFact
+from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, RunRead, Sample, ServiceFact
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
@@ -51,6 +51,8 @@ class Manager:
         self.facts: list[Fact] = []
         self.runs: list[RunDone] = []
         self.samples: list[Sample] = []
+        self.devices: list[DeviceList] = []
+        self.checks: list[DeviceCheck] = []
         self.beats: list[AgentId] = []
         self.progress: list[dict[str, Any]] = []
         self.refuses: MoorageError | None = None
@@ -106,6 +108,16 @@ class Manager:
 
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
         pass
+
+    async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None:
+        self._take()
+        self.devices.append(said)
+        self._changed.set()
+
+    async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
+        self._take()
+        self.checks += checks
+        self._changed.set()
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
         self._take()
