@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
-from functools import partial
 from typing import Any, ClassVar, Final
 
 from actions.base import Work
 from actions.resizing import resize
 from agent.client import KernelAddress
-from agent.wire import ServiceSpec
 from domain.errors import MoorageError
 from domain.ids import KernelId, SessionId, uuid7
 from domain.principal import Principal
@@ -20,10 +17,10 @@ from domain.session import ANSWERING
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Loop
+from manager.starts import ServiceStarter
 from repositories.clusters import leave
 from repositories.database import Database
 from repositories.inference import Serving, ServingKernel, declare_service, serving
-from repositories.service import record_services
 from repositories.transit import Cause
 from repositories.unit import Repositories
 
@@ -47,12 +44,12 @@ class Inference(Loop):
         super().__init__()
         self._database = database
         self._herald = herald
-        self._agents = agents
         self._clock = clock
         self._known: set[SessionId] = set()
-        self._starting: dict[KernelId, asyncio.Task[None]] = {}
         self._refused: dict[SessionId, float] = {}  #: when to try again to replace their workers
-        self._failed: dict[KernelId, tuple[int, float]] = {}  #: starts that failed in a row, and when to try again
+        self._starter: ServiceStarter[KernelId] = ServiceStarter(
+            database, herald, agents, clock=clock, cause=INFERENCE, log=self._log, landed=super().wake
+        )
 
     def wake(self, session_ids: object = None) -> None:
         """Of all that happens to sessions, only what happens to those that serve is of interest."""
@@ -65,15 +62,12 @@ class Inference(Loop):
             sessions = await serving(connection, now=now)
         self._known = {session.id for session in sessions}
         self._refused = {one: until for one, until in self._refused.items() if one in self._known}
-        kernels = {kernel.id for session in sessions for kernel in session.kernels}
-        self._failed = {one: known for one, known in self._failed.items() if one in kernels}
+        self._starter.forget_others({kernel.id for session in sessions for kernel in session.kernels})
         pauses = [await self._see_to(session, now) for session in sessions if session.answers]
         return min((pause for pause in pauses if pause is not None), default=None)
 
     async def close(self) -> None:
-        for task in tuple(self._starting.values()):
-            task.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await self._starter.close()
 
     async def _see_to(self, session: Serving, now: datetime) -> float | None:
         if session.generation is None:
@@ -84,7 +78,10 @@ class Inference(Loop):
             return 0.0
         for kernel in session.kernels:
             if kernel.running and kernel.agent_id is not None and kernel.state not in _SEEN_TO:
-                self._start(session, kernel)
+                where = KernelAddress(agent_id=kernel.agent_id, kernel_id=kernel.id, attempt=session.attempt)
+                spec = {**session.service["spec"], "generation": session.generation}
+                # what has failed for good, or was stopped, begins anew
+                self._starter.start(kernel.id, where, spec, afresh=kernel.state is not None)
         broken = [kernel.id for kernel in session.kernels if self._is_lost(kernel)]
         if not broken and len(session.kernels) >= session.cluster_size:
             return None
@@ -100,40 +97,7 @@ class Inference(Loop):
         and is tried again as its `max_retries` says."""
         if kernel.is_main:
             return False
-        return kernel.ended or self._failed.get(kernel.id, (0, 0.0))[0] >= _MOST_FAILED_STARTS
-
-    # -- starts --------------------------------------------------------------------------------------------------------
-    def _start(self, session: Serving, kernel: ServingKernel) -> None:
-        _, due = self._failed.get(kernel.id, (0, 0.0))
-        if kernel.id in self._starting or time.monotonic() < due or kernel.agent_id not in self._agents.connected():
-            return
-        task = asyncio.create_task(self._try_to_start(session, kernel), name=f"serve {kernel.id}")
-        self._starting[kernel.id] = task
-        task.add_done_callback(partial(self._landed, kernel.id))
-
-    def _landed(self, kernel_id: KernelId, _task: object) -> None:
-        self._starting.pop(kernel_id, None)
-        super().wake()
-
-    async def _try_to_start(self, session: Serving, kernel: ServingKernel) -> None:
-        assert kernel.agent_id is not None
-        where = KernelAddress(agent_id=kernel.agent_id, kernel_id=kernel.id, attempt=session.attempt)
-        spec = ServiceSpec.unpack({**session.service["spec"], "generation": session.generation})
-        try:
-            if kernel.state is not None:  # it has failed for good, or was stopped: from the beginning
-                await self._agents.stop_service(where, spec.name)
-            fact = await self._agents.start_service(where, spec)
-            async with self._database.transaction() as connection:
-                changed = await record_services(connection, kernel.agent_id, [fact], now=self._clock(), cause=INFERENCE)
-        except MoorageError as error:
-            times = self._failed.get(kernel.id, (0, 0.0))[0] + 1
-            self._failed[kernel.id] = times, time.monotonic() + min(_MOST_PAUSE_SECONDS, 2.0**times)
-            self._log.warning("session %s, kernel %s: %s", session.id, kernel.id, error)
-            return
-        self._failed.pop(kernel.id, None)
-        if changed:
-            self._herald.announce("services", *changed)
-            self._herald.announce("events")
+        return kernel.ended or self._starter.failures(kernel.id) >= _MOST_FAILED_STARTS
 
     # -- replacements --------------------------------------------------------------------------------------------------
     async def _replace(self, session: Serving, broken: Collection[KernelId]) -> None:

@@ -3,27 +3,23 @@ that nobody finished."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from typing import ClassVar, Final
 from uuid import UUID
 
 from agent.client import KernelAddress
-from agent.wire import ServiceSpec
 from domain.errors import AgentUnavailable, MoorageError
 from domain.ids import KernelId
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Loop
+from manager.starts import ServiceStarter
 from repositories.database import Database
-from repositories.service import Abandoned, Missing, abandoned, discard, missing, record_services
+from repositories.service import Abandoned, abandoned, discard, missing
 from repositories.transit import Cause
 
 KEEPER: Final = Cause(by="services")
-_MOST_PAUSE_SECONDS: Final = 60.0
 #: Kernels where a start failed so often are left alone until somebody starts the service again.
 _MOST_TRIES: Final = 8
 Place = tuple[UUID, str, int]
@@ -39,53 +35,29 @@ class ServiceKeeper(Loop):
     ) -> None:
         super().__init__()
         self._database = database
-        self._herald = herald
         self._agents = agents
         self._clock = clock
-        self._starting: dict[Place, asyncio.Task[None]] = {}
-        self._failed: dict[Place, tuple[int, float]] = {}
+        self._starter: ServiceStarter[Place] = ServiceStarter(
+            database, herald, agents, clock=clock, cause=KEEPER, log=self._log
+        )
 
     async def step(self) -> float | None:
         async with self._database.reader() as connection:
             places = await missing(connection)
             left = await abandoned(connection, now=self._clock())
-        wanted = {place.key for place in places}
-        self._failed = {key: known for key, known in self._failed.items() if key in wanted}
+        self._starter.forget_others({place.key for place in places})
         for place in places:
-            tries, due = self._failed.get(place.key, (0, 0.0))
-            connected = place.agent_id in self._agents.connected()
-            if place.key not in self._starting and connected and tries < _MOST_TRIES and time.monotonic() >= due:
-                task = asyncio.create_task(self._start(place), name=f"start {place.name}")
-                self._starting[place.key] = task
-                task.add_done_callback(partial(self._landed, place.key))
+            if self._starter.failures(place.key) < _MOST_TRIES:
+                where = KernelAddress(
+                    agent_id=place.agent_id, kernel_id=KernelId(place.kernel_id), attempt=place.attempt
+                )
+                self._starter.start(place.key, where, {**place.spec, "generation": place.generation})
         for row in left:
             await self._clear(row)
         return None
 
     async def close(self) -> None:
-        for task in tuple(self._starting.values()):
-            task.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
-
-    def _landed(self, key: Place, _task: object) -> None:
-        self._starting.pop(key, None)
-
-    async def _start(self, place: Missing) -> None:
-        where = KernelAddress(agent_id=place.agent_id, kernel_id=KernelId(place.kernel_id), attempt=place.attempt)
-        try:
-            spec = ServiceSpec.unpack({**place.spec, "generation": place.generation})
-            fact = await self._agents.start_service(where, spec)
-            async with self._database.transaction() as connection:
-                changed = await record_services(connection, place.agent_id, [fact], now=self._clock(), cause=KEEPER)
-        except MoorageError as error:
-            tries = self._failed.get(place.key, (0, 0.0))[0] + 1
-            self._failed[place.key] = tries, time.monotonic() + min(_MOST_PAUSE_SECONDS, 2.0**tries)
-            self._log.warning("service %s in kernel %s: %s", place.name, place.kernel_id, error)
-            return
-        self._failed.pop(place.key, None)
-        if changed:
-            self._herald.announce("services", *changed)
-            self._herald.announce("events")
+        await self._starter.close()
 
     async def _clear(self, row: Abandoned) -> None:
         """Whoever started it has died meanwhile, or could not reach the host any more."""

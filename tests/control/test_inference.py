@@ -55,9 +55,9 @@ class Stage:
     async def settle(self) -> None:
         """Step, and let what was begun come to its end, until nothing follows."""
         pause: float | None = 0.0
-        while pause == 0.0 or self.loop._starting:
+        while pause == 0.0 or self.loop._starter._starting:
             pause = await self.loop.step()
-            for task in list(self.loop._starting.values()):
+            for task in list(self.loop._starter._starting.values()):
                 await task
 
     async def kernels(self) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ async def test_a_worker_in_which_it_never_runs_is_given_up(stage: Stage) -> None
     stage.agents.cannot.add(worker["id"].hex)
     await stage.settle()
     for _ in range(2):
-        stage.loop._failed = {one: (times, 0.0) for one, (times, _) in stage.loop._failed.items()}
+        stage.loop._starter._failed = {one: (times, 0.0) for one, (times, _) in stage.loop._starter._failed.items()}
         await stage.settle()
     await stage.settle()
     assert worker["id"] not in [kernel["id"] for kernel in await stage.kernels()]
