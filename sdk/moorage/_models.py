@@ -134,6 +134,8 @@ class SessionInfo(Model):
     preopen_ports: list[int] = field(default_factory=list)
     callback_url: str | None = None
     idle_timeout: float | None = None
+    resource_group: str = ""
+    constraints: dict[str, Any] = field(default_factory=dict)
     bootstrap_script: str | None = None
     bootstrap_required: bool = False
     startup_command: str | None = None

@@ -25,6 +25,7 @@ __all__ = [
     "CommitFailed",
     "CommitInProgress",
     "Conflict",
+    "ContradictoryPolicy",
     "DatabaseUnavailable",
     "DependencyCycle",
     "DependencyFailed",
@@ -60,6 +61,7 @@ __all__ = [
     "MountedTwice",
     "NameTaken",
     "NoAgents",
+    "NoMatchingHosts",
     "NoPython",
     "NoShell",
     "NoVolumeStore",
@@ -82,6 +84,9 @@ __all__ = [
     "RequestInProgress",
     "RequestTooLarge",
     "ResourceExhausted",
+    "ResourceGroupDenied",
+    "ResourceGroupInactive",
+    "ResourceGroupNotFound",
     "ResourceUnavailable",
     "ResourcesImpossible",
     "ResultsNotFound",
@@ -288,6 +293,24 @@ class ResourcesImpossible(InvalidConfiguration):
     default_message = "No host of this installation could ever hold this session, not even an empty one; ask for less."
 
 
+class NoMatchingHosts(InvalidConfiguration):
+    """No host of the resource group is as the constraints demand, so the session could never start; change them."""
+
+    code = "no_matching_hosts"
+    http_status = 422
+    default_message = (
+        "No host of the resource group is as the constraints demand, so the session could never start; change them."
+    )
+
+
+class ContradictoryPolicy(InvalidConfiguration):
+    """The policy contradicts itself; change the named field."""
+
+    code = "contradictory_policy"
+    http_status = 422
+    default_message = "The policy contradicts itself; change the named field."
+
+
 class NoShell(InvalidConfiguration):
     """The image has no shell; name a program to run."""
 
@@ -342,6 +365,14 @@ class PermissionDenied(MoorageError):
     code = "permission_denied"
     http_status = 403
     default_message = "You may not do this; ask an administrator."
+
+
+class ResourceGroupDenied(PermissionDenied):
+    """You may not use this resource group; 'moorage resource-group ls' lists those that you may use."""
+
+    code = "resource_group_denied"
+    http_status = 403
+    default_message = "You may not use this resource group; 'moorage resource-group ls' lists those that you may use."
 
 
 class VolumeReadOnly(PermissionDenied):
@@ -423,6 +454,14 @@ class ProjectNotFound(NotFound):
     code = "project_not_found"
     http_status = 404
     default_message = "There is no such project, or you are not a member of it."
+
+
+class ResourceGroupNotFound(NotFound):
+    """There is no such resource group; 'moorage resource-group ls' lists those that you may use."""
+
+    code = "resource_group_not_found"
+    http_status = 404
+    default_message = "There is no such resource group; 'moorage resource-group ls' lists those that you may use."
 
 
 class KernelNotFound(NotFound):
@@ -606,6 +645,14 @@ class VolumeNotReady(Conflict):
     http_status = 409
     retryable = True
     default_message = "The volume is still being made; wait for its task."
+
+
+class ResourceGroupInactive(Conflict):
+    """This resource group takes no new sessions; choose another, or ask an administrator."""
+
+    code = "resource_group_inactive"
+    http_status = 409
+    default_message = "This resource group takes no new sessions; choose another, or ask an administrator."
 
 
 class StillInUse(Conflict):
@@ -1054,6 +1101,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidResources.code: InvalidResources,
     InvalidTemplate.code: InvalidTemplate,
     ResourcesImpossible.code: ResourcesImpossible,
+    NoMatchingHosts.code: NoMatchingHosts,
+    ContradictoryPolicy.code: ContradictoryPolicy,
     NoShell.code: NoShell,
     NoPython.code: NoPython,
     ServiceUnknown.code: ServiceUnknown,
@@ -1061,6 +1110,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     MethodNotAllowed.code: MethodNotAllowed,
     Unauthenticated.code: Unauthenticated,
     PermissionDenied.code: PermissionDenied,
+    ResourceGroupDenied.code: ResourceGroupDenied,
     VolumeReadOnly.code: VolumeReadOnly,
     TooManyRequests.code: TooManyRequests,
     NotFound.code: NotFound,
@@ -1071,6 +1121,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     AgentNotFound.code: AgentNotFound,
     UserNotFound.code: UserNotFound,
     ProjectNotFound.code: ProjectNotFound,
+    ResourceGroupNotFound.code: ResourceGroupNotFound,
     KernelNotFound.code: KernelNotFound,
     VolumeNotFound.code: VolumeNotFound,
     ShareNotFound.code: ShareNotFound,
@@ -1093,6 +1144,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     VolumeAmbiguous.code: VolumeAmbiguous,
     VolumeMounted.code: VolumeMounted,
     VolumeNotReady.code: VolumeNotReady,
+    ResourceGroupInactive.code: ResourceGroupInactive,
     StillInUse.code: StillInUse,
     WrongStatus.code: WrongStatus,
     SessionNotReady.code: SessionNotReady,

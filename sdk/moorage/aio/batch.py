@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import httpx
 
@@ -59,8 +59,9 @@ class SessionBatch:
     _base: str
     _owner: dict[str, str]
 
-    def _take(self, answer: httpx.Response) -> Self:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _take(self, answer: httpx.Response) -> Self: ...
 
     async def dependency_graph(self) -> DependencyGraph:
         """Everything that it waits for or that waits for it, directly or through others, and how each stands."""

@@ -417,3 +417,40 @@ def _parsed(line: str) -> Record | None:
         # a stream that has begun can report a failure only as a line
         raise _wire.error_from(int(record.get("status") or 0), line.encode(), {})
     return Record.from_json(record)
+
+
+class RunsCode:
+    """Of what has an interpreter: a session (that of its main kernel), or one kernel."""
+
+    executions: Executions
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_result: OnResult | None = None,
+        on_error: OnError | None = None,
+        on_input: OnInput | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run Python code in its own interpreter, which keeps its variables from call to call.
+
+        After `timeout` seconds it is interrupted, then killed; what it had printed is kept. An exception of the code
+        is in the result's `error`, and raised as `CommandFailed` only with `check`.
+        """
+        return await self.executions.run(
+            code,
+            mode="query",
+            timeout=timeout,
+            idempotency_key=idempotency_key,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            on_result=on_result,
+            on_error=on_error,
+            on_input=on_input,
+            check=check,
+        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moorage._errors import WaitTimeout
 from moorage._models import SessionInfo
 from moorage.aio import _io
 from moorage.aio._transport import Transport
-from moorage.aio.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
+from moorage.aio.executions import Commands, Executions, OnText, RunsCode
 from moorage.aio.files import Files
 from moorage.aio.terminals import Ptys
 from moorage.results import RunResult
@@ -24,7 +24,7 @@ _COMING = (None, "PREPARING", "PULLING")
 _OVER = ("TERMINATING", "TERMINATED", "CANCELLED", "ERROR")
 
 
-class KernelHandle:
+class KernelHandle(RunsCode):
     """One kernel of a session (`session.kernel("worker1")`): code, commands and files go to it and to no other."""
 
     def __init__(self, transport: Transport, base: str, owner: Mapping[str, str], name: str) -> None:
@@ -37,33 +37,6 @@ class KernelHandle:
     def __repr__(self) -> str:
         return f"<KernelHandle {self.name!r}>"
 
-    async def run_code(
-        self,
-        code: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        on_result: OnResult | None = None,
-        on_error: OnError | None = None,
-        on_input: OnInput | None = None,
-        check: bool = False,
-    ) -> RunResult:
-        """Run Python code in this kernel's own interpreter."""
-        return await self.executions.run(
-            code,
-            mode="query",
-            timeout=timeout,
-            idempotency_key=idempotency_key,
-            on_stdout=on_stdout,
-            on_stderr=on_stderr,
-            on_result=on_result,
-            on_error=on_error,
-            on_input=on_input,
-            check=check,
-        )
-
 
 class SessionKernels:
     """The part of a session that knows its kernels."""
@@ -73,9 +46,9 @@ class SessionKernels:
     _owner: dict[str, str]
     info: SessionInfo
 
-    async def refresh(self) -> Any:
-        """Ask the server how it stands now."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        async def refresh(self) -> Any: ...
 
     def kernel(self, name: str) -> KernelHandle:
         """One of its kernels, such as `worker1`. Asks nothing yet."""

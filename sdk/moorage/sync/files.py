@@ -188,20 +188,11 @@ class Files:
         start = file.tell()
         size = file.seek(0, os.SEEK_END) - start
 
-        def content() -> Iterator[bytes]:
-            sent = 0
-            file.seek(start)
-            while chunk := _io.in_thread(file.read, CHUNK_BYTES):
-                yield chunk
-                sent += len(chunk)
-                if on_progress is not None:
-                    _io.result_of(on_progress(sent, size))
-
         answer = self._transport.request(
             "POST",
             f"{self._base}/files/unpack",
             params={**self._params, **_wire.query(path=path, overwrite=overwrite)},
-            content=content,
+            content=_content(file, start, size, on_progress),
             headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
             hold=120 + size / 1e6,
         )
@@ -265,15 +256,7 @@ class Files:
         start = file.tell()
         digest, size = _io.in_thread(_digest, file)
 
-        def content() -> Iterator[bytes]:
-            sent = 0
-            file.seek(start)
-            while chunk := _io.in_thread(file.read, CHUNK_BYTES):
-                yield chunk
-                sent += len(chunk)
-                if on_progress is not None:
-                    _io.result_of(on_progress(sent, size))
-
+        content = _content(file, start, size, on_progress)
         return self._put(path, content, digest, size, mode, overwrite)
 
     def _put(self, path: str, content: Any, digest: str, size: int, mode: int | None, overwrite: bool) -> FileStat:
@@ -310,6 +293,21 @@ class Files:
         address, fields = f"{self._base}/files/archive", {"paths": list(paths), **self._kernel}
         with self._transport.stream("POST", address, params=self._owner, json=fields) as response:
             yield response
+
+
+def _content(file: IO[bytes], start: int, size: int, on_progress: OnProgress | None) -> Callable[[], Iterator[bytes]]:
+    """What is sent, from `start` on; called again when it has to be sent again."""
+
+    def content() -> Iterator[bytes]:
+        sent = 0
+        file.seek(start)
+        while chunk := _io.in_thread(file.read, CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            if on_progress is not None:
+                _io.result_of(on_progress(sent, size))
+
+    return content
 
 
 def _digest(file: IO[bytes]) -> tuple[str, int]:

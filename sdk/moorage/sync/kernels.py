@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moorage._errors import WaitTimeout
 from moorage._models import SessionInfo
 from moorage.results import RunResult
 from moorage.sync import _io
 from moorage.sync._transport import Transport
-from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
+from moorage.sync.executions import Commands, Executions, OnText, RunsCode
 from moorage.sync.files import Files
 from moorage.sync.terminals import Ptys
 
@@ -25,7 +25,7 @@ _COMING = (None, "PREPARING", "PULLING")
 _OVER = ("TERMINATING", "TERMINATED", "CANCELLED", "ERROR")
 
 
-class KernelHandle:
+class KernelHandle(RunsCode):
     """One kernel of a session (`session.kernel("worker1")`): code, commands and files go to it and to no other."""
 
     def __init__(self, transport: Transport, base: str, owner: Mapping[str, str], name: str) -> None:
@@ -38,33 +38,6 @@ class KernelHandle:
     def __repr__(self) -> str:
         return f"<KernelHandle {self.name!r}>"
 
-    def run_code(
-        self,
-        code: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        on_result: OnResult | None = None,
-        on_error: OnError | None = None,
-        on_input: OnInput | None = None,
-        check: bool = False,
-    ) -> RunResult:
-        """Run Python code in this kernel's own interpreter."""
-        return self.executions.run(
-            code,
-            mode="query",
-            timeout=timeout,
-            idempotency_key=idempotency_key,
-            on_stdout=on_stdout,
-            on_stderr=on_stderr,
-            on_result=on_result,
-            on_error=on_error,
-            on_input=on_input,
-            check=check,
-        )
-
 
 class SessionKernels:
     """The part of a session that knows its kernels."""
@@ -74,9 +47,9 @@ class SessionKernels:
     _owner: dict[str, str]
     info: SessionInfo
 
-    def refresh(self) -> Any:
-        """Ask the server how it stands now."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def refresh(self) -> Any: ...
 
     def kernel(self, name: str) -> KernelHandle:
         """One of its kernels, such as `worker1`. Asks nothing yet."""

@@ -17,12 +17,11 @@ from moorage import _wire
 from moorage._errors import MoorageError, WaitTimeout
 from moorage._models import Completions, Delivery, HistoryEntry, SessionInfo, TransitOutcome
 from moorage.errors import SessionEnded, SessionNotFound
-from moorage.results import RunResult
 from moorage.sync import _io
 from moorage.sync._transport import Transport, decoded
 from moorage.sync.batch import SessionBatch, dependencies, moment
 from moorage.sync.batch import Sessions as DependsOn
-from moorage.sync.executions import Commands, Executions, OnError, OnInput, OnResult, OnText
+from moorage.sync.executions import Commands, Executions, RunsCode
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
 from moorage.sync.reports import SessionReports, _time
@@ -39,7 +38,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
+class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -126,37 +125,6 @@ class Session(SessionReports, SessionKernels, SessionBatch, SessionSnapshots, Se
             raise _ended(self.info)
         wanted = READY | {"TERMINATED"} if self.info.session_type == "batch" else READY
         return self.wait_until(*wanted, timeout=None if wait is True else float(wait))
-
-    def run_code(
-        self,
-        code: str,
-        *,
-        timeout: float | None = None,
-        idempotency_key: str | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        on_result: OnResult | None = None,
-        on_error: OnError | None = None,
-        on_input: OnInput | None = None,
-        check: bool = False,
-    ) -> RunResult:
-        """Run Python code in the session's own interpreter, which keeps its variables from call to call.
-
-        After `timeout` seconds it is interrupted, then killed; what it had printed is kept. An exception of the code
-        is in the result's `error`, and raised as `CommandFailed` only with `check`.
-        """
-        return self.executions.run(
-            code,
-            mode="query",
-            timeout=timeout,
-            idempotency_key=idempotency_key,
-            on_stdout=on_stdout,
-            on_stderr=on_stderr,
-            on_result=on_result,
-            on_error=on_error,
-            on_input=on_input,
-            check=check,
-        )
 
     def complete(
         self, code: str, *, row: int | None = None, col: int | None = None, post: str = "", kernel: str | None = None
