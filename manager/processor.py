@@ -237,17 +237,7 @@ class Processor:
 
     async def _run_agent(self, action: Action[Any, R], call: Call) -> R:
         run_id = self._new_id() if call.key is None else uuid5(_RUN_NAMESPACE, f"{call.by.user_id} {call.key}")
-        remote = Remote(
-            by=call.by,
-            owner=call.owner,
-            now=call.now,
-            request_id=call.request_id,
-            key=call.key,
-            new_id=call.new_id,
-            seal=call.seal,
-            service=self._service,
-            run_id=RunId(run_id),
-        )
+        remote = _as(Remote, call, service=self._service, run_id=RunId(run_id))
         session = self._recalled(action, call)
         if session is not None:
             try:
