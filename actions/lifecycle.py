@@ -33,6 +33,7 @@ from actions.batch import (
     changed_times,
     checked_outputs,
 )
+from actions.constraints import checked_place
 from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
 from actions.mounts import check_still_there, places_of
@@ -60,7 +61,6 @@ from domain.principal import Principal
 from domain.resources import ResourceSlot, parse_memory_mib
 from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
 from domain.volumes import MOST_MOUNTS, Mount
-from repositories.agents import reported_slots
 from repositories.image import Image
 from repositories.kernels import settle
 from repositories.session import NewKernel
@@ -121,6 +121,12 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
     callback_url: str | None = None  #: is sent a signed request whenever something happens to the session
     idle_timeout: Seconds | None = None  #: it ends after so many seconds without a call or run
+    resource_group: Annotated[str, Field(min_length=1, max_length=64)] | None = None  #: `default`, or the first allowed
+    agent: Annotated[str, Field(min_length=1, max_length=256)] | None = None  #: on this host; for administrators
+    host_labels: Mapping[str, str] | None = None  #: only on hosts that have all of them
+    #: not on a host with another live session of the owner that has one of these labels
+    apart_from: Mapping[str, str] | None = None
+    gpu_model: Annotated[str, Field(min_length=1, max_length=128)] | None = None  #: a word of it, such as h100
 
     def target(self) -> str | None:
         return self.name
@@ -147,8 +153,9 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         groups = await self._groups(call, image)
         check_groups(groups)
         shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
-        known = await reported_slots(call.db.connection)
-        check_possible(known, image, [group.slots for group in groups for _ in range(group.count)], self.cluster_mode)
+        place = await checked_place(call, self, project=project)
+        sizes = [group.slots for group in groups for _ in range(group.count)]
+        check_possible(place.known, image, sizes, self.cluster_mode)
         environ, notices = checked_environ(self.environ or {})
         options = await checked_options(call, self)
         session = Session(
@@ -182,7 +189,9 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             created_at=call.now,
             status_changed_at=call.now,
             main_kernel_id=KernelId(call.new_id()),
-            notices=notices,
+            notices=(*notices, *place.notices),
+            resource_group=place.group,
+            constraints=place.constraints.to_json(),
             **options,
         )
         service = checked_service(self, session, image.labels)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from actions.base import Work
+from actions.constraints import slots_for
 from actions.kernels import check_possible
 from domain.errors import InvalidResources, WrongStatus
 from domain.ids import KernelId
 from domain.resources import ResourceSlot
 from domain.session import ANSWERING, ClusterMode, Session, SessionTypes, Status
-from repositories.agents import reported_slots
 from repositories.reallocation import memory_in_use, reallocate
 
 #: The kernel ends processes when memory is over; between a sample and the change, use may grow by so much.
@@ -24,7 +24,7 @@ async def change_resources(call: Work, session: Session, wanted: ResourceSlot, m
     _check(session, slots, minimum_mib)
     connection = call.db.connection
     if session.status is Status.PENDING:
-        check_possible(await reported_slots(connection), _Meant(session), [slots], ClusterMode.SINGLE_NODE)
+        check_possible(await slots_for(connection, session), _Meant(session), [slots], ClusterMode.SINGLE_NODE)
         await reallocate(connection, session.main_kernel_id, None, slots, now=call.now)
     else:
         await _check_use(call, session.main_kernel_id, session, slots)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actions.base import Work
+from actions.constraints import slots_for
 from actions.kernels import check_possible, once_more, total
 from domain.errors import InvalidConfiguration
 from domain.ids import KernelId
 from domain.resources import ResourceSlot
 from domain.session import ANSWERING, ENDED, ClusterMode, KernelState, Session, SessionTypes
 from repositories import clusters
-from repositories.agents import reported_slots
 from repositories.clusters import MOST_KERNELS, Member
 from repositories.kernels import settle
 from repositories.session import NewKernel, wrong_status
@@ -87,5 +87,5 @@ async def _joining(call: Work, session: Session, indexes: Sequence[int]) -> list
 
 async def _check_room(call: Work, session: Session, kernels: Sequence[NewKernel]) -> None:
     alone = session.cluster_mode is ClusterMode.SINGLE_NODE
-    known = await reported_slots(call.db.connection, only=session.agent_id if alone else None)
+    known = await slots_for(call.db.connection, session, only=session.agent_id if alone else None)
     check_possible(known, session, [kernel.slots for kernel in kernels], session.cluster_mode)

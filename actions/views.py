@@ -99,6 +99,8 @@ class SessionData:
     preopen_ports: tuple[int, ...]
     callback_url: str | None
     idle_timeout: float | None  #: seconds without a call or run, after which it ends
+    resource_group: str  #: whose hosts it may get
+    constraints: Mapping[str, Any]  #: on its hosts: agent, labels, apart_from, gpu_model, as far as they were asked for
     bootstrap_script: str | None
     bootstrap_required: bool
     startup_command: str | None
@@ -157,6 +159,8 @@ class SessionData:
             preopen_ports=s.preopen_ports,
             callback_url=s.callback_url,
             idle_timeout=s.idle_timeout_seconds,
+            resource_group=s.resource_group,
+            constraints=s.constraints,
             bootstrap_script=s.bootstrap_script,
             bootstrap_required=s.bootstrap_required,
             startup_command=s.startup_command,

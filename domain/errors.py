@@ -126,6 +126,18 @@ class ResourcesImpossible(InvalidConfiguration):
     code = "resources_impossible"
 
 
+class NoMatchingHosts(InvalidConfiguration):
+    """No host of the resource group is as the constraints demand, so the session could never start; change them."""
+
+    code = "no_matching_hosts"
+
+
+class ContradictoryPolicy(InvalidConfiguration):
+    """The policy contradicts itself; change the named field."""
+
+    code = "contradictory_policy"
+
+
 class RouteNotFound(MoorageError):
     """There is nothing at this address; the routes are listed at /docs."""
 
@@ -149,6 +161,12 @@ class PermissionDenied(MoorageError):
     """You may not do this; ask an administrator."""
 
     code, http_status = "permission_denied", 403
+
+
+class ResourceGroupDenied(PermissionDenied):
+    """You may not use this resource group; 'moorage resource-group ls' lists those that you may use."""
+
+    code = "resource_group_denied"
 
 
 class TooManyRequests(MoorageError):
@@ -204,6 +222,12 @@ class ProjectNotFound(NotFound):
     """There is no such project, or you are not a member of it."""
 
     code = "project_not_found"
+
+
+class ResourceGroupNotFound(NotFound):
+    """There is no such resource group; 'moorage resource-group ls' lists those that you may use."""
+
+    code = "resource_group_not_found"
 
 
 class KernelNotFound(NotFound):
@@ -331,6 +355,12 @@ class VolumeReadOnly(PermissionDenied):
     """The volume is shared with you for reading only; its owner can share it for writing."""
 
     code = "volume_read_only"
+
+
+class ResourceGroupInactive(Conflict):
+    """This resource group takes no new sessions; choose another, or ask an administrator."""
+
+    code = "resource_group_inactive"
 
 
 class StillInUse(Conflict):

@@ -308,6 +308,8 @@ class Session:
     preopen_ports: tuple[int, ...] = ()
     callback_url: str | None = None  #: is told what happens to it
     idle_timeout_seconds: float | None = None  #: without a call or run, it ends after so long
+    resource_group: str = "default"  #: whose hosts it may get
+    constraints: Mapping[str, Any] = field(default_factory=dict)  #: on its hosts: domain.placement.Constraints as JSON
     result: str = "UNDEFINED"
     exit_code: int | None = None
     failed: bool = False

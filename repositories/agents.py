@@ -292,15 +292,27 @@ async def get_agent(connection: Connection, agent_id: AgentId) -> dict[str, Any]
     return dict(row)
 
 
-async def reported_slots(connection: Connection, *, only: AgentId | None = None) -> list[tuple[str, dict[str, int]]]:
-    """(architecture, {slot: amount}) of every agent that has ever said hello, used or not: what could be held at most."""
+async def reported_slots(
+    connection: Connection,
+    *,
+    only: AgentId | None = None,
+    group: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> list[tuple[str, dict[str, int]]]:
+    """(architecture, {slot: amount}) of every agent that has ever said hello, used or not: what could be held at most.
+
+    `group`, `labels`: only of agents that are in this resource group and have these labels.
+    """
     rows = await connection.fetch(
         """
         SELECT a.architecture, jsonb_object_agg(r.name, r.reported) AS slots
-        FROM agents a JOIN resources r ON r.agent_id = a.id WHERE $1::text IS NULL OR a.id = $1
+        FROM agents a JOIN resources r ON r.agent_id = a.id
+        WHERE ($1::text IS NULL OR a.id = $1) AND ($2::text IS NULL OR a.resource_group = $2) AND a.labels @> $3
         GROUP BY a.id ORDER BY a.id
         """,
         only,
+        group,
+        dict(labels or {}),
     )
     return [(row["architecture"], row["slots"]) for row in rows]
 

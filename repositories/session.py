@@ -37,7 +37,8 @@ _COLUMNS: Final = """
     s.image, s.architecture, s.status, s.status_reason, s.attempt, s.version, s.activity, s.requested_slots, s.tag,
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
-    s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, CASE WHEN s.unmet > 0 THEN ARRAY(
+    s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, s.resource_group, s.constraints,
+    CASE WHEN s.unmet > 0 THEN ARRAY(
         SELECT o.name FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
         WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for,
     s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at, s.started_at,
@@ -116,6 +117,8 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         preopen_ports=tuple(row["preopen_ports"]),
         callback_url=row["callback_url"],
         idle_timeout_seconds=row["idle_timeout_seconds"],
+        resource_group=row["resource_group"],
+        constraints=row["constraints"],
         result=row["result"],
         exit_code=row["exit_code"],
         failed=row["failed"],
@@ -205,11 +208,11 @@ class SessionRepository:
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
                     created_at, status_changed_at, expires_at, main_kernel_id, notices, starts_at,
                     batch_timeout_seconds, max_retries, retry_delay_seconds, outputs, labels, preopen_ports, callback_url,
-                    idle_timeout_seconds)
+                    idle_timeout_seconds, resource_group, constraints)
                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
                     $20, $21::double precision, $22::timestamptz, $22,
                     $22::timestamptz + make_interval(secs => $21::double precision), $23, $26,
-                    $27, $28, $29, $30, $31, $32, $33, $34, $35)
+                    $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37)
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
@@ -261,6 +264,8 @@ class SessionRepository:
             list(session.preopen_ports),
             session.callback_url,
             session.idle_timeout_seconds,
+            session.resource_group,
+            dict(session.constraints),
         )
         if row is None:
             return False

@@ -1,0 +1,140 @@
+"""Where a session may run: which resource group, and what it demands of its hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from actions.base import Work
+from domain.errors import (
+    InvalidConfiguration,
+    NoMatchingHosts,
+    PermissionDenied,
+    ResourceGroupDenied,
+    ResourceGroupInactive,
+    ResourceGroupNotFound,
+)
+from domain.ids import AgentId
+from domain.options import check_labels
+from domain.placement import DEFAULT_GROUP, Constraints
+from domain.session import Session
+from repositories.agents import get_agent, reported_slots
+from repositories.database import Connection
+from repositories.resource_groups import groups_for
+
+Known = list[tuple[str, dict[str, int]]]  #: of every host that might be meant: architecture and slots
+
+
+class Constrained(Protocol):
+    """The fields of a creation that are checked here."""
+
+    @property
+    def resource_group(self) -> str | None: ...
+    @property
+    def agent(self) -> str | None: ...
+    @property
+    def host_labels(self) -> Mapping[str, str] | None: ...
+    @property
+    def apart_from(self) -> Mapping[str, str] | None: ...
+    @property
+    def gpu_model(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a session that is created may run."""
+
+    group: str
+    constraints: Constraints
+    known: Known  #: what the hosts that are meant have, when they are empty
+    notices: tuple[Mapping[str, str], ...] = ()
+
+
+async def checked_place(call: Work, asked: Constrained, *, project: str) -> Place:
+    """Raises what is wrong with the group or the constraints."""
+    connection = call.db.connection
+    constraints = Constraints(
+        agent=None if asked.agent is None else AgentId(asked.agent),
+        labels=check_labels(asked.host_labels or {}),
+        apart_from=check_labels(asked.apart_from or {}),
+        gpu_model=asked.gpu_model,
+    )
+    at: Mapping[str, Any] | None = None
+    if constraints.agent is not None:
+        if not call.by.is_admin:
+            raise PermissionDenied("Only administrators choose the host of a session; leave `agent` out.")
+        at = await get_agent(connection, constraints.agent)
+    wanted = asked.resource_group or (at["resource_group"] if at else None)
+    group = await _usable_group(call, wanted, project)
+    if at is not None and at["resource_group"] != group["name"]:
+        raise InvalidConfiguration(
+            f"The agent '{at['id']}' is in the resource group '{at['resource_group']}', not in '{group['name']}'.",
+            field="agent",
+        )
+    known = await slots_of(connection, group["name"], constraints)
+    if not known and group["agents"] and (constraints.labels or constraints.agent):
+        _refuse(group["name"], constraints)
+    notices = () if known or group["agents"] or group["name"] == DEFAULT_GROUP else (_waits_for_agents(group["name"]),)
+    return Place(group=group["name"], constraints=constraints, known=known, notices=notices)
+
+
+async def slots_of(connection: Connection, group: str, constraints: Constraints) -> Known:
+    """Of the hosts of a group that are as the constraints demand."""
+    return await reported_slots(connection, only=constraints.agent, group=group, labels=constraints.labels)
+
+
+async def slots_for(connection: Connection, session: Session, *, only: AgentId | None = None) -> Known:
+    """Of the hosts that an existing session might get."""
+    labels, agent = session.constraints.get("labels"), session.constraints.get("agent")
+    return await reported_slots(connection, only=only or agent, group=session.resource_group, labels=labels)
+
+
+async def _usable_group(call: Work, wanted: str | None, project: str) -> Mapping[str, Any]:
+    owner = call.owner
+    groups = await groups_for(call.db.connection, user_id=owner.user_id, projects=[project], domain=owner.domain)
+    mine = [group for group in groups if group["allowed"] or owner.is_admin or call.by.is_admin]
+    if wanted is None:  # 'default' comes first
+        usual = [group for group in mine if group["active"] and group["allowed"]] or [g for g in mine if g["active"]]
+        if not usual:
+            raise ResourceGroupDenied(
+                f"There is no resource group that you may use in the project '{project}'; ask an administrator."
+            )
+        return usual[0]
+    found = next((group for group in groups if group["name"] == wanted), None)
+    if found is None:
+        raise ResourceGroupNotFound(resource_group=wanted)
+    if found not in mine:
+        raise ResourceGroupDenied(
+            f"You may not use the resource group '{wanted}' in the project '{project}'; "
+            "'moorage resource-group ls' lists those that you may use.",
+            resource_group=wanted,
+        )
+    if not found["active"]:
+        raise ResourceGroupInactive(
+            f"The resource group '{wanted}' takes no new sessions; choose another, or ask an administrator.",
+            resource_group=wanted,
+        )
+    return found
+
+
+def _refuse(group: str, constraints: Constraints) -> None:
+    labels = ", ".join(f"{name}={value}" for name, value in constraints.labels.items())
+    if constraints.agent is not None:
+        what = f"the agent '{constraints.agent}' has not been heard of yet" + (
+            f", or has not the labels {labels}" if labels else ""
+        )
+    else:
+        what = f"no host of it has the labels {labels}"
+    raise NoMatchingHosts(
+        f"The session could never start in the resource group '{group}': {what}; change the constraints.",
+        resource_group=group,
+    )
+
+
+def _waits_for_agents(group: str) -> Mapping[str, str]:
+    return {
+        "kind": "resource_group",
+        "message": f"The resource group '{group}' has no hosts: the session cannot start before an administrator "
+        "gives it some.",
+    }
