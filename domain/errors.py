@@ -72,6 +72,18 @@ class InvalidRange(InvalidRequest):
     code = "invalid_range"
 
 
+class InvalidTrace(InvalidRequest):
+    """This is no workload that can be replayed; docs/simulation.md says what a trace is made of."""
+
+    code = "invalid_trace"
+
+
+class InvalidSimulation(InvalidRequest):
+    """This fleet, policy or workload cannot be simulated; docs/simulation.md says how they are described."""
+
+    code = "invalid_simulation"
+
+
 class TooManyPoints(InvalidRequest):
     """So short a step over so long a range makes too many points; take a longer step."""
 
