@@ -1,6 +1,5 @@
 """The error scenarios that every session service knows, each with the class and code that say it here, and the test that
-provokes it. Those of services are declared, and are provoked when services are there.
-"""
+provokes it."""
 
 from __future__ import annotations
 
@@ -14,12 +13,10 @@ from domain import errors
 from domain.errors import MoorageError
 from tests.scenario import TestScenario
 
-#: Why a row has no test yet.
-SERVICES_COME_LATER = "services are part 2: class and code only"
-
 _LIFECYCLE = "tests.actions.test_lifecycle:test_create_from_params"
 _EXECUTE = "tests.actions.test_execution:test_execute"
 _UPLOAD = "tests.actions.test_files:test_upload"
+_SERVICE = "tests.actions.test_services:test_start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +26,12 @@ class Known:
     title: str
     kinds: tuple[type[MoorageError], ...]
     codes: tuple[str, ...]
-    #: `module:test[scenario]` for each of the codes, or why there is none
-    tests: tuple[str, ...] | str
+    tests: tuple[str, ...]  #: `module:test[scenario]` for each of the codes
 
 
 def known(title: str, *cases: tuple[type[MoorageError], str, str]) -> Known:
     kinds, codes, tests = zip(*cases, strict=True)
     return Known(title=title, kinds=kinds, codes=codes, tests=tests)
-
-
-def later(title: str, *cases: tuple[type[MoorageError], str]) -> Known:
-    kinds, codes = zip(*cases, strict=True)
-    return Known(title=title, kinds=kinds, codes=codes, tests=SERVICES_COME_LATER)
 
 
 KNOWN = (
@@ -109,25 +100,35 @@ KNOWN = (
         (errors.InvalidPath, "invalid_path", f"{_UPLOAD}[a_path_that_climbs_out_is_refused_before_any_is_written]"),
     ),
     # services
-    later("services: port conflict", (errors.PortConflict, "port_conflict")),
-    later("services: service failed", (errors.ServiceFailed, "service_failed")),
-    later("services: permission denied", (errors.PermissionDenied, "permission_denied")),
-    later("services: invalid configuration", (errors.InvalidConfiguration, "invalid_configuration")),
-    later("services: network issues", (errors.ServiceUnreachable, "service_unreachable")),
+    known("services: port conflict", (errors.PortConflict, "port_conflict", f"{_SERVICE}[a_program_has_the_port]")),
+    known(
+        "services: service failed",
+        (errors.ServiceEnded, "service_ended", f"{_SERVICE}[its_process_dies_at_once]"),
+        (errors.ServiceSilent, "service_silent", f"{_SERVICE}[its_path_never_answers]"),
+    ),
+    known(
+        "services: permission denied",
+        (errors.PermissionDenied, "permission_denied", f"{_SERVICE}[a_monitor_starts_none]"),
+    ),
+    known("services: invalid configuration", (errors.ServiceUnknown, "service_unknown", f"{_SERVICE}[bad_input]")),
+    known(
+        "services: network issues",
+        (
+            errors.ServiceUnreachable,
+            "service_unreachable",
+            "tests.proxy.test_proxy:test_a_service_that_does_not_answer_is_a_502",
+        ),
+    ),
 )
 PROVOKED = [
     pytest.param(kind, test, id=f"{one.title} {kind.code}")
     for one in KNOWN
-    if not isinstance(one.tests, str)
     for kind, test in zip(one.kinds, one.tests, strict=True)
 ]
 
 
 def test_all_twenty_are_here() -> None:
     assert len({one.title for one in KNOWN}) == 20
-    assert [one.title for one in KNOWN if one.tests is SERVICES_COME_LATER] == [
-        one.title for one in KNOWN if one.title.startswith("services")
-    ]
 
 
 @pytest.mark.parametrize("one", KNOWN, ids=lambda one: one.title)
@@ -141,21 +142,26 @@ def test_each_is_provoked(kind: type[MoorageError], test: str) -> None:
     """By a scenario that ends in this very class, or whose answer names its code."""
     place, _, scenario = test.removesuffix("]").partition("[")
     module, _, function = place.partition(":")
-    rows = _rows(getattr(import_module(module), function))
+    found = getattr(import_module(module), function)
+    rows = _rows(found)
     if not scenario:
-        assert any(kind in row for row in rows.values())
+        assert any(kind in row for row in rows.values()) or _names(found, kind.code)
         return
     row = rows[scenario][0]
     assert isinstance(row, TestScenario)
     if row.error is None:
-        assert kind.code in row.answer.__code__.co_consts or kind.code in str(row.answer.__code__.co_consts)
+        assert _names(row.answer, kind.code)
     else:
         assert row.error is kind
 
 
+def _names(function: Any, code: str) -> bool:
+    return repr(code) in str(function.__code__.co_consts)
+
+
 def _rows(function: Any) -> dict[str, tuple[Any, ...]]:
     """What a test is parametrised over, by id."""
-    marks = [mark for mark in function.pytestmark if mark.name == "parametrize"]
+    marks = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "parametrize"]
     found: dict[str, tuple[Any, ...]] = {}
     for number, row in enumerate(row for mark in marks for row in mark.args[1]):
         found[str(getattr(row, "id", None) or number)] = tuple(getattr(row, "values", row))

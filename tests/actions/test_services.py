@@ -22,6 +22,7 @@ from domain.errors import (
     AgentUnavailable,
     InvalidConfiguration,
     KernelNotFound,
+    PermissionDenied,
     PortConflict,
     ServiceEnded,
     ServiceNotFound,
@@ -40,6 +41,7 @@ from tests.scenario import (
     ID,
     MALLORY,
     NOW,
+    WATCHER,
     TestScenario,
     a_row,
     a_session,
@@ -52,7 +54,7 @@ KERNEL = kernel_of(ID)
 
 
 def start(service: str = "web", **given: Any) -> StartServiceAction:
-    return StartServiceAction(session_name="train", service=service, **{"port": 8000, **given})
+    return StartServiceAction(**{"session_name": "train", "service": service, "port": 8000, **given})
 
 
 def a_service(name: str = "web", port: int = 8000, **columns: Any) -> Any:
@@ -139,6 +141,13 @@ def away(fake: FakeAgent) -> None:
             error=ServiceSilent,
             then_agent=("start_service", "stop_service"),
             then_audit=None,
+        ),
+        "a_monitor_starts_none": TestScenario(
+            given=(a_session(),),
+            do=start(session_name=str(ID)),
+            by=WATCHER,
+            error=PermissionDenied,
+            then_audit="permission_denied",
         ),
         "there_is_no_such_kernel": TestScenario(
             given=(a_session(),), do=start(kernels="worker9"), error=KernelNotFound, then_audit="kernel_not_found"
