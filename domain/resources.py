@@ -1,6 +1,7 @@
 """Amounts of CPU, memory and devices, as integers inside and as people write them outside.
 
-Units: `cpu` counts thousandths of a CPU, `mem` MiB, every other slot whole units (for `gpu`, devices).
+Units: `cpu` counts thousandths of a CPU, `mem` MiB, `gpu-mem` MiB of one device, every other slot whole units (for
+`gpu`, devices).
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _MIB_PER_SUFFIX: Final = {
 }
 
 
-def parse_memory_mib(value: object) -> int:
+def parse_memory_mib(value: object, name: str = "mem") -> int:
     """`4096`, `"4096"`, `"4g"`, `"512MiB"` -> MiB, rounded up. A bare number is MiB."""
     if isinstance(value, str):
         if not (match := _SIZE.match(value)) or len(value) > 32:
             raise InvalidResources(f"'{value[:40]}' is not an amount of memory; write MiB (4096) or a suffix ('4g').")
         mib = Decimal(match[1]) * _MIB_PER_SUFFIX[match[2].lower()]
     else:
-        mib = _number("mem", value)
-    return _whole("mem", mib.to_integral_value(rounding="ROUND_CEILING"))
+        mib = _number(name, value)
+    return _whole(name, mib.to_integral_value(rounding="ROUND_CEILING"))
 
 
 class ResourceSlot(Mapping[str, int]):
@@ -42,6 +43,7 @@ class ResourceSlot(Mapping[str, int]):
 
     `ResourceSlot(cpu=2, mem=4096)`: CPUs may be fractional (thousandths are kept), memory is in MiB or a string
     with a suffix (`"4g"`). Reading gives the integers inside: `slot["cpu"] == 2000`. Zero amounts are dropped.
+    `gpu-mem` is a share of one device; `gpu=1` beside it says no more, and is dropped.
     Raises `InvalidResources` for names or amounts that make no sense.
     """
 
@@ -55,6 +57,10 @@ class ResourceSlot(Mapping[str, int]):
             amount = _amount(name, value)
             if amount:
                 amounts[name] = amount
+        if amounts.get("gpu-mem") and amounts.pop("gpu", 1) > 1:
+            raise InvalidResources(
+                "gpu-mem is a share of one device; ask for it with gpu=1 or without gpu, or for whole devices."
+            )
         self._amounts = dict(sorted(amounts.items()))
 
     @classmethod
@@ -117,9 +123,13 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _amount(name: str, value: object) -> int:
-    if name == "mem":
-        return parse_memory_mib(value)
+    if name in ("mem", "gpu-mem"):
+        return parse_memory_mib(value, name)
     number = _number(name, value)
+    if name == "gpu" and 0 < number != number.to_integral_value():
+        raise InvalidResources(
+            "A device is handed out whole: ask for gpu=1, or for a share of one by its memory: gpu-mem=20g."
+        )
     return _whole(name, number * 1000 if name == "cpu" else number)
 
 

@@ -39,7 +39,7 @@ def test_equal_bags_are_one_key(amounts: dict[str, int]) -> None:
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=40), st.binary(max_size=4)))
 def test_anything_at_all_is_an_amount_or_refused(value: Any) -> None:
-    for name in ("cpu", "mem", "gpu"):
+    for name in ("cpu", "mem", "gpu", "gpu-mem"):
         try:
             slot = ResourceSlot({name: value})
         except InvalidResources:
@@ -117,6 +117,40 @@ def test_cpus_are_counted_in_thousandths(cpu: object, thousandths: int | None) -
 )
 def test_what_makes_no_sense(slots: dict[str, Any]) -> None:
     with pytest.raises(InvalidResources):
+        ResourceSlot(slots)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({"gpu": 2}, {"gpu": 2}),
+        ({"gpu-mem": "20g"}, {"gpu-mem": 20480}),
+        ({"gpu-mem": 512}, {"gpu-mem": 512}),
+        ({"gpu": 1, "gpu-mem": "20g"}, {"gpu-mem": 20480}),
+        ({"gpu": 0, "gpu-mem": "1g"}, {"gpu-mem": 1024}),
+        ({"gpu": 3, "gpu-mem": 0}, {"gpu": 3}),
+    ],
+)
+def test_devices_whole_or_a_share_of_one(asked: dict[str, Any], kept: dict[str, int]) -> None:
+    assert dict(ResourceSlot(asked)) == kept
+
+
+@pytest.mark.parametrize(
+    ("slots", "says"),
+    [
+        ({"gpu": 2, "gpu-mem": "20g"}, "share of one device"),
+        ({"gpu": 0.5}, "gpu-mem=20g"),
+        ({"gpu": "1.5"}, "gpu-mem=20g"),
+        ({"gpu": -0.5}, "negative"),
+        ({"gpu-mem": -1}, "negative"),
+        ({"gpu-mem": "-20g"}, "not an amount of memory"),
+        ({"gpu-mem": 2**41}, "larger than any host"),
+        ({"gpu-mem": "9999999p"}, "larger than any host"),
+        ({"gpu-mem": float("nan")}, "finite"),
+    ],
+)
+def test_what_no_device_can_be(slots: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidResources, match=says):
         ResourceSlot(slots)
 
 
