@@ -430,6 +430,30 @@ class StartFailed(MoorageError):
     code, http_status = "start_failed", 502
 
 
+class InvalidLimit(InvalidRequest):
+    """There is no such limit, or it cannot be so much; 'moorage admin policy create --help' names all limits."""
+
+    code = "invalid_limit"
+
+
+class InvalidPolicy(MoorageError):
+    """The policy contradicts itself; change its limits so that all of them can be meant."""
+
+    code, http_status = "invalid_policy", 422
+
+
+class PolicyNotFound(NotFound):
+    """There is no such policy; 'moorage admin policy ls' lists them."""
+
+    code = "policy_not_found"
+
+
+class PolicyInUse(Conflict):
+    """The policy is assigned; take it from whoever has it ('moorage admin policy unassign') first."""
+
+    code = "policy_in_use"
+
+
 class QuotaExceeded(MoorageError):
     """This would exceed a quota; end or remove something, or ask an administrator for more."""
 

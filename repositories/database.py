@@ -25,6 +25,7 @@ from domain.errors import (
     StillInUse,
     StorageFull,
 )
+from domain.limits import facts, refusal
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
@@ -168,13 +169,18 @@ class translated:
         if isinstance(error, asyncpg.IntegrityConstraintViolationError):
             name = error.constraint_name or ""
             if kind := _BY_CONSTRAINT.get(name):
-                raise kind(error.detail if kind is QuotaExceeded else None) from error
+                raise (_quota_exceeded(error.detail) if kind is QuotaExceeded else kind()) from error
             if isinstance(error, asyncpg.ForeignKeyViolationError):
                 raise StillInUse(constraint=name) from error
             if isinstance(error, asyncpg.UniqueViolationError):
                 raise Conflict(constraint=name) from error
         if isinstance(error, _UNREACHABLE):
             raise DatabaseUnavailable from error
+
+
+def _quota_exceeded(detail: str | None) -> QuotaExceeded:
+    full = orjson.loads(detail or "{}")
+    return QuotaExceeded(refusal(full), **facts(full)) if full else QuotaExceeded()
 
 
 def sqlalchemy_url(dsn: str) -> str:

@@ -124,7 +124,7 @@ async def test_allocations_and_quota_uses_are_not_edited(database: Database) -> 
         async with refused(connection):
             await connection.execute("UPDATE allocations SET amount = 1")
         async with refused(connection):
-            await connection.execute("UPDATE quota_uses SET amount = 1")
+            await connection.execute("UPDATE quota_uses SET scope_id = 'x'")
 
 
 async def test_a_host_that_shrinks_below_its_use_keeps_it_until_it_is_given_back(database: Database) -> None:
@@ -147,7 +147,7 @@ async def test_a_quota_is_not_exceeded_and_is_given_back(database: Database) -> 
             await insert(connection, "quota_uses", {"session_id": OTHER_ID, **use})
         await connection.execute("DELETE FROM quota_uses")
         await insert(connection, "quota_uses", {"session_id": OTHER_ID, **use})
-        assert await connection.fetchval("SELECT used FROM quotas") == 1
+        assert await connection.fetchval("SELECT queued FROM quotas") == 1
 
 
 # -- intents and the audit ---------------------------------------------------------------------------------------------
