@@ -20,7 +20,9 @@ _MARGIN: Final = 1.05
 
 async def change_resources(call: Work, session: Session, wanted: ResourceSlot, minimum_mib: int) -> ResourceSlot:
     """Inside the transaction that has locked the session. What is left out of `wanted` stays. The new whole."""
-    slots = ResourceSlot.from_units({**session.requested_slots, **wanted})
+    other = {"gpu": "gpu-mem", "gpu-mem": "gpu"}  # devices are asked for whole, or by a share: the one ends the other
+    kept = {name: amount for name, amount in session.requested_slots.items() if not wanted.get(other.get(name, ""))}
+    slots = ResourceSlot.from_units({**kept, **wanted})
     _check(session, slots, minimum_mib)
     connection = call.db.connection
     if session.status is Status.PENDING:
