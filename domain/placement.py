@@ -81,6 +81,7 @@ class Device:
     model: str = ""
     numa: int | None = None
     whole_only: bool = False  #: a MIG instance, for instance, is not shared
+    shared_only: bool = False  #: people outside Moorage are on it: not to be given out whole
     #: how close other devices of the host are: the higher the closer, by name; 0 for those that are not named
     links: Mapping[str, int] = field(default_factory=dict)
 
@@ -113,6 +114,7 @@ class Holding:
     name: str = ""
     user_id: UUID = NOBODY
     labels: Mapping[str, str] = field(default_factory=dict)
+    apart_from: Mapping[str, str] = field(default_factory=dict)  #: its own constraint: it binds those that come later
     ends_at: datetime | None = None  #: at the latest; None: nobody knows
 
 
@@ -126,6 +128,7 @@ class Group:
     backfill: bool = True  #: later sessions may pass one that waits for room, as long as they do not delay it
     gpu_sharing: bool = False  #: devices may be shared by memory
     half_life_seconds: float = 7 * 86400.0  #: after which what was held counts half
+    active: bool = True  #: otherwise nothing is placed there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

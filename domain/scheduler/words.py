@@ -1,0 +1,26 @@
+"""How amounts are said to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_UNITS: Final = {
+    "cpu": "CPUs",
+    "mem": "MiB of memory",
+    "gpu": "GPUs",
+    "gpu-mem": "MiB of one GPU",
+    "sessions": "sessions",
+}
+
+
+def words(slots: Mapping[str, int]) -> str:
+    return ", ".join(f"{amount_words(name, amount)} {_UNITS.get(name, name)}" for name, amount in slots.items())
+
+
+def amount_words(name: str, amount: int) -> str:
+    return f"{amount / 1000:g}" if name == "cpu" else str(amount)
+
+
+def pairs(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
