@@ -207,7 +207,7 @@ fair_shares = sa.Table(
     sa.CheckConstraint("weight BETWEEN 0.001 AND 1000", name="weight"),
     sa.Index(None, "user_id"),
 )
-#: What users held and hold no more, decayed up to `at`: slot-seconds, by kind. Written by triggers alone.
+#: What users held and hold no more, decayed up to `at`: slot-seconds, by kind. The sum of what is `counted` in `usage`.
 fair_usage = sa.Table(
     "fair_usage",
     metadata,
@@ -237,6 +237,8 @@ agents = sa.Table(
     _now("created_at"),
     sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
     _json("labels"),
+    _int("devices_boot_no"),  # which list of its devices was heard last: of that start of the daemon, ...
+    _int("devices_seq"),  # ... the how many-eth
 )
 agent_tokens = sa.Table(
     "agent_tokens",
@@ -280,6 +282,10 @@ devices = sa.Table(
     _at("out_since"),  # taken out: not handed to anybody
     sa.Column("out_reason", sa.Text),
     sa.Column("out_by", sa.Text),
+    _int("offered_mib"),  # of its memory; while it is out or missing, nothing of it is in `resources`
+    _flag("healthy", True),  # as its agent said last
+    _at("missing_since"),  # its agent has not named it any more
+    sa.CheckConstraint("memory_mib >= 0 AND offered_mib >= 0", name="amounts"),
     sa.CheckConstraint(
         "(out_since IS NULL) = (out_reason IS NULL) AND (out_since IS NULL) = (out_by IS NULL)", name="out"
     ),
@@ -298,8 +304,12 @@ device_checks = sa.Table(
     sa.Column("passed", sa.Boolean, nullable=False),
     _json("data"),
     _at("at", nullable=False),
+    sa.Column("check_id", sa.Text, nullable=False),  # agents tell theirs until they are taken
+    sa.Column("attempt", sa.BigInteger, nullable=False, server_default=sa.text("1")),
     sa.CheckConstraint("phase IN ('handover', 'release', 'watch')", name="phase"),
+    sa.UniqueConstraint("agent_id", "check_id"),
     sa.Index(None, "session_id"),
+    sa.Index(None, "agent_id", "name"),
     sa.Index(None, "at"),
 )
 
@@ -349,6 +359,8 @@ sessions = sa.Table(
     sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
     _int("retries"),  # that have been begun
     _flag("retrying"),  # it ends, and another attempt follows
+    _flag("replacing"),  # that one takes none of its retries: a device failed before its work began
+    _int("replaced"),  # so often
     _json("outputs", "[]"),
     _json("labels"),
     _json("preopen_ports", "[]"),
@@ -375,6 +387,7 @@ sessions = sa.Table(
     sa.Column("main_kernel_id", sa.Uuid, nullable=False),
     sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
     _json("constraints"),  # domain.placement.Constraints
+    sa.Column("moves_from", sa.Text),  # it ends to begin again elsewhere, because this host is drained
     sa.CheckConstraint(_one_of("status", Status), name="status"),
     sa.CheckConstraint(_one_of("session_type", SessionTypes), name="session_type"),
     sa.CheckConstraint("result IN ('UNDEFINED', 'SUCCESS', 'FAILURE')", name="result"),
@@ -787,6 +800,7 @@ samples = sa.Table(
     _int("gpus"),
     sa.Column("gpu_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
     _int("gpu_mem_bytes"),
+    sa.Column("gpu_joules", sa.Double, nullable=False, server_default=sa.text("0")),
     postgresql_partition_by="RANGE (at)",
 )
 #: The same, summed as they arrive; partitions of a day.
@@ -811,6 +825,7 @@ sample_minutes = sa.Table(
     sa.Column("gpu_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
     sa.Column("gpu_mem_byte_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
     _int("gpu_mem_max_bytes"),
+    sa.Column("gpu_joules", sa.Double, nullable=False, server_default=sa.text("0")),
     postgresql_partition_by="RANGE (at)",
 )
 #: What was held from when to when, written by the triggers of `allocations` alone. It outlives its session.
@@ -830,7 +845,10 @@ usage = sa.Table(
     sa.Column("share", sa.Double, nullable=False),  # of what the host has of it
     _at("since_at", nullable=False),
     _at("until_at"),  # NULL: held now
+    sa.Column("resource_group", sa.Text, nullable=False, server_default="default"),
+    _flag("counted"),  # it has ended, and is in fair_usage
     sa.CheckConstraint("until_at >= since_at", name="order"),
+    sa.Index("usage_uncounted_idx", "until_at", postgresql_where=sa.text("NOT counted")),
     sa.Index("usage_held_key", "kernel_id", "name", unique=True, postgresql_where=sa.text("until_at IS NULL")),
     sa.Index(None, "until_at"),
 )
