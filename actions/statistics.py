@@ -59,6 +59,7 @@ class Point:
     pids: int  #: processes and threads, the most
     gpu: float | None  #: busy devices: 0.5 is half of one; None where there is none
     gpu_mem: float | None
+    gpu_power: float | None  #: watts
     oom_kills: int
     forks_refused: int
 
@@ -79,6 +80,7 @@ class Point:
             pids=used.pids,
             gpu=round(used.gpu_seconds / seconds, 4) if used.gpus else None,
             gpu_mem=round(used.gpu_mem_byte_seconds / seconds / _MIB, 2) if used.gpus else None,
+            gpu_power=round(used.gpu_joules / seconds, 1) if used.gpus else None,
             oom_kills=used.oom_kills,
             forks_refused=used.forks_refused,
         )
@@ -216,6 +218,7 @@ class TopSession:
     mem: float | None  #: MiB
     gpu: float | None  #: busy devices
     gpu_mem: float | None  #: MiB
+    gpu_power: float | None  #: watts
     pids: int | None
     net_tx: float | None  #: bytes per second
     started_at: datetime | None
@@ -280,6 +283,7 @@ def _top(session: Session, kernels: Sequence[KernelRow], newest: Mapping[UUID, U
         mem=total("mem"),
         gpu=total("gpu"),
         gpu_mem=total("gpu_mem"),
+        gpu_power=total("gpu_power"),
         pids=total("pids"),
         net_tx=total("net_tx"),
         started_at=session.started_at,

@@ -21,7 +21,8 @@ _FINE: Final = """
         max(mem_bytes) AS mem_max_bytes, max(disk_bytes) AS disk_bytes, sum(io_read_bytes) AS io_read_bytes,
         sum(io_write_bytes) AS io_write_bytes, sum(net_rx_bytes) AS net_rx_bytes, sum(net_tx_bytes) AS net_tx_bytes,
         max(pids) AS pids, sum(forks_refused) AS forks_refused, sum(oom_kills) AS oom_kills, max(gpus) AS gpus,
-        sum(gpu_seconds) AS gpu_seconds, sum(gpu_mem_bytes * seconds) AS gpu_mem_byte_seconds
+        sum(gpu_seconds) AS gpu_seconds, sum(gpu_mem_bytes * seconds) AS gpu_mem_byte_seconds,
+        sum(gpu_joules) AS gpu_joules
     FROM samples WHERE kernel_id = ANY($1::uuid[]) AND at >= $2 AND at < $3 GROUP BY 1, 2 ORDER BY 1, 2
 """
 _COARSE: Final = """
@@ -30,7 +31,8 @@ _COARSE: Final = """
         max(mem_max_bytes) AS mem_max_bytes, max(disk_bytes) AS disk_bytes, sum(io_read_bytes) AS io_read_bytes,
         sum(io_write_bytes) AS io_write_bytes, sum(net_rx_bytes) AS net_rx_bytes, sum(net_tx_bytes) AS net_tx_bytes,
         max(pids_max) AS pids, sum(forks_refused) AS forks_refused, sum(oom_kills) AS oom_kills, max(gpus) AS gpus,
-        sum(gpu_seconds) AS gpu_seconds, sum(gpu_mem_byte_seconds) AS gpu_mem_byte_seconds
+        sum(gpu_seconds) AS gpu_seconds, sum(gpu_mem_byte_seconds) AS gpu_mem_byte_seconds,
+        sum(gpu_joules) AS gpu_joules
     FROM sample_minutes WHERE kernel_id = ANY($1::uuid[]) AND at >= $2 AND at < $3 GROUP BY 1, 2 ORDER BY 1, 2
 """
 
@@ -67,6 +69,7 @@ class Used:
     gpus: int = 0
     gpu_seconds: float = 0.0
     gpu_mem_byte_seconds: float = 0.0
+    gpu_joules: float = 0.0
 
 
 class MetricsRepository:
@@ -111,7 +114,8 @@ class MetricsRepository:
             """
             SELECT DISTINCT ON (kernel_id) kernel_id, at, seconds, cpu_seconds, mem_bytes * seconds AS mem_byte_seconds,
                 mem_bytes AS mem_max_bytes, disk_bytes, io_read_bytes, io_write_bytes, net_rx_bytes, net_tx_bytes, pids,
-                forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes * seconds AS gpu_mem_byte_seconds
+                forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes * seconds AS gpu_mem_byte_seconds,
+                gpu_joules
             FROM samples WHERE kernel_id = ANY($1::uuid[]) AND at > $2 ORDER BY kernel_id, at DESC
             """,
             list(kernels),
@@ -138,4 +142,4 @@ def _by_kernel(rows: Sequence[Any]) -> dict[UUID, list[Used]]:
     return found
 
 
-_WHOLE: Final = frozenset(name for name in Used.__dataclass_fields__ if not name.endswith("seconds")) - {"at"}
+_WHOLE: Final = frozenset(name for name in Used.__dataclass_fields__ if not name.endswith("seconds")) - {"at", "gpu_joules"}

@@ -22,30 +22,33 @@ _BIG: Final = float(2**60)
 _MOST_SECONDS: Final = 3600.0
 
 #: $1 kernels, $2 agents, $3 at, $4 seconds, $5 cpu_seconds, $6 mem, $7 disk, $8 io_read, $9 io_write, $10 rx, $11 tx,
-#: $12 pids, $13 forks_refused, $14 oom_kills, $15 gpus, $16 gpu_seconds, $17 gpu_mem. A sample that is there already is
-#: neither stored nor summed again: agents tell theirs until they are acknowledged.
+#: $12 pids, $13 forks_refused, $14 oom_kills, $15 gpus, $16 gpu_seconds, $17 gpu_mem, $18 gpu_joules. A sample that is
+#: there already is neither stored nor summed again: agents tell theirs until they are acknowledged.
 _STORE: Final = """
     WITH told AS (
         SELECT DISTINCT ON (f.kernel_id, f.at) f.* FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::float8[],
             $5::float8[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-            $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::float8[], $17::bigint[])
+            $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::float8[], $17::bigint[],
+            $18::float8[])
             AS f(kernel_id, agent_id, at, seconds, cpu_seconds, mem_bytes, disk_bytes, io_read_bytes, io_write_bytes,
-                net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes)
+                net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes, gpu_joules)
         JOIN kernels k ON k.id = f.kernel_id AND k.agent_id = f.agent_id ORDER BY f.kernel_id, f.at
     ), stored AS (
         INSERT INTO samples (kernel_id, at, seconds, cpu_seconds, mem_bytes, disk_bytes, io_read_bytes, io_write_bytes,
-            net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes)
+            net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes,
+            gpu_joules)
         SELECT kernel_id, at, seconds, cpu_seconds, mem_bytes, disk_bytes, io_read_bytes, io_write_bytes,
-            net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes FROM told
+            net_rx_bytes, net_tx_bytes, pids, forks_refused, oom_kills, gpus, gpu_seconds, gpu_mem_bytes, gpu_joules
+        FROM told
         ON CONFLICT DO NOTHING RETURNING *
     ), minutes AS (
         INSERT INTO sample_minutes AS m (kernel_id, at, seconds, cpu_seconds, mem_byte_seconds, mem_max_bytes,
             disk_bytes, io_read_bytes, io_write_bytes, net_rx_bytes, net_tx_bytes, pids_max, forks_refused, oom_kills,
-            gpus, gpu_seconds, gpu_mem_byte_seconds, gpu_mem_max_bytes)
+            gpus, gpu_seconds, gpu_mem_byte_seconds, gpu_mem_max_bytes, gpu_joules)
         SELECT kernel_id, date_trunc('minute', at), sum(seconds), sum(cpu_seconds), sum(mem_bytes * seconds),
             max(mem_bytes), max(disk_bytes), sum(io_read_bytes), sum(io_write_bytes), sum(net_rx_bytes),
             sum(net_tx_bytes), max(pids), sum(forks_refused), sum(oom_kills), max(gpus), sum(gpu_seconds),
-            sum(gpu_mem_bytes * seconds), max(gpu_mem_bytes)
+            sum(gpu_mem_bytes * seconds), max(gpu_mem_bytes), sum(gpu_joules)
         FROM stored GROUP BY 1, 2 ORDER BY 1, 2
         ON CONFLICT (kernel_id, at) DO UPDATE SET
             seconds = m.seconds + excluded.seconds,
@@ -63,7 +66,8 @@ _STORE: Final = """
             gpus = greatest(m.gpus, excluded.gpus),
             gpu_seconds = m.gpu_seconds + excluded.gpu_seconds,
             gpu_mem_byte_seconds = m.gpu_mem_byte_seconds + excluded.gpu_mem_byte_seconds,
-            gpu_mem_max_bytes = greatest(m.gpu_mem_max_bytes, excluded.gpu_mem_max_bytes)
+            gpu_mem_max_bytes = greatest(m.gpu_mem_max_bytes, excluded.gpu_mem_max_bytes),
+            gpu_joules = m.gpu_joules + excluded.gpu_joules
     )
     SELECT count(*) FROM stored
 """
@@ -78,7 +82,7 @@ async def store_samples(connection: Connection, reports: Sequence[tuple[AgentId,
     if not rows:
         return 0
     await connection.execute("SET LOCAL synchronous_commit = off")
-    return int(await connection.fetchval(_STORE, *([row[at] for row in rows] for at in range(17))))
+    return int(await connection.fetchval(_STORE, *([row[at] for row in rows] for at in range(18))))
 
 
 def _row(agent_id: AgentId, sample: Sample, now: datetime) -> tuple[object, ...] | None:
@@ -87,7 +91,7 @@ def _row(agent_id: AgentId, sample: Sample, now: datetime) -> tuple[object, ...]
     amounts = [
         sample.cpu_seconds, sample.mem_bytes, sample.disk_bytes, sample.io_read_bytes, sample.io_write_bytes,
         sample.net_rx_bytes, sample.net_tx_bytes, sample.pids, sample.forks_refused, sample.oom_kills, sample.gpus,
-        sample.gpu_seconds, sample.gpu_mem_bytes,
+        sample.gpu_seconds, sample.gpu_mem_bytes, sample.gpu_power_watts,
     ]  # fmt: skip
     if kernel_id is None or not _sane(sample.at, 4e9) or not _sane(sample.seconds, _MOST_SECONDS) or not sample.seconds:
         return None
@@ -96,8 +100,9 @@ def _row(agent_id: AgentId, sample: Sample, now: datetime) -> tuple[object, ...]
     at = datetime.fromtimestamp(sample.at, UTC)
     if not now - _OLDEST < at < now + _LATEST:
         return None
-    whole = [amount if index in (0, 11) or amount is None else int(amount) for index, amount in enumerate(amounts)]
-    return kernel_id, str(agent_id), at, float(sample.seconds), *whole
+    whole = [amount if index in (0, 11) or amount is None else int(amount) for index, amount in enumerate(amounts[:-1])]
+    joules = float(sample.gpu_power_watts) * sample.seconds
+    return kernel_id, str(agent_id), at, float(sample.seconds), *whole, joules
 
 
 def _sane(value: object, most: float) -> bool:
