@@ -54,6 +54,7 @@ class Event(StrEnum):
     EXPIRE = "expire"  #: max_wait, batch_timeout or the lifetime is over
     SKIP = "skip"  #: what it depends on failed, so it will never run
     RETRY = "retry"  #: its work failed, nothing of it is left, and another attempt follows
+    MOVE = "move"  #: its host is drained: nothing of it stays there, and its work begins again on another
     FAIL = "fail"  #: something broke, or a deadline passed
     GONE = "gone"  #: the hosts say that nothing is left
     BREAK = "break"  #: the same, after a failure
@@ -80,16 +81,19 @@ TRANSITIONS: Final = (
     T(S.SCHEDULED,          E.PULL,      S.PULLING),
     T(S.SCHEDULED,          E.START,     S.RUNNING),
     T(S.SCHEDULED,          E.DESTROY,   S.TERMINATING),
+    T(S.SCHEDULED,          E.MOVE,      S.TERMINATING),
     T(S.SCHEDULED,          E.FAIL,      S.TERMINATING),
     T(S.SCHEDULED,          E.FORCE,     S.TERMINATED),
     T(S.PREPARING,          E.PULL,      S.PULLING),
     T(S.PREPARING,          E.START,     S.RUNNING),
     T(S.PREPARING,          E.DESTROY,   S.TERMINATING),
+    T(S.PREPARING,          E.MOVE,      S.TERMINATING),
     T(S.PREPARING,          E.FAIL,      S.TERMINATING),
     T(S.PREPARING,          E.FORCE,     S.TERMINATED),
     T(S.PULLING,            E.PREPARE,   S.PREPARING),
     T(S.PULLING,            E.START,     S.RUNNING),
     T(S.PULLING,            E.DESTROY,   S.TERMINATING),
+    T(S.PULLING,            E.MOVE,      S.TERMINATING),
     T(S.PULLING,            E.FAIL,      S.TERMINATING),
     T(S.PULLING,            E.FORCE,     S.TERMINATED),
     T(S.RUNNING,            E.DEGRADE,   S.RUNNING_DEGRADED),
@@ -97,6 +101,7 @@ TRANSITIONS: Final = (
     T(S.RUNNING,            E.DESTROY,   S.TERMINATING),
     T(S.RUNNING,            E.FINISH,    S.TERMINATING),
     T(S.RUNNING,            E.EXPIRE,    S.TERMINATING),
+    T(S.RUNNING,            E.MOVE,      S.TERMINATING),
     T(S.RUNNING,            E.FAIL,      S.TERMINATING),
     T(S.RUNNING,            E.FORCE,     S.TERMINATED),
     T(S.RUNNING_DEGRADED,   E.RECOVER,   S.RUNNING),
@@ -104,10 +109,12 @@ TRANSITIONS: Final = (
     T(S.RUNNING_DEGRADED,   E.DESTROY,   S.TERMINATING),
     T(S.RUNNING_DEGRADED,   E.FINISH,    S.TERMINATING),
     T(S.RUNNING_DEGRADED,   E.EXPIRE,    S.TERMINATING),
+    T(S.RUNNING_DEGRADED,   E.MOVE,      S.TERMINATING),
     T(S.RUNNING_DEGRADED,   E.FAIL,      S.TERMINATING),
     T(S.RUNNING_DEGRADED,   E.FORCE,     S.TERMINATED),
     T(S.RESTARTING,         E.START,     S.RUNNING),
     T(S.RESTARTING,         E.DESTROY,   S.TERMINATING),
+    T(S.RESTARTING,         E.MOVE,      S.TERMINATING),
     T(S.RESTARTING,         E.FAIL,      S.TERMINATING),
     T(S.RESTARTING,         E.FORCE,     S.TERMINATED),
     T(S.TERMINATING,        E.GONE,      S.TERMINATED),

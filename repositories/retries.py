@@ -26,12 +26,12 @@ async def retry(
     nothing is left of the attempt before; their quota stays charged."""
     rows = await connection.fetch(
         """
-        SELECT id, status_reason, exit_code, max_retries, retries, retry_delay_seconds FROM sessions
+        SELECT id, status_reason, exit_code, max_retries, retries, retry_delay_seconds, moves_from FROM sessions
         WHERE id = ANY($1::uuid[]) ORDER BY id
         """,
         sessions,
     )
-    delays = {row["id"]: retry_delay_seconds(row["retry_delay_seconds"], row["retries"]) for row in rows}
+    delays = {row["id"]: _delay_seconds(row) for row in rows}
     asked = [Asked(session_id=SessionId(row["id"]), reason=_reason(row, delays[row["id"]])) for row in rows]
     moved = await transit_many(connection, Event.RETRY, asked, cause=cause, now=now)
     for one in moved:
@@ -48,7 +48,13 @@ async def retry(
     return moved
 
 
+def _delay_seconds(row: Mapping[str, Any]) -> float:
+    return 0.0 if row["moves_from"] else retry_delay_seconds(row["retry_delay_seconds"], row["retries"])
+
+
 def _reason(row: Mapping[str, Any], delay_seconds: float) -> str:
+    if row["moves_from"]:
+        return f"its host {row['moves_from']} is drained; its work begins again on another"
     number, most = row["retries"] + 1, row["max_retries"] + 1
     why = f"exit code {row['exit_code']}" if row["exit_code"] else row["status_reason"] or "nobody says why"
     when = f" in {delay_seconds:g} s" if delay_seconds else ""

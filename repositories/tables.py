@@ -237,6 +237,12 @@ agents = sa.Table(
     _now("created_at"),
     sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
     _json("labels"),
+    _at("cordoned_at"),  # NULL while it is schedulable
+    sa.Column("cordon_reason", sa.Text),
+    _flag("draining"),  # what is there is to go
+    _flag("drain_moves"),  # batch sessions begin again elsewhere
+    _at("drain_until"),  # when those that are left are ended; NULL: never
+    sa.CheckConstraint("NOT draining OR NOT schedulable", name="draining"),
     _int("devices_boot_no"),  # which list of its devices was heard last: of that start of the daemon, ...
     _int("devices_seq"),  # ... the how many-eth
 )

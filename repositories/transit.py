@@ -202,6 +202,8 @@ def _extra(event: Event) -> str:
                 ", result = 'FAILURE', failed = true, exit_code = a.exit_code, expires_at = NULL"
                 f", retrying = {_TRIES_LEFT}"
             )
+        case Event.MOVE:
+            return ", expires_at = NULL, retrying = true"
         case Event.DESTROY:
             return ", expires_at = NULL, ended_at = CASE WHEN s.status = 'PENDING' THEN $1 END"
         case Event.EXPIRE:
@@ -215,11 +217,13 @@ def _extra(event: Event) -> str:
             return ", expires_at = NULL, ended_at = $1, result = 'FAILURE'"
         case Event.RETRY:
             return (
-                ", attempt = s.attempt + 1, retries = s.retries + 1, retrying = false, result = 'UNDEFINED', failed = false"
+                # being moved takes none of its retries
+                ", attempt = s.attempt + 1, retries = s.retries + (s.moves_from IS NULL)::integer, moves_from = NULL"
+                ", retrying = false, result = 'UNDEFINED', failed = false"
                 ", exit_code = NULL, started_at = NULL, expires_at = NULL"
             )
         case Event.GONE | Event.BREAK | Event.FORCE:
-            return ", expires_at = NULL, ended_at = $1, retrying = false"
+            return ", expires_at = NULL, ended_at = $1, retrying = false, moves_from = NULL"
         case Event.RESTART:
             return (
                 ", attempt = s.attempt + 1, result = 'UNDEFINED', failed = false, exit_code = NULL, started_at = NULL, ended_at = NULL"
