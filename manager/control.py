@@ -20,7 +20,8 @@ from manager.idle import IdleCheckers
 from manager.inference import Inference
 from manager.ingest import Ingest
 from manager.loop import Loop
-from manager.reconciler import Deadlines, LostAgents, Scheduler
+from manager.reconciler import Deadlines, LostAgents
+from manager.scheduling import Scheduler
 from manager.services import ServiceKeeper
 from manager.tails import Tails
 from manager.tasks import TaskLoop, Tools

@@ -1,86 +1,26 @@
-"""What the control role decides by itself: who gets a host, what is over, which hosts are lost."""
+"""What the control role decides by itself: what is over, which hosts are lost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from ipaddress import IPv4Network
 from itertools import groupby
 from typing import Final
 
 from domain.ids import SessionId
-from domain.placement import Blocked, Placement
+from domain.placement import Blocked
 from domain.scheduler import plan
 from domain.session import DEADLINES
 from manager.herald import Herald
 from manager.loop import Loop
 from repositories.agents import find_lost
-from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.due import Due, DueSession, next_due, take_due
-from repositories.gangs import join_cluster, place_cluster
-from repositories.placement import Placed, place, snapshot
+from repositories.snapshot import snapshot
 from repositories.transit import Asked, Cause, transit_many
 
 DEADLINE: Final = Cause(by="deadline")
-
-
-class Scheduler(Loop):
-    """Plans whenever something may be schedulable. Any number of them is safe: placing checks everything again."""
-
-    name = "scheduler"
-    #: Sessions placed by one statement; their locks are held until it has committed.
-    batch: Final = 500
-
-    def __init__(
-        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], pool: IPv4Network = DEFAULT_POOL
-    ) -> None:
-        super().__init__()
-        self._database = database
-        self._herald = herald
-        self._clock = clock
-        self._pool = pool
-
-    async def step(self) -> float | None:
-        started = time.monotonic()
-        async with self._database.reader() as connection:
-            seen = await snapshot(connection, now=self._clock())
-        planned = plan(seen, self._clock())
-        again, next_start = False, self._seconds_until(seen.next_start_at)
-        single = [placement for placement in planned.placements if not placement.clustered]
-        for at in range(0, len(single), self.batch):
-            placed = await self._place(single[at : at + self.batch])
-            again |= "no_room" in placed.conflicts.values()
-        for placement in planned.placements:
-            if placement.clustered:
-                again |= await self._place_cluster(placement) == "no_room"
-        # Others work too: after a long plan over a long queue, rest as long as it took.
-        took = time.monotonic() - started
-        return 0.0 if again and took < 0.05 else took if again else next_start
-
-    def _seconds_until(self, at: datetime | None) -> float | None:
-        return None if at is None else max(0.0, (at - self._clock()).total_seconds())
-
-    async def _place(self, placements: Sequence[Placement]) -> Placed:
-        async with self._database.reader() as connection:
-            placed = await place(connection, placements, now=self._clock())
-        if placed.sessions:
-            self._herald.announce("dispatch")
-            self._herald.announce("sessions", *placed.sessions)
-            self._herald.announce("events")
-        return placed
-
-    async def _place_cluster(self, placement: Placement) -> str | None:
-        """A transaction of its own: what happens to one cluster is no other session's business."""
-        async with self._database.transaction() as connection:
-            placing = join_cluster if placement.joins else place_cluster
-            conflict = await placing(connection, placement, pool=self._pool, now=self._clock())
-        if conflict is None:
-            self._herald.announce("dispatch")
-            self._herald.announce("sessions", placement.session_id)
-            self._herald.announce("events")
-        return conflict
 
 
 class Deadlines(Loop):

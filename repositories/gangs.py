@@ -1,4 +1,4 @@
-"""Placing clusters: a session with all of its kernels and its network, or one more kernel of a session that runs."""
+"""Placing one by one: clusters with their network, one more kernel of a session that runs, and who keeps apart from others."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ from domain.ids import SessionId
 from domain.placement import KernelPlacement, Placement
 from repositories.clusters import reserve, weave
 from repositories.database import Connection
-from repositories.placement import SCHEDULER, place
+from repositories.placement import HANDED_OUT, SCHEDULER, SUITS, place
 from repositories.transit import emit
+
+
+async def place_apart(connection: Connection, placement: Placement, *, now: datetime) -> str | None:
+    """A session that is to have a host without certain others of its owner; or why not: the conflicts of `place`.
+
+    Inside the caller's transaction. The others are locked first, also those that wait: whoever is placing one of them has
+    done so when `place` looks where they are.
+    """
+    await _keep_still(connection, placement.session_id)
+    return (await place(connection, [placement], now=now)).conflicts.get(placement.session_id)
 
 
 async def place_cluster(
     connection: Connection, placement: Placement, *, pool: IPv4Network, now: datetime
 ) -> str | None:
-    """All kernels and their network, or nothing of it and why not: not_pending, changed, no_room, no_network.
+    """All kernels and their network, or nothing of it and why not: not_pending, changed, no_room, quota, no_network.
 
     Inside the caller's transaction, which holds nothing else.
     """
     session_id = placement.session_id
+    await _keep_still(connection, session_id)
     if not await _lock(connection, session_id, "PENDING"):
         return "not_pending"
     had_one = await connection.fetchval("SELECT true FROM cluster_networks WHERE session_id = $1", session_id)
@@ -39,10 +50,11 @@ async def place_cluster(
 async def join_cluster(connection: Connection, placement: Placement, *, pool: IPv4Network, now: datetime) -> str | None:
     """One more kernel for a session that runs; the others are told of it. The conflicts are those of `place_cluster`."""
     session_id, [kernel] = placement.session_id, placement.kernels
+    await _keep_still(connection, session_id)
     if not await _lock(connection, session_id, "RUNNING", "RUNNING_DEGRADED"):
         return "changed"
-    if not await _take(connection, session_id, kernel, now):
-        return "no_room"
+    if conflict := await _take(connection, session_id, kernel, now):
+        return conflict
     await weave(connection, session_id, now=now)
     session = await connection.fetchrow("SELECT name, user_id, domain FROM sessions WHERE id = $1", session_id)
     assert session is not None
@@ -66,27 +78,49 @@ async def _lock(connection: Connection, session_id: SessionId, *statuses: str) -
     return bool(found)
 
 
-async def _take(connection: Connection, session_id: SessionId, kernel: KernelPlacement, now: datetime) -> bool:
-    """The slots of a kernel that joins, with every check repeated on locked rows."""
-    host = await connection.fetchval(
+async def _keep_still(connection: Connection, session_id: SessionId) -> None:
+    """Lock, in the order in which everybody does, the live sessions of its owner that this one keeps apart from, and itself."""
+    await connection.execute(
         """
-        SELECT a.id FROM agents a JOIN sessions s ON s.id = $2 AND s.architecture = a.architecture
-        WHERE a.id = $1 AND a.schedulable AND NOT a.lost AND a.uid IS NOT NULL FOR KEY SHARE OF a
+        SELECT FROM sessions o WHERE o.id IN (
+            SELECT x.id FROM sessions s JOIN sessions x ON x.user_id = s.user_id AND x.ended_at IS NULL
+            WHERE s.id = $1 AND s.constraints ? 'apart_from' AND (x.id = s.id OR EXISTS (
+                SELECT FROM jsonb_each(s.constraints -> 'apart_from') f WHERE x.labels @> jsonb_build_object(f.key, f.value))))
+        ORDER BY o.id FOR UPDATE
+        """,
+        session_id,
+    )
+
+
+async def _take(connection: Connection, session_id: SessionId, kernel: KernelPlacement, now: datetime) -> str | None:
+    """The slots of a kernel that joins, with every check repeated on locked rows; or why not. Its quota is charged already."""
+    host = await connection.fetchval(
+        f"""
+        SELECT a.id FROM agents a JOIN sessions q ON q.id = $2 WHERE a.id = $1 AND {SUITS} FOR KEY SHARE OF a
         """,
         kernel.agent_id,
         session_id,
     )
+    if host is None:
+        return "changed"
+    amounts = {name: amount for name, amount in kernel.amounts.items() if amount > 0}
     rows = await connection.fetch(
-        """
-        SELECT name, reported - used AS free FROM resources WHERE agent_id = $1 AND name = ANY($2::text[])
-        ORDER BY name FOR UPDATE
+        f"""
+        SELECT r.name, r.reported - r.used AS free, {HANDED_OUT} AS proper
+        FROM resources r JOIN unnest($2::text[], $3::bigint[]) AS x(name, amount) ON x.name = r.name
+        JOIN kernels k ON k.id = $4 JOIN agents a ON a.id = r.agent_id JOIN resource_groups g ON g.name = a.resource_group
+        WHERE r.agent_id = $1 ORDER BY r.name FOR UPDATE OF r
         """,
         kernel.agent_id,
-        list(kernel.amounts),
+        list(amounts),
+        list(amounts.values()),
+        kernel.kernel_id,
     )
     free = {row["name"]: row["free"] for row in rows}
-    if host is None or any(amount > free.get(name, 0) for name, amount in kernel.amounts.items()):
-        return False
+    if not all(row["proper"] for row in rows):
+        return "changed"
+    if any(amount > free.get(name, 0) for name, amount in amounts.items()):
+        return "no_room"
     taken = await connection.fetchval(
         """
         UPDATE kernels k SET agent_id = $2, want = 'RUN', joining = false, generation = generation + 1, next_try_at = $3,
@@ -101,8 +135,7 @@ async def _take(connection: Connection, session_id: SessionId, kernel: KernelPla
         session_id,
     )
     if not taken:
-        return False
-    amounts = {name: amount for name, amount in kernel.amounts.items() if amount > 0}
+        return "changed"
     await connection.execute(
         "INSERT INTO allocations (kernel_id, agent_id, name, amount) SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[])",
         kernel.kernel_id,
@@ -110,4 +143,4 @@ async def _take(connection: Connection, session_id: SessionId, kernel: KernelPla
         list(amounts),
         list(amounts.values()),
     )
-    return True
+    return None

@@ -11,7 +11,8 @@ from agent.wire import exit_record
 from domain.ids import AgentId, SessionId
 from domain.scheduler import plan
 from domain.session import Event
-from manager.reconciler import Deadlines, Scheduler
+from manager.reconciler import Deadlines
+from manager.scheduling import Scheduler
 from repositories.database import Connection, Database
 from repositories.placement import place, snapshot
 from repositories.resolve import resolve

@@ -1,0 +1,165 @@
+"""Who gets a host: looks, plans, writes, whenever something may be schedulable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from ipaddress import IPv4Network
+from typing import Final
+
+from domain.ids import SessionId
+from domain.placement import Placement, Plan, Reservation, Snapshot
+from domain.scheduler import plan
+from manager.herald import Herald
+from manager.loop import Loop
+from repositories.clusters import DEFAULT_POOL
+from repositories.database import Database
+from repositories.gangs import join_cluster, place_apart, place_cluster
+from repositories.placement import place
+from repositories.snapshot import Remembered, snapshot
+
+#: Why a session waits when others have what it needs: what they hold, and until when, decides who may pass it.
+_FOR_ROOM: Final = frozenset({"insufficient", "reserved", "behind"})
+#: Conflicts after which the same plan may work out: others took the room meanwhile. The rest is news by itself.
+_WORTH_A_LOOK: Final = frozenset({"no_room", "quota", "changed"})
+
+
+class Scheduler(Loop):
+    """Plans whenever something may be schedulable. Any number of them is safe: placing checks everything again."""
+
+    name = "scheduler"
+    #: Sessions placed by one statement; their locks are held until it has committed.
+    batch: Final = 500
+    #: From so many sessions on, a plan is made beside the event loop, on which agents and others wait for answers.
+    aside_from: Final = 500
+    #: Of the time that a look takes: how long others have the machine after it, and after one that could change nothing.
+    rest_factor: Final = 1.0
+    unchanged_factor: Final = 20.0
+
+    def __init__(
+        self, database: Database, herald: Herald, *, clock: Callable[[], datetime], pool: IPv4Network = DEFAULT_POOL
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._herald = herald
+        self._clock = clock
+        self._pool = pool
+        self._known: Remembered = {}
+        self._needs_holdings = False
+        self._conflicts_in_a_row = 0
+        #: what led to no placement, and when it is looked at again
+        self._fruitless: tuple[Snapshot, float] | None = None
+
+    async def step(self) -> float | None:
+        started = time.monotonic()
+        seen = await self._look(holdings=self._needs_holdings)
+        if self._is_known_to_be_fruitless(seen):
+            return self._until_next(seen)
+        planned = await self._plan(seen)
+        short = waits_for_room(planned, seen)
+        if short and not self._needs_holdings:
+            seen = await self._look(holdings=True)
+            planned = await self._plan(seen)
+        self._needs_holdings = short
+        conflicts = await self._write(planned.placements, seen)
+        took = time.monotonic() - started
+        if not planned.placements:
+            self._fruitless = _without_time(seen), time.monotonic() + self.unchanged_factor * took
+        await self._breathe(took, seen)
+        again = bool(_WORTH_A_LOOK & conflicts.keys())
+        self._conflicts_in_a_row = self._conflicts_in_a_row + 1 if again else 0
+        if self._conflicts_in_a_row == 10:
+            said = ", ".join(f"{number} {why}" for why, number in conflicts.items())
+            self._log.warning("placements fail again and again: %s", said)
+        if again:
+            return min(0.001 * 2.0**self._conflicts_in_a_row, self.floor_seconds)
+        return self._until_next(seen, planned.reservations)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+    async def _look(self, *, holdings: bool) -> Snapshot:
+        async with self._database.reader() as connection:
+            return await snapshot(connection, now=self._clock(), holdings=holdings, known=self._known)
+
+    async def _plan(self, seen: Snapshot) -> Plan:
+        if len(seen.pending) < self.aside_from:
+            return plan(seen, self._clock())
+        return await asyncio.to_thread(plan, seen, self._clock())
+
+    def _is_known_to_be_fruitless(self, seen: Snapshot) -> bool:
+        """Only time has passed since a look that led to nothing; shares decay by it, so it is not for ever."""
+        if self._fruitless is None:
+            return False
+        before, again_at = self._fruitless
+        if time.monotonic() < again_at and before == _without_time(seen):
+            return True
+        self._fruitless = None
+        return False
+
+    def _until_next(self, seen: Snapshot, reservations: Sequence[Reservation] = ()) -> float | None:
+        """Seconds until time alone makes something schedulable."""
+        now = self._clock()
+        times = [seen.next_start_at, *(one.at for one in reservations)]
+        return min(((at - now).total_seconds() for at in times if at is not None and at > now), default=None)
+
+    async def _breathe(self, took: float, seen: Snapshot) -> None:
+        """Others work too: after a long look at a long queue, rest as long as it took, whatever wakes us."""
+        if took > 0.05 and len(seen.pending) >= self.aside_from:
+            await asyncio.sleep(took * self.rest_factor)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+    async def _write(self, placements: Sequence[Placement], seen: Snapshot) -> Counter[str]:
+        """The conflicts, by kind."""
+        apart = {session.id for session in seen.pending if session.constraints.apart_from}
+        single = [one for one in placements if not one.clustered and one.session_id not in apart]
+        conflicts: Counter[str] = Counter()
+        for at in range(0, len(single), self.batch):
+            conflicts += await self._place(single[at : at + self.batch])
+        for placement in placements:
+            if placement.clustered or placement.session_id in apart:
+                conflicts += await self._place_alone(placement)
+        return conflicts
+
+    async def _place(self, placements: Sequence[Placement]) -> Counter[str]:
+        async with self._database.reader() as connection:
+            placed = await place(connection, placements, now=self._clock())
+        self._tell(placed.sessions)
+        return Counter(placed.conflicts.values())
+
+    async def _place_alone(self, placement: Placement) -> Counter[str]:
+        """A transaction of its own: what happens to one cluster is no other session's business."""
+        now = self._clock()
+        async with self._database.transaction() as connection:
+            if not placement.clustered:
+                conflict = await place_apart(connection, placement, now=now)
+            elif placement.joins:
+                conflict = await join_cluster(connection, placement, pool=self._pool, now=now)
+            else:
+                conflict = await place_cluster(connection, placement, pool=self._pool, now=now)
+        if conflict is None:
+            self._tell([placement.session_id])
+        return Counter([conflict] if conflict else [])
+
+    def _tell(self, placed: Sequence[SessionId]) -> None:
+        if placed:
+            self._herald.announce("dispatch")
+            self._herald.announce("sessions", *placed)
+            self._herald.announce("events")
+
+
+def waits_for_room(planned: Plan, seen: Snapshot) -> bool:
+    """Somebody waits for what others hold, in a group where later sessions may pass: then it matters when they end."""
+    strict = {group.name for group in seen.groups if not group.backfill}
+    return any(
+        blocked.code in _FOR_ROOM and session.resource_group not in strict
+        for session in seen.pending
+        if (blocked := planned.blocked.get(session.id)) is not None
+    )
+
+
+def _without_time(seen: Snapshot) -> Snapshot:
+    """What decides, but for what changes by the clock alone; what is held shows in what is free."""
+    return replace(seen, shares=(), holdings=())
