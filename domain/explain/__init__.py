@@ -1,0 +1,32 @@
+"""Why a session waits, and what it would start with."""
+
+from domain.explain.values import (
+    Away,
+    Before,
+    Ending,
+    Explanation,
+    Held,
+    HostCount,
+    HostReport,
+    LimitChange,
+    Missing,
+    Surroundings,
+    Way,
+)
+from domain.explain.waiting import explain, plans_for
+
+__all__ = [
+    "Away",
+    "Before",
+    "Ending",
+    "Explanation",
+    "Held",
+    "HostCount",
+    "HostReport",
+    "LimitChange",
+    "Missing",
+    "Surroundings",
+    "Way",
+    "explain",
+    "plans_for",
+]

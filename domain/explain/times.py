@@ -1,0 +1,142 @@
+"""What a session would start after: the end of one session, or of all that have a lifetime by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from domain.explain import words
+from domain.explain.changes import ended
+from domain.explain.trials import Trials, first_that
+from domain.explain.values import Ending, Surroundings, Way
+from domain.ids import AgentId, SessionId
+from domain.placement import Holding, Snapshot
+from domain.scheduler.obstacles import obstacles
+
+#: So many sessions, whose end could help, are tried one by one, and so many of each kind are told of.
+_TRIED: Final = 24
+_TOLD: Final = 2
+#: What goes away with a session's end.
+_PASSING: Final = frozenset({"insufficient", "apart_from", "address", "reserved"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A session that has been placed."""
+
+    id: SessionId
+    name: str
+    user_id: UUID
+    agents: tuple[AgentId, ...]
+    ends_at: datetime | None
+
+
+def holders(snapshot: Snapshot) -> dict[SessionId, Holder]:
+    by_session: dict[SessionId, list[Holding]] = {}
+    for holding in snapshot.holdings:
+        by_session.setdefault(holding.session_id, []).append(holding)
+    return {session_id: _holder(held) for session_id, held in by_session.items()}
+
+
+def _holder(held: Sequence[Holding]) -> Holder:
+    ends = [holding.ends_at for holding in held]
+    return Holder(
+        id=held[0].session_id,
+        name=held[0].name,
+        user_id=held[0].user_id,
+        agents=tuple(sorted({holding.agent_id for holding in held})),
+        ends_at=None if None in ends else max(end for end in ends if end is not None),
+    )
+
+
+def endings(trials: Trials, around: Surroundings) -> Iterator[Way]:
+    """Single sessions whose end is enough: its owner's own ones first, then others', those that end soonest first."""
+    found = holders(trials.snapshot)
+    useful = _useful(trials, found, around)
+    told = {True: 0, False: 0}
+    for holder in useful[:_TRIED]:
+        own = holder.user_id == trials.session.user_id
+        if told[own] >= _TOLD:
+            continue
+        changed = ended(trials.snapshot, [holder.id], around.counted)
+        if trials.would(changed) and trials.would_indeed(changed):
+            told[own] += 1
+            ending = _ending(holder, trials, around)
+            text = f"when {_named(ending)} ends" + _latest(holder.ends_at, trials.now)
+            yield Way(kind="ends", text=text, endings=(ending,))
+
+
+def _useful(trials: Trials, found: Mapping[SessionId, Holder], around: Surroundings) -> list[Holder]:
+    session, snapshot = trials.session, trials.snapshot
+    hosts = {
+        host.id
+        for host in snapshot.hosts
+        if host.resource_group == session.resource_group
+        and all(obstacle.code in _PASSING and not obstacle.ever for obstacle in obstacles(session, host, snapshot))
+    }
+    bound = {(limit.scope, limit.name) for limit in snapshot.limits if limit.scope in session.scopes}
+    useful = [
+        holder
+        for holder in found.values()
+        if holder.id != session.id
+        and (hosts.intersection(holder.agents) or bound.intersection(around.counted.get(holder.id, ())))
+    ]
+
+    def order(holder: Holder) -> tuple[bool, bool, datetime, SessionId]:
+        return holder.user_id != session.user_id, holder.ends_at is None, holder.ends_at or trials.now, holder.id
+
+    return sorted(useful, key=order)
+
+
+def latest(trials: Trials, around: Surroundings) -> Iterator[Way]:
+    """When enough of those with a lifetime have ended, each as late as it may."""
+    found = [h for h in holders(trials.snapshot).values() if h.ends_at is not None and h.id != trials.session.id]
+    times = sorted({max(trials.now, h.ends_at) for h in found if h.ends_at is not None})
+
+    def gone(at: datetime) -> list[Holder]:
+        return [h for h in found if h.ends_at is not None and h.ends_at <= at]
+
+    def without(at: datetime) -> Snapshot:
+        return ended(trials.snapshot, [h.id for h in gone(at)], around.counted)
+
+    at = first_that(times, lambda at: trials.would(without(at), at))
+    if at is None or not trials.would_indeed(without(at), at):
+        return
+    over = gone(at)
+    if len(over) == 1:
+        which, limit = _named(_ending(over[0], trials, around)), "its lifetime limit"
+    else:
+        own = sum(h.user_id == trials.session.user_id for h in over)
+        which = words.counted(len(over), "session")
+        which += f" ({own} of yours)" if own and around.viewer is not None else ""
+        limit = "their lifetime limits"
+    text = f"at the latest at {words.moment(at, trials.now)}, when {which} will have reached {limit}"
+    yield Way(kind="time", text=text, at=at, endings=tuple(_ending(h, trials, around) for h in over[:20]))
+
+
+def _ending(holder: Holder, trials: Trials, around: Surroundings) -> Ending:
+    own = holder.user_id == trials.session.user_id
+    shown = own or around.viewer is None or around.viewer == holder.user_id
+    return Ending(
+        session_id=holder.id if shown else None,
+        name=holder.name if shown else None,
+        own=own,
+        agents=holder.agents,
+        ends_at=holder.ends_at,
+    )
+
+
+def _named(ending: Ending) -> str:
+    where = f" on {words.listed(ending.agents[:3])}" + (" and others" if len(ending.agents) > 3 else "")
+    if ending.session_id is None:
+        return f"a session of another user{where}"
+    return f"session {ending.name or ending.session_id}{where}"
+
+
+def _latest(at: datetime | None, now: datetime) -> str:
+    if at is None:
+        return " (it has no lifetime limit)"
+    return f", at the latest at {words.moment(at, now)}, its lifetime limit" if at > now else ", whose time is over"
