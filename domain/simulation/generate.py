@@ -46,7 +46,7 @@ def generate(
         raise InvalidSimulation(
             "1 to 1,000,000 sessions of 1 to 10,000 users, at a load from 0.01 to 100, are generated."
         )
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - a seed is the point
     days = PERIODS[period]
     people = _People(users, random)
     shops = _Shops(fleet)
@@ -83,7 +83,6 @@ class _People:
         self.habits = {
             name: tuple(random.gammavariate(shape, 1.0) for shape in (2.5, 3.0, 0.3, 1.5)) for name in self.names
         }
-        self.priorities = {name: 10 for name in self.names}
 
     def pick(self, random: Random) -> str:
         return self.names[min(bisect(self._sums, random.random() * self._sums[-1]), len(self.names) - 1)]
@@ -98,7 +97,7 @@ class _Shops:
         self.gpus = max((len(host.devices) for host in with_devices), default=0)
         self.gpu_hosts = len(with_devices)
         self.words = [_word(model, fleet.models) for model in sorted(fleet.models) if model]
-        self.shapes = {host.resource_group: (host.architecture) for host in fleet.hosts}
+        self.architectures = {host.resource_group: host.architecture for host in fleet.hosts}
         first = min(with_devices or list(fleet.hosts), key=lambda host: host.id)
         per_device = max(1, len(first.devices))
         self.cpu_each = max(1000, first.capacity["cpu"] // per_device // 1000 * 1000 * 3 // 4)
@@ -151,7 +150,7 @@ def _job(at: datetime, user: str, people: _People, shops: _Shops, random: Random
         kernels=kernels,
         project=f"team{sum(map(ord, user)) % 5 + 1}",
         resource_group=group,
-        architecture=shops.shapes.get(group, ARCHITECTURE),
+        architecture=shops.architectures.get(group, ARCHITECTURE),
     )
 
 

@@ -42,6 +42,7 @@ class Outcome:
     started_at: datetime | None = None  #: None: never
     ended_at: datetime | None = None
     placement: Placement | None = None
+    gpus: float = 0.0  #: devices, or fractions of them
     cut_short: bool = False  #: by its timeout
     never: Blocked | None = None  #: why not
 
@@ -170,13 +171,14 @@ class _Replay:
             ends_ms = now_ms + max(1, round(seconds * 1000))
             lifetime = session.lifetime_seconds
             known = None if lifetime is None else now + timedelta(seconds=lifetime)
-            self._standing.take(session, placement, known, now_ms)
+            kinds = self._standing.take(session, placement, known, now_ms)
             heapq.heappush(self._ends, (ends_ms, number))
             self._outcomes[number] = replace(
                 self._outcomes[number],
                 started_at=now,
                 ended_at=self._at(ends_ms),
                 placement=placement,
+                gpus=kinds["gpu"],
                 cut_short=cut_short,
             )
         self._may_start = bool(planned.placements)

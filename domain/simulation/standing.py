@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
@@ -38,8 +38,10 @@ class Standing:
     def holdings(self) -> tuple[Holding, ...]:
         return tuple(holding for many in self._holdings.values() for holding in many)
 
-    def take(self, session: PendingSession, placement: Placement, ends_at: datetime | None, now_ms: int) -> None:
-        """Give a session what was planned for it; `ends_at` is what the scheduler knows of its end."""
+    def take(
+        self, session: PendingSession, placement: Placement, ends_at: datetime | None, now_ms: int
+    ) -> Mapping[str, float]:
+        """Give a session what was planned for it, and say how much that is; `ends_at` is what the scheduler knows."""
         by_host: dict[AgentId, dict[str, int]] = {}
         for kernel in placement.kernels:
             amounts = by_host.setdefault(kernel.agent_id, {})
@@ -51,7 +53,7 @@ class Standing:
         )
         self._sessions[session.id] = session
         self._holdings[session.id] = holdings
-        self._change(session, holdings, 1, now_ms)
+        return self._change(session, holdings, 1, now_ms)
 
     def release(self, session_id: SessionId, now_ms: int) -> Sequence[AgentId]:
         """The hosts that have more now."""
@@ -70,7 +72,10 @@ class Standing:
             for name, most in self._policy.per_user.items()
         )
 
-    def _change(self, session: PendingSession, holdings: Sequence[Holding], sign: int, now_ms: int) -> None:
+    def _change(
+        self, session: PendingSession, holdings: Sequence[Holding], sign: int, now_ms: int
+    ) -> Mapping[str, float]:
+        total = {"cpu": 0.0, "mem": 0.0, "gpu": 0.0}
         for holding in holdings:
             host = self._hosts[holding.agent_id]
             free = dict(host.free)
@@ -83,6 +88,7 @@ class Standing:
             kinds = by_kind(holding.amounts, host.capacity)
             for name, kind_amount in kinds.items():
                 self.totals[name] += sign * kind_amount
+                total[name] += kind_amount
             self._ledgers[session.resource_group].change(session.user_id, kinds, sign, now_ms)
         if self._policy.per_user:
             held = self._limited.setdefault(session.user_id, {})
@@ -90,3 +96,4 @@ class Standing:
             for kernel in session.kernels:
                 for name, amount in kernel.slots.items():
                     held[name] = held.get(name, 0) + sign * amount
+        return total
