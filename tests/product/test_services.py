@@ -161,3 +161,17 @@ def _kill_a_worker(engine: docker.DockerClient, session_id: str) -> None:
     containers = engine.containers.list(filters={"label": f"moorage.session={session_id}"})
     worker = next(one for one in containers if one.attrs["Config"]["Hostname"].startswith("worker"))
     worker.kill()
+
+
+def test_one_word_is_a_command_for_a_shell(
+    installation: Installation, client: moorage.Client, kernel_image: str
+) -> None:
+    with client.sessions.create(image=kernel_image, cpu=1, mem="256m") as session:
+        started = installation.run(
+            *("service", "start", session.name, "docs", "--port", "8123", "--json", "--"),
+            "cd /tmp && echo $((6 * 7)) > answer && exec python3 -m http.server 8123 --bind 127.0.0.1",
+        )
+        assert started.returncode == 0, started.stderr
+        assert session.commands.run("cat /tmp/answer").stdout == "42\n"
+        stopped = installation.run("service", "stop", session.name, "docs")
+        assert stopped.returncode == 0, stopped.stderr

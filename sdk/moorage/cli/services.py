@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 import webbrowser
 from pathlib import Path
@@ -53,6 +52,7 @@ def service_start(
     \b
     moorage service start demo jupyter
     moorage service start demo api --port 8000 --path /health -- python app.py
+    moorage service start demo docs --port 8000 -- 'python -m http.server --directory $HOME'
     moorage service start demo mine --port 9000       a program that you have started yourself
     """
     for pair in environ:
@@ -60,7 +60,8 @@ def service_start(
             raise click.BadParameter(f"'{pair}' is not NAME=VALUE", param_hint="--env")
     given["environ"] = dict(pair.split("=", 1) for pair in environ)
     if command:
-        given["command"] = shlex.split(command[0]) if len(command) == 1 else list(command)
+        # one word is for a shell, as in `moorage exec`
+        given["command"] = ["sh", "-c", command[0]] if len(command) == 1 else list(command)
     with connect() as client:
         service = client.sessions.get(session).services.start(name, arguments=list(arguments), **given)
     _show(service, open_it=open_it, as_json=as_json)
