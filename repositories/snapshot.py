@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -18,10 +19,12 @@ from domain.placement import (
     PendingKernel,
     PendingSession,
     Scope,
+    Share,
     Snapshot,
 )
 from domain.session import ClusterMode
 from repositories.database import Connection
+from repositories.fair_share import shares
 from repositories.fleet import holdings_of, hosts_of
 
 #: A session of the queue, and the row that it was made of: xmin is another one after every change.
@@ -49,6 +52,7 @@ async def snapshot(
         pending=tuple(pending),
         hosts=await hosts_of(connection, now=now),
         groups=groups,
+        shares=await _shares(connection, pending, groups, now),
         limits=await _limits(connection),
         holdings=await holdings_of(connection, now=now) if holdings or apart else (),
         next_start_at=next_start_at,
@@ -165,6 +169,17 @@ async def _groups(connection: Connection) -> tuple[Group, ...]:
         )
         for row in rows
     )
+
+
+async def _shares(
+    connection: Connection, pending: Sequence[PendingSession], groups: Sequence[Group], now: datetime
+) -> tuple[Share, ...]:
+    """Of the groups in which they decide: several users wait there."""
+    asking: dict[str, set[UUID]] = defaultdict(set)
+    for session in pending:
+        asking[session.resource_group].add(session.user_id)
+    contested = [group.name for group in groups if group.fair_share and len(asking[group.name]) > 1]
+    return await shares(connection, now, contested) if contested else ()
 
 
 async def _limits(connection: Connection) -> tuple[Limit, ...]:
