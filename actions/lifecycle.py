@@ -35,7 +35,7 @@ from actions.batch import (
 )
 from actions.constraints import checked_place
 from actions.inference import Serves, checked_service
-from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more, total
+from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more
 from actions.mounts import check_still_there, places_of
 from actions.options import checked_callback, checked_options
 from actions.reallocation import change_resources
@@ -198,7 +198,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
         kernels = kernels_of_groups(session, groups, partial(self._kernel, owner=call.owner), call.new_id)
-        made = await call.db.sessions.create(session, kernels, _quota(session, kernels), project_id=project_id)
+        made = await call.db.sessions.create(session, kernels, project_id=project_id)
         if not made:
             return await self._reuse(call, name, image)
         if places:
@@ -303,11 +303,6 @@ def _kernel(session: Session, kernel_id: KernelId, owner: Principal) -> NewKerne
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 
 
-def _quota(session: Session, kernels: Sequence[NewKernel]) -> dict[str, int]:
-    exempt = session.session_type is SessionTypes.SYSTEM
-    return {} if exempt else {**total(kernels), "sessions": 1}
-
-
 @action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
 class RenameSessionAction(SessionAction[Work, SessionResult]):
     """Give a session a new name. A name is unique among its owner's live sessions."""
@@ -374,6 +369,8 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
                 "resource_slots, cluster_size, starts_at, batch_timeout, max_retries, add_dependencies."
             )
         modified = await sessions.modify(session, changes, version=self.version)
+        if changes.keys() & _CHARGED:
+            await sessions.charge_anew(session.id)
         if self.batch_timeout is not None or self.starts_at is not None:
             modified = await apply_times(call, session)
         if self.cluster_size is not None:
@@ -384,6 +381,8 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
         return SessionResult.of(modified)
 
 
+#: What limits look at, besides the kernels.
+_CHARGED: Final = frozenset({"priority", "timeout_seconds", "requested_slots"})
 _RESTARTABLE: Final = ANSWERING | FINAL
 
 
@@ -396,7 +395,7 @@ class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
         if session.mounts:
             await check_still_there(call, session)
         kernels = once_more(await sessions.kernel_specs(session), call.new_id)
-        await sessions.restart(session, kernels, _quota(session, kernels))
+        await sessions.restart(session, kernels)
         call.announce("queue")
         call.announce("dispatch")
         call.announce("sessions", session.id)

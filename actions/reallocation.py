@@ -11,7 +11,7 @@ from actions.kernels import check_possible
 from domain.errors import InvalidResources, WrongStatus
 from domain.ids import KernelId
 from domain.resources import ResourceSlot
-from domain.session import ANSWERING, ClusterMode, Session, SessionTypes, Status
+from domain.session import ANSWERING, ClusterMode, Session, Status
 from repositories.reallocation import memory_in_use, reallocate
 
 #: The kernel ends processes when memory is over; between a sample and the change, use may grow by so much.
@@ -25,6 +25,7 @@ async def change_resources(call: Work, session: Session, wanted: ResourceSlot, m
     slots = ResourceSlot.from_units({**kept, **wanted})
     _check(session, slots, minimum_mib)
     connection = call.db.connection
+    await call.db.sessions_of(session).lock_limits(session.id)
     if session.status is Status.PENDING:
         check_possible(await slots_for(connection, session), _Meant(session), [slots], ClusterMode.SINGLE_NODE)
         await reallocate(connection, session.main_kernel_id, None, slots, now=call.now)
@@ -32,8 +33,6 @@ async def change_resources(call: Work, session: Session, wanted: ResourceSlot, m
         await _check_use(call, session.main_kernel_id, session, slots)
         await reallocate(connection, session.main_kernel_id, session.agent_id, slots, now=call.now)
         call.announce("dispatch")
-    if session.session_type is not SessionTypes.SYSTEM:
-        await call.db.sessions_of(session).charge_anew(session.id, {**slots, "sessions": 1})
     return slots
 
 

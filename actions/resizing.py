@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from actions.base import Work
 from actions.constraints import slots_for
-from actions.kernels import check_possible, once_more, total
+from actions.kernels import check_possible, once_more
 from domain.errors import InvalidConfiguration
 from domain.ids import KernelId
 from domain.resources import ResourceSlot
-from domain.session import ANSWERING, ENDED, ClusterMode, KernelState, Session, SessionTypes
+from domain.session import ANSWERING, ENDED, ClusterMode, KernelState, Session
 from repositories import clusters
 from repositories.clusters import MOST_KERNELS, Member
 from repositories.kernels import settle
@@ -63,10 +63,9 @@ async def resize(call: Work, session: Session, size: int) -> None:
     new = await _joining(call, session, what.join)
     if new:
         await _check_room(call, session, [*stay, *new])
-    exempt = session.session_type is SessionTypes.SYSTEM
-    quota = {} if exempt else {**total([*stay, *new]), "sessions": 1}
+    await call.db.sessions_of(session).lock_limits(session.id)
     await clusters.leave(connection, what.leave, now=call.now)
-    await call.db.sessions_of(session).grow(session, new, quota)
+    await call.db.sessions_of(session).grow(session, new)
     await clusters.weave(connection, session.id, now=call.now)
     await settle(connection, session.id, now=call.now, cause=call.db.cause)
     call.announce("dispatch")

@@ -52,7 +52,9 @@ def parse(name: str, value: object, *, waits: bool = False) -> Wanted:
     """Raises InvalidLimit for what is no limit, or no amount of it."""
     slot = slot_of(name)
     if slot is not None and not _SLOT.fullmatch(slot):
-        raise InvalidLimit(f"'{name[:80]}' is no limit: name a resource, session.RESOURCE, or one of {_known()}.", name=name)
+        raise InvalidLimit(
+            f"'{name[:80]}' is no limit: name a resource, session.RESOURCE, or one of {_known()}.", name=name
+        )
     if waits and not may_wait(name):
         raise InvalidLimit(f"What exceeds {name} is refused: nothing can wait for it. Leave 'waits' out.", name=name)
     if slot is not None:
@@ -106,7 +108,9 @@ def refusal(full: Mapping[str, Any]) -> str:
     asked = in_words(name, full["asked"])
     if full["alone"]:
         return f"{limit}, and this session alone asks for {asked}; ask for less, or ask an administrator for more."
-    use = [f"{in_words(name, full[key])} {word}" for key, word in (("used", "running"), ("queued", "queued")) if full[key]]
+    use = [
+        f"{in_words(name, full[key])} {word}" for key, word in (("used", "running"), ("queued", "queued")) if full[key]
+    ]
     return (
         f"{limit}, in use are {' and '.join(use) or 'none'}, and {asked} more would exceed it; "
         "end something, or ask an administrator for more."
@@ -129,9 +133,11 @@ def contradictions(limits: Iterable[Wanted]) -> list[str]:
                 f"{name} allows one session {in_words(name, one.amount)}, and {slot} all of them together only "
                 f"{in_words(slot, known[slot].amount)}."
             )
-    if (pending := known.get("pending_sessions")) and (most := known.get("sessions")):
-        if not most.waits and pending.amount > most.amount:
-            found.append(f"pending_sessions is {pending.amount}, and sessions refuses more than {most.amount} of all kinds.")
-    if (idle := known.get("idle")) and (lifetime := known.get("lifetime")) and idle.amount > lifetime.amount:
-        found.append(f"idle is {span(idle.amount)}, and no session lives longer than {span(lifetime.amount)} (lifetime).")
+    pending, most, idle, life = (known.get(name) for name in ("pending_sessions", "sessions", "idle", "lifetime"))
+    if pending and most and not most.waits and pending.amount > most.amount:
+        found.append(
+            f"pending_sessions is {pending.amount}, and sessions refuses more than {most.amount} of all kinds."
+        )
+    if idle and life and idle.amount > life.amount:
+        found.append(f"idle is {span(idle.amount)}, and no session lives longer than {span(life.amount)} (lifetime).")
     return found

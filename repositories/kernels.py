@@ -171,7 +171,7 @@ async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, 
     sessions = {
         row["id"]: row
         for row in await connection.fetch(
-            f"SELECT {_SESSION} FROM sessions s WHERE id IN (SELECT k.session_id FROM {_NEWS}) ORDER BY s.id FOR UPDATE",
+            f"SELECT {_SESSION} FROM sessions s WHERE id IN (SELECT k.session_id FROM {_NEWS}) ORDER BY s.id FOR NO KEY UPDATE",
             *keys,
         )
     }
@@ -198,7 +198,7 @@ async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, 
 
 async def settle(connection: Connection, session_id: SessionId, *, now: datetime, cause: Cause) -> list[Moved]:
     """Move one session to where the facts that are known already say it should be; the steps that were taken."""
-    session = await connection.fetchrow(f"SELECT {_SESSION} FROM sessions s WHERE id = $1 FOR UPDATE", session_id)
+    session = await connection.fetchrow(f"SELECT {_SESSION} FROM sessions s WHERE id = $1 FOR NO KEY UPDATE", session_id)
     return [] if session is None else await _derive(connection, [session], {session_id: cause}, now)
 
 
@@ -290,7 +290,7 @@ async def _write(
         (
             *_key(agent_id, fact),
             fact.observed,
-            _plain(fact.exit) if isinstance(fact.exit, dict) else None,
+            plain(fact.exit) if isinstance(fact.exit, dict) else None,
             _text(fact.container_id),
             _time(fact.started_at),
         )
@@ -333,7 +333,7 @@ async def _add_notices(
 ) -> None:
     for row in rows:
         known = sessions[row["session_id"]]["notices"]
-        told = [_plain(one) for one in facts[row["id"]].notices if isinstance(one, dict)]
+        told = [plain(one) for one in facts[row["id"]].notices if isinstance(one, dict)]
         new = [notice for notice in told if notice not in known]
         if new and len(known) < _MAX_NOTICES:
             known.extend(new[: _MAX_NOTICES - len(known)])
@@ -429,14 +429,14 @@ def _exit_code(exit: Mapping[str, Any] | None) -> int | None:
     return 128 + signal if isinstance(signal, int) and 0 < signal < 128 else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What PostgreSQL's jsonb takes: no NUL in texts, no number that is none, nothing without end."""
     if isinstance(value, str):
         return value[:65536].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
     if isinstance(value, Mapping):
-        return {str(_plain(str(k))): _plain(v) for k, v in list(value.items())[:64]}
+        return {str(plain(str(k))): plain(v) for k, v in list(value.items())[:64]}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value[:64]]
+        return [plain(one) for one in value[:64]]
     if isinstance(value, int) and not isinstance(value, bool):
         return value if abs(value) < _BIG else None
     return (
@@ -447,7 +447,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: str | None) -> str | None:
-    return None if value is None else str(_plain(str(value)))[:256]
+    return None if value is None else str(plain(str(value)))[:256]
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -30,6 +30,7 @@ from domain.session import (
 from repositories import tables
 from repositories.database import Connection
 from repositories.dependencies import rearm
+from repositories.limits import charge, charge_anew, lock_limits
 from repositories.transit import Cause, Moved, transit
 
 _COLUMNS: Final = """
@@ -197,9 +198,9 @@ class SessionRepository:
         return session_from_row(row)
 
     async def create(
-        self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int], *, project_id: UUID
+        self, session: Session, kernels: Sequence[NewKernel], *, project_id: UUID
     ) -> bool:
-        """Insert a PENDING session; False when the owner has a live one of this name."""
+        """Insert a PENDING session; False when the owner has a live one of this name. Raises QuotaExceeded."""
         row = await self._connection.fetchrow(
             """
             WITH made AS (
@@ -269,27 +270,28 @@ class SessionRepository:
         )
         if row is None:
             return False
-        await self._charge_quota(session.id, quota_names)
+        await self._charge(session.id)
         return True
 
-    async def _charge_quota(self, session_id: SessionId, amounts: Mapping[str, int]) -> None:
-        """Charge every quota that is set for the session's user, project or domain; the trigger refuses what is too much."""
+    async def _charge(self, session_id: SessionId) -> None:
+        """Charge every limit that binds it, with a lifetime that is nobody's choice but the limit's."""
+        if (limit := await charge(self._connection, session_id)) is None:
+            return
         await self._connection.execute(
-            """
-            INSERT INTO quota_uses (session_id, scope, scope_id, name, amount)
-            SELECT s.id, q.scope, q.scope_id, q.name, a.value::bigint
-            FROM sessions s, jsonb_each_text($2::jsonb) a, quotas q
-            WHERE s.id = $1 AND q.name = a.key AND a.value::bigint > 0 AND (q.scope, q.scope_id) IN
-                (('user', s.user_id::text), ('project', s.project_id::text), ('domain', s.domain))
-            """,
+            "UPDATE sessions SET timeout_seconds = $2, notices = notices || $3::jsonb WHERE id = $1",
             session_id,
-            dict(amounts),
+            float(limit.amount),
+            [{"kind": "lifetime", "message": f"It ends {limit.words} after its start: {limit.source}."}],
         )
+        await charge_anew(self._connection, session_id)
 
-    async def charge_anew(self, session_id: SessionId, amounts: Mapping[str, int]) -> None:
-        """What it held is given back first. The caller holds the session's lock."""
-        await self._connection.execute("DELETE FROM quota_uses WHERE session_id = $1", session_id)
-        await self._charge_quota(session_id, amounts)
+    async def lock_limits(self, session_id: SessionId) -> None:
+        """Of a session whose resources will change: whoever locks limits and resources begins with the limits."""
+        await lock_limits(self._connection, session_id)
+
+    async def charge_anew(self, session_id: SessionId) -> None:
+        """It has changed in this transaction. Raises QuotaExceeded when it has grown beyond a limit."""
+        await charge_anew(self._connection, session_id)
 
     async def rename(self, session: Session, name: str) -> Session:
         """Raises NameTaken, or WrongStatus when the session has ended meanwhile."""
@@ -351,7 +353,7 @@ class SessionRepository:
 
     async def lock(self, session_id: SessionId) -> Session:
         """The session as it is, and stays until the transaction ends but for what this transaction does."""
-        await self._connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+        await self._connection.execute("SELECT FROM sessions WHERE id = $1 FOR NO KEY UPDATE", session_id)
         return await self.get(session_id)
 
     async def bound_work(self, session_id: SessionId) -> None:
@@ -379,7 +381,7 @@ class SessionRepository:
             reason,
         )
 
-    async def restart(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> Moved:
+    async def restart(self, session: Session, kernels: Sequence[NewKernel]) -> Moved:
         """A new attempt: in place while it runs, through the queue, with new kernels, when it had ended."""
         taken = await self._connection.fetchval(
             f"SELECT EXISTS (SELECT FROM sessions WHERE user_id = $1 AND name = $2 AND id <> $3 AND {tables.NOT_FINAL})",
@@ -405,12 +407,12 @@ class SessionRepository:
                 self._now,
                 kernels[0].id,
             )
-            await self._charge_quota(session.id, quota_names)
+            await self._charge(session.id)
             if session.waits_for or session.starts_at is not None:
                 await rearm(self._connection, [session.id], now=self._now)
         return moved
 
-    async def grow(self, session: Session, kernels: Sequence[NewKernel], quota_names: Mapping[str, int]) -> None:
+    async def grow(self, session: Session, kernels: Sequence[NewKernel]) -> None:
         """Add kernels to a running cluster, to be placed one by one; from now on it is charged for all it has."""
         await self._connection.execute(
             """
@@ -422,8 +424,7 @@ class SessionRepository:
             [_kernel_json(kernel) for kernel in kernels],
             self._now,
         )
-        await self._connection.execute("DELETE FROM quota_uses WHERE session_id = $1", session.id)
-        await self._charge_quota(session.id, quota_names)
+        await charge_anew(self._connection, session.id)
 
     async def kernel_specs(self, session: Session) -> list[dict[str, Any]]:
         """{id, role, index, slots, spec} of the present attempt's kernels, the main one first."""

@@ -69,7 +69,7 @@ async def transit(
     # Locked by a statement of its own: the next one then sees the kernels as whoever held the row has left them. In one
     # statement a destroy that had waited for a restart, or for a placement, overlooked the kernels it had to tell.
     assert connection.is_in_transaction()
-    await connection.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+    await connection.execute("SELECT FROM sessions WHERE id = $1 FOR NO KEY UPDATE", session_id)
     asked = [Asked(session_id=session_id, reason=reason, exit_code=exit_code)]
     moved = await transit_many(connection, event, asked, cause=cause, now=now, user_id=user_id)
     return moved[0] if moved else None
@@ -159,6 +159,8 @@ def moving(event: Event) -> str:
     if set(targets.values()) & FINAL:
         finals = ", ".join(f"'{status}'" for status in sorted(FINAL))
         quota = f", given_back AS (DELETE FROM quota_uses q USING moved m WHERE q.session_id = m.id AND m.status IN ({finals}))"
+    elif Status.PENDING in targets.values():
+        quota = ", waits_again AS (UPDATE quota_uses q SET placed = false FROM moved m WHERE q.session_id = m.id AND q.placed)"
     return f"""moved AS (
         UPDATE sessions s SET prev_status = s.status, status = {case}, version = s.version + 1,
             status_changed_at = $1::timestamptz, status_reason = {said},

@@ -23,7 +23,8 @@ _ASKED: Final = {
     "UPDATE": """(SELECT n.* FROM fresh n JOIN stale o USING (session_id, scope, scope_id, name) WHERE n.amount > o.amount)""",
 }
 
-#: The only writer of quotas.used and quotas.queued. Rows are locked in order, so that two bulk writers cannot deadlock.
+#: The only writer of quotas.used and quotas.queued. Rows are locked in order, so that two bulk writers cannot deadlock;
+#: in a transaction, sessions are locked before quotas, and quotas before resources.
 _COUNT: Final = """
     PERFORM FROM quotas q WHERE (q.scope, q.scope_id, q.name) IN (SELECT c.scope, c.scope_id, c.name FROM ({changes}) c)
         ORDER BY q.scope, q.scope_id, q.name FOR NO KEY UPDATE;
@@ -60,6 +61,9 @@ def _function(event: str, name: str) -> str:
     DECLARE
         full_one record;
     BEGIN
+        IF NOT EXISTS (SELECT FROM ({_CHANGES[event]}) c) THEN
+            RETURN NULL;
+        END IF;
         {_COUNT.format(changes=_CHANGES[event])}
         {check}
         RETURN NULL;

@@ -126,8 +126,8 @@ GPU_IMAGE = a_row("images", name="gpu:1", architecture="x86_64")
                 *CREATED,
                 "+quota_uses train cpu 6000",
                 "+quota_uses train sessions 1",
-                "quotas cpu: used 0 -> 6000",
-                "quotas sessions: used 0 -> 1",
+                "quotas cpu: queued 0 -> 6000",
+                "quotas sessions: queued 0 -> 1",
             ),
         ),
         "a_full_quota_refuses_all_of_it": TestScenario(

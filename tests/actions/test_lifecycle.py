@@ -261,8 +261,8 @@ def quota(**limits: int) -> tuple[Given, ...]:
                 *CREATED,
                 "+quota_uses train cpu 2000",
                 "+quota_uses train sessions 1",
-                "quotas cpu: used 0 -> 2000",
-                "quotas sessions: used 0 -> 1",
+                "quotas cpu: queued 0 -> 2000",
+                "quotas sessions: queued 0 -> 1",
             ),
         ),
         "a_full_quota_refuses": TestScenario(
@@ -444,7 +444,7 @@ def in_place(source: Status) -> tuple[str, ...]:
             then_rows=(
                 *requeued(Status.TERMINATED),
                 "+quota_uses train sessions 1",
-                "quotas sessions: used 0 -> 1",
+                "quotas sessions: queued 0 -> 1",
             ),
         ),
         "its_quota_was_given_away": TestScenario(

@@ -127,7 +127,7 @@ async def test_sixteen_writers_share_one_quota(database: Database) -> None:
     ended = await all_at_once(processor, [create(f"job-{number}") for number in range(16)])
     assert ended == {"ok": 5, QuotaExceeded.code: 11}
     async with database.reader() as connection:
-        assert await connection.fetchval("SELECT used FROM quotas") == 5
+        assert await connection.fetchval("SELECT queued FROM quotas") == 5
         assert await connection.fetchval("SELECT count(*) FROM sessions") == 5
 
 
