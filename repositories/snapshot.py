@@ -32,15 +32,22 @@ Remembered = dict[UUID, tuple[int, PendingSession]]
 
 
 async def snapshot(
-    connection: Connection, *, now: datetime, holdings: bool = False, known: Remembered | None = None
+    connection: Connection,
+    *,
+    now: datetime,
+    holdings: bool = False,
+    known: Remembered | None = None,
+    also: Iterable[PendingSession] = (),
 ) -> Snapshot:
     """Everything that waits, and every host that takes sessions: enrolled, schedulable, and heard of within its lease.
 
     What others hold is read when it is asked for, or when a session has to keep apart from it. `known` is what an
-    earlier call has read of the queue: it is used as far as it is true, and brought up to date.
+    earlier call has read of the queue: it is used as far as it is true, and brought up to date. `also`: as if these
+    waited too.
     """
     pending = await _waiting(connection, now, {} if known is None else known)
     pending += await _joining(connection)
+    pending += also
     next_start_at = await connection.fetchval(
         "SELECT min(starts_at) FROM sessions WHERE status = 'PENDING' AND unmet = 0 AND starts_at > $1", now
     )
@@ -96,6 +103,20 @@ async def _waiting(connection: Connection, now: datetime, known: Remembered) -> 
     known |= {one: entry for one, entry in found.items() if not entry[1].images_on}
     found |= known
     return [found[session_id][1] for session_id in versions if session_id in found]
+
+
+async def as_pending(connection: Connection, session_id: SessionId) -> PendingSession | None:
+    """A session as the scheduler would see it, whatever its status, and whether its time has come or not."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_OF_SESSION}, k.spec ->> 'cluster' IS NOT NULL AS clustered
+        FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt AND k.left_at IS NULL
+        LEFT JOIN images i ON i.name = k.spec ->> 'image'
+        WHERE s.id = $1 ORDER BY k.id <> s.main_kernel_id, k.idx, k.id
+        """,
+        session_id,
+    )
+    return _session(rows) if rows else None
 
 
 async def _joining(connection: Connection) -> list[PendingSession]:
