@@ -209,6 +209,7 @@ class AgentHello(Message):
     facts: list[dict[str, Any]] = field(default_factory=list)  #: the full inventory
     images: list[str] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)  #: `DeviceFact`s; amounts: `resources`
+    devices_seq: int = 0  #: as that of `DeviceList`: the list of which this is, or came after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

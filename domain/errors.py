@@ -224,6 +224,12 @@ class AgentNotFound(NotFound):
     code = "agent_not_found"
 
 
+class DeviceNotFound(NotFound):
+    """The host has no such device; 'moorage admin gpu ls' lists them by UUID."""
+
+    code = "device_not_found"
+
+
 class UserNotFound(NotFound):
     """There is no such user."""
 
@@ -301,6 +307,12 @@ class Conflict(MoorageError):
     """This contradicts what is there already."""
 
     code, http_status = "conflict", 409
+
+
+class DeviceUnhealthy(Conflict):
+    """Its host says that the device is not fit to be used; repair it, and it comes back by itself."""
+
+    code = "device_unhealthy"
 
 
 class NameTaken(Conflict):

@@ -16,7 +16,8 @@ from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Batcher
 from manager.vault import Vault
-from repositories.agents import heartbeats, hello
+from repositories import device_checks
+from repositories.agents import change_devices, heartbeats, hello
 from repositories.database import Database
 from repositories.kernels import record_facts, renew_pull
 from repositories.record import AuditRecord, write_audit
@@ -73,6 +74,7 @@ class Ingest:
         await self.on_facts(AgentId(said.agent_id), [Fact.unpack(fact) for fact in said.facts])
         if greeted.changed:
             self._herald.announce("sessions", *greeted.changed)
+        if greeted.changed or greeted.told:
             self._herald.announce("events")
         self._herald.announce("agents")
         task = asyncio.create_task(self._offer_work(AgentId(said.agent_id)), name=f"greet {said.agent_id}")
@@ -106,9 +108,22 @@ class Ingest:
 
     async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None:
         """Something about a host's devices has changed since its hello."""
+        async with self._database.transaction() as connection:
+            changed = await change_devices(connection, agent_id, said, now=self._clock())
+        for name in changed.out:
+            log.warning("agent %s: the device %s is taken out", agent_id, name)
+        if changed.sessions:
+            self._herald.announce("sessions", *changed.sessions)
+        if changed.out or changed.back:
+            self._herald.announce("events")
+        self._herald.announce("queue")
 
     async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
         """Devices were looked at, when they were handed over, given back, or in between."""
+        async with self._database.transaction() as connection:
+            sessions = await device_checks.store(connection, agent_id, checks, now=self._clock())
+        if sessions:
+            self._herald.announce("sessions", *sessions)
 
     async def on_progress(self, agent_id: AgentId, said: dict[str, Any]) -> None:
         """An image is on its way: nobody gives up on it. Written at most each 10 s for a kernel."""

@@ -10,11 +10,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from agent.wire import AgentHello
+from agent.wire import AgentHello, DeviceList
 from domain.errors import AgentNotFound, AlreadyExists, Conflict, StillInUse, Unauthenticated
 from domain.ids import AgentId, SessionId
 from domain.names import as_uuid
 from domain.session import Event
+from repositories import devices
 from repositories.database import Connection
 from repositories.kernels import release
 from repositories.transit import Asked, Cause, Moved, emit, transit_many
@@ -83,6 +84,7 @@ class Greeted:
     moved: tuple[Moved, ...]
     returned: bool  #: it had been lost
     forgot: bool  #: its data dir is new
+    told: bool = False  #: there are events of its devices
 
 
 async def hello(connection: Connection, said: AgentHello, *, now: datetime, lease_seconds: float) -> Greeted:
@@ -121,17 +123,47 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
         changed |= await _returned(connection, [agent_id], now)
     inventory = [as_uuid(str(fact.get("kernel_id"))) for fact in said.facts]
     await _ask_again(connection, agent_id, [one for one in inventory if one is not None], now)
-    await set_resources(connection, agent_id, said.resources)  # last: everybody locks sessions before resources
-    return Greeted(changed=frozenset(changed), moved=tuple(moved), returned=known["lost"], forgot=forgot)
+    newest = await devices.is_news(connection, agent_id, said.boot_no, said.devices_seq, forgot=forgot)
+    told = await devices.record(connection, agent_id, said.devices, now) if newest else devices.Changed()
+    changed |= told.sessions
+    # last: everybody locks sessions before resources
+    await set_resources(connection, agent_id, said.resources, of_devices=None if newest else False)
+    return Greeted(
+        changed=frozenset(changed),
+        moved=tuple(moved),
+        returned=known["lost"],
+        forgot=forgot,
+        told=bool(told.out or told.back),
+    )
 
 
-async def set_resources(connection: Connection, agent_id: AgentId, amounts: Mapping[str, int]) -> None:
-    """What the agent advertises now. Where less than is in use, capacity follows as slots come free."""
+async def change_devices(
+    connection: Connection, agent_id: AgentId, said: DeviceList, *, now: datetime
+) -> devices.Changed:
+    """All devices of a host as they are now; an older list than was heard changes nothing. Inside a transaction."""
+    if not await devices.is_news(connection, agent_id, said.boot_no, said.seq):
+        return devices.Changed(taken=False)
+    changed = await devices.record(connection, agent_id, said.devices, now)
+    await set_resources(connection, agent_id, said.resources, of_devices=True)
+    return changed
+
+
+async def set_resources(
+    connection: Connection, agent_id: AgentId, amounts: Mapping[str, int], *, of_devices: bool | None = None
+) -> None:
+    """What the agent advertises now; of devices, what is offered of them. Where less than is in use, capacity follows as
+    slots come free. `of_devices`: only of those, or only of the others."""
+    if of_devices is not False:
+        amounts = {**amounts, **await devices.offered(connection, agent_id)}
     await connection.execute(
         """
-        WITH said AS (SELECT key AS name, value::bigint AS amount FROM jsonb_each_text($2)),
+        WITH said AS (
+            SELECT key AS name, value::bigint AS amount FROM jsonb_each_text($2)
+            WHERE $3::boolean IS NULL OR starts_with(key, 'gpu/') = $3
+        ),
         before AS MATERIALIZED (
-            SELECT name FROM resources WHERE agent_id = $1 ORDER BY agent_id, name FOR UPDATE
+            SELECT name FROM resources WHERE agent_id = $1 AND ($3::boolean IS NULL OR starts_with(name, 'gpu/') = $3)
+            ORDER BY agent_id, name FOR UPDATE
         ), missing AS (
             UPDATE resources SET reported = 0, capacity = used
             WHERE agent_id = $1 AND name IN (SELECT name FROM before) AND name NOT IN (SELECT name FROM said)
@@ -142,7 +174,8 @@ async def set_resources(connection: Connection, agent_id: AgentId, amounts: Mapp
             SET reported = EXCLUDED.reported, capacity = greatest(EXCLUDED.reported, resources.used)
         """,
         agent_id,
-        {name: int(amount) for name, amount in amounts.items() if amount >= 0},
+        {str(name): amount for name, amount in amounts.items() if isinstance(amount, int) and 0 <= amount < 2**62},
+        of_devices,
     )
 
 
