@@ -154,7 +154,8 @@ _NEWS: Final = """
         AND (k.boot_no, k.report_seq) < (f.boot_no, f.seq)
 """
 _SESSION: Final = """
-    s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name, s.retrying
+    s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name, s.retrying,
+    s.replaced
 """
 
 
@@ -255,6 +256,8 @@ _REASONS: Final = {
 }
 _STATES: Final = frozenset(str(state) for state in KernelState)
 _MAX_NOTICES: Final = 50
+#: So often a session is placed again because a device of its host failed its check; then it fails.
+MOST_REPLACEMENTS: Final = 3
 _BIG: Final = 2**62
 
 Row = Mapping[str, Any]
@@ -359,12 +362,15 @@ async def _derive(
     status = {session["id"]: Status(session["status"]) for session in sessions if session["id"] in by_session}
     failed = {session["id"]: bool(session["failed"]) for session in sessions}
     retrying = {session["id"]: bool(session["retrying"]) for session in sessions}
+    replaced = {session["id"]: int(session["replaced"]) for session in sessions}
     moved: list[Moved] = []
     waiting = list(status)
     while waiting:
         following: dict[tuple[Event, Cause], list[Asked]] = defaultdict(list)
         for one in waiting:
             event = derive(status[one], failed[one], _views(by_session[one], status[one]), retrying=retrying[one])
+            if event is Event.FAIL and _placed_again(status[one], replaced[one], by_session[one]):
+                event = Event.MOVE
             if event is not None:
                 following[event, causes[one]].append(_asked(SessionId(one), event, by_session[one]))
         waiting = []
@@ -390,9 +396,29 @@ async def _move(
     if event is Event.RETRY:
         return await retry(connection, [one.session_id for one in asked], cause=cause, now=now)
     moved = await transit_many(connection, event, asked, cause=cause, now=now)
+    if event is Event.MOVE and moved:
+        await _note_replacement(connection, [one.session_id for one in moved])
     if event is Event.START and moved:
         await begin_work(connection, [one.session_id for one in moved], now=now)
     return moved
+
+
+def _placed_again(status: Status, replaced: int, kernels: Sequence[Row]) -> bool:
+    """A device was found to be bad before any work began there: that is no failure of the session's."""
+    began = status not in (Status.SCHEDULED, Status.PREPARING, Status.PULLING)
+    bad = any((row["exit"] or {}).get("reason") == "device_failed" for row in kernels)
+    return bad and not began and replaced < MOST_REPLACEMENTS
+
+
+async def _note_replacement(connection: Connection, sessions: Sequence[SessionId]) -> None:
+    await connection.execute(
+        """
+        UPDATE sessions s SET replaced = s.replaced + 1,
+            moves_from = coalesce((SELECT k.agent_id FROM kernels k WHERE k.id = s.main_kernel_id), '?')
+        WHERE s.id = ANY($1::uuid[])
+        """,
+        list(sessions),
+    )
 
 
 def _views(kernels: Sequence[Row], status: Status) -> list[KernelView]:
@@ -410,10 +436,12 @@ def _views(kernels: Sequence[Row], status: Status) -> list[KernelView]:
 
 def _asked(session_id: SessionId, event: Event, kernels: Sequence[Row]) -> Asked:
     """With the exit of the kernel that decided it: the main one where it ended, else the first that did."""
-    if event not in (Event.FINISH, Event.FAIL, Event.DEGRADE):
+    if event not in (Event.FINISH, Event.FAIL, Event.DEGRADE, Event.MOVE):
         return Asked(session_id=session_id)
     ended = [row for row in kernels if row["observed"] in ("EXITED", "FAILED", "GONE")]
     broken = [row for row in ended if not (row["exit"] or {}).get("finished")]
+    if event is Event.MOVE:
+        broken = [row for row in broken if (row["exit"] or {}).get("reason") == "device_failed"]
     row = (ended if event is Event.FINISH else broken or ended)[0]
     if event is Event.FINISH:
         return Asked(session_id=session_id, reason=reason_of(row["exit"]), exit_code=_exit_code(row["exit"]))

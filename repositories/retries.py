@@ -54,7 +54,8 @@ def _delay_seconds(row: Mapping[str, Any]) -> float:
 
 def _reason(row: Mapping[str, Any], delay_seconds: float) -> str:
     if row["moves_from"]:
-        return f"its host {row['moves_from']} is drained; its work begins again on another"
+        why = row["status_reason"] or f"its host {row['moves_from']} is drained"
+        return f"{str(why)[:1500]}; its work begins again on another"
     number, most = row["retries"] + 1, row["max_retries"] + 1
     why = f"exit code {row['exit_code']}" if row["exit_code"] else row["status_reason"] or "nobody says why"
     when = f" in {delay_seconds:g} s" if delay_seconds else ""

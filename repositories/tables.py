@@ -242,6 +242,7 @@ agents = sa.Table(
     _flag("draining"),  # what is there is to go
     _flag("drain_moves"),  # batch sessions begin again elsewhere
     _at("drain_until"),  # when those that are left are ended; NULL: never
+    _at("drained_at"),  # since then nothing is there any more
     sa.CheckConstraint("NOT draining OR NOT schedulable", name="draining"),
     _int("devices_boot_no"),  # which list of its devices was heard last: of that start of the daemon, ...
     _int("devices_seq"),  # ... the how many-eth
@@ -365,8 +366,7 @@ sessions = sa.Table(
     sa.Column("retry_delay_seconds", sa.Double, nullable=False, server_default=sa.text("0")),
     _int("retries"),  # that have been begun
     _flag("retrying"),  # it ends, and another attempt follows
-    _flag("replacing"),  # that one takes none of its retries: a device failed before its work began
-    _int("replaced"),  # so often
+    _int("replaced"),  # so often a device failed before its work began, and it was placed again
     _json("outputs", "[]"),
     _json("labels"),
     _json("preopen_ports", "[]"),

@@ -229,7 +229,7 @@ def _extra(event: Event) -> str:
         case Event.RESTART:
             return (
                 ", attempt = s.attempt + 1, result = 'UNDEFINED', failed = false, exit_code = NULL, started_at = NULL, ended_at = NULL"
-                ", retries = 0"
+                ", retries = 0, replaced = 0"
                 ", expires_at = CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN NULL"
                 " ELSE $1 + make_interval(secs => s.max_wait_seconds) END"
             )

@@ -32,11 +32,7 @@ UP = (
     "ALTER TABLE device_checks ALTER COLUMN check_id DROP DEFAULT",
     "CREATE INDEX device_checks_agent_id_name_idx ON device_checks (agent_id, name)",
     # A device failed before its work began: the session is placed again, and its own retries are not touched.
-    """
-    ALTER TABLE sessions
-        ADD COLUMN replacing boolean NOT NULL DEFAULT false,
-        ADD COLUMN replaced bigint NOT NULL DEFAULT 0
-    """,
+    "ALTER TABLE sessions ADD COLUMN replaced bigint NOT NULL DEFAULT 0",
     "ALTER TABLE samples ADD COLUMN gpu_joules double precision NOT NULL DEFAULT 0",
     "ALTER TABLE sample_minutes ADD COLUMN gpu_joules double precision NOT NULL DEFAULT 0",
 )
@@ -44,7 +40,7 @@ UP = (
 DOWN = (
     "ALTER TABLE sample_minutes DROP COLUMN gpu_joules",
     "ALTER TABLE samples DROP COLUMN gpu_joules",
-    "ALTER TABLE sessions DROP COLUMN replacing, DROP COLUMN replaced",
+    "ALTER TABLE sessions DROP COLUMN replaced",
     "DROP INDEX device_checks_agent_id_name_idx",
     "ALTER TABLE device_checks DROP COLUMN check_id, DROP COLUMN attempt",
     "ALTER TABLE agents DROP COLUMN devices_boot_no, DROP COLUMN devices_seq",

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agent.wire import DeviceCheck
+from agent.wire import DeviceCheck, Fact, exit_record
 from domain.errors import AgentNotFound, DeviceNotFound, DeviceUnhealthy
 from domain.ids import AgentId
 from repositories import device_checks, devices
@@ -25,6 +25,7 @@ from tests.control.rows import (
     kernels_of,
     plan_and_place,
     row_of,
+    status_of,
     tell,
 )
 
@@ -181,6 +182,37 @@ async def test_checks_are_kept_once_and_only_with_ones_own_kernels(database: Dat
         assert not await device_checks.of_session(connection, uuid4())  # type: ignore[arg-type]
         newest = await device_checks.newest_of(connection, A)
         assert newest["a", "gpu/one"]["passed"] is True
+
+
+async def test_a_device_that_fails_its_check_costs_the_session_nothing_but_a_new_place(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_gpu_host(connection, "a", [ONE, TWO])
+        [session] = await add_sessions(connection, cpu=1000, mem=1024, gpu=1)
+    failed = exit_record("device_failed", "gpu/one: 3 pages are to be retired")
+    for attempt in (1, 2, 3, 4):
+        async with database.transaction() as connection:
+            assert (await plan_and_place(connection)).sessions == (session,)
+            kernel = (await kernels_of(connection, session))[-1]
+        assert (await row_of(database, session))["attempt"] == attempt
+        await tell(database, "a", _of(kernel, "FAILED", 10 * attempt, exit=failed))
+        assert await status_of(database, session) == "TERMINATING"
+        async with database.reader() as connection:
+            kernel = (await kernels_of(connection, session))[-1]
+        await tell(database, "a", _of(kernel, "GONE", 10 * attempt + 1, exit=failed))
+        row = await row_of(database, session)
+        if attempt < 4:
+            assert (row["status"], row["retries"], row["replaced"]) == ("PENDING", 0, attempt)
+            assert "3 pages are to be retired" in row["status_reason"]
+            assert row["status_reason"].endswith("its work begins again on another")
+    assert (row["status"], row["failed"]) == ("ERROR", True)
+    await assert_slots_add_up(database)
+
+
+def _of(kernel: Any, observed: str, seq: int, **facts: Any) -> Fact:
+    return Fact(
+        kernel_id=kernel["id"].hex, attempt=kernel["attempt"], generation=kernel["generation"], observed=observed,
+        boot_no=1, seq=seq, **facts,
+    )  # fmt: skip
 
 
 async def _fact(database: Database, session: Any, observed: str, seq: int) -> Any:
