@@ -83,6 +83,7 @@ SERVER = {
     "doctor": "Look for what is missing or wrong on this machine.",
     "manager": "Run a manager.",
     "agent": "Run an agent, or let this host join an installation.",
+    "simulate": "Replay a workload, and compare policies and fleets.",
 }
 COMMANDS = {name: module for section in SECTIONS.values() for name, (module, _) in section.items()}
 ENTRY_POINTS = "moorage.commands"

@@ -1,0 +1,1 @@
+"""`moorage simulate`: what is replayed, and how its figures are shown; the simulation itself is in domain/simulation."""
