@@ -18,7 +18,6 @@ from actions.administration import (
     ListImagesAction,
     ListKeypairsAction,
     ListProjectsAction,
-    ListQuotasAction,
     ListTokensAction,
     ListUsersAction,
     ModifyAgentAction,
@@ -28,9 +27,9 @@ from actions.administration import (
     PullImageAction,
     RegisterImageAction,
     RemoveAgentAction,
-    SetQuotaAction,
     WhoAmIAction,
 )
+from actions.agents import CordonAgentAction, DrainAgentAction, UncordonAgentAction
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
 from actions.clusters import CreateClusterAction
 from actions.events import ReadEventsAction
@@ -43,6 +42,7 @@ from actions.execution import (
     ListExecutionsAction,
     ReadExecutionAction,
 )
+from actions.explain import DryRunAction, ExplainSessionAction
 from actions.files import (
     DownloadFileAction,
     DownloadFilesAction,
@@ -52,6 +52,7 @@ from actions.files import (
     UnpackArchiveAction,
     UploadFilesAction,
 )
+from actions.fsck import FsckAction, FsckRepairAction
 from actions.gateway import (
     AddSshKeyAction,
     IssueSshCertificateAction,
@@ -87,6 +88,25 @@ from actions.lifecycle import (
     RenameSessionAction,
     RestartSessionAction,
 )
+from actions.policies import (
+    AssignPolicyAction,
+    CreatePolicyAction,
+    DeletePolicyAction,
+    GetPolicyAction,
+    ListPoliciesAction,
+    ModifyPolicyAction,
+    UnassignPolicyAction,
+)
+from actions.quotas import ListQuotasAction, SetQuotaAction
+from actions.resource_groups import (
+    CreateResourceGroupAction,
+    DeleteResourceGroupAction,
+    GetResourceGroupAction,
+    ListResourceGroupsAction,
+    ModifyResourceGroupAccessAction,
+    ModifyResourceGroupAction,
+    SetWeightAction,
+)
 from actions.services import (
     GetDirectAccessInfoAction,
     ListServicesAction,
@@ -95,6 +115,7 @@ from actions.services import (
     ShutdownServiceAction,
     StartServiceAction,
 )
+from actions.shares import ListSharesAction
 from actions.snapshots import CommitSessionAction, ConvertSessionToImageAction, GetCommitStatusAction
 from actions.statistics import GetMetricsAction, GetTopAction
 from actions.templates import (
@@ -139,6 +160,7 @@ __all__ = [
     "Action",
     "AddSshKeyAction",
     "AliasImageAction",
+    "AssignPolicyAction",
     "BatchAction",
     "CancelTaskAction",
     "CheckAndTransitStatusAction",
@@ -147,19 +169,24 @@ __all__ = [
     "CommitSessionAction",
     "CompleteAction",
     "ConvertSessionToImageAction",
+    "CordonAgentAction",
     "CreateAgentTokenAction",
     "CreateClusterAction",
     "CreateFromParamsAction",
     "CreateFromTemplateAction",
     "CreateKeypairAction",
+    "CreatePolicyAction",
     "CreateProjectAction",
+    "CreateResourceGroupAction",
     "CreateTemplateAction",
     "CreateTokenAction",
     "CreateUserAction",
     "CreateVolumeAction",
     "CreateWebhookSecretAction",
     "DeleteKeypairAction",
+    "DeletePolicyAction",
     "DeleteProjectAction",
+    "DeleteResourceGroupAction",
     "DeleteTemplateAction",
     "DeleteTokenAction",
     "DeleteUserAction",
@@ -170,12 +197,17 @@ __all__ = [
     "DownloadResultsAction",
     "DownloadVolumeFileAction",
     "DownloadVolumeFilesAction",
+    "DrainAgentAction",
+    "DryRunAction",
     "Effect",
     "ExecuteSessionAction",
     "ExemptSessionAction",
+    "ExplainSessionAction",
     "FileUploadSpec",
     "FollowExecutionAction",
     "ForgetImageAction",
+    "FsckAction",
+    "FsckRepairAction",
     "GetAbusingReportAction",
     "GetAgentAction",
     "GetCommitStatusAction",
@@ -183,6 +215,8 @@ __all__ = [
     "GetDependencyGraphAction",
     "GetDirectAccessInfoAction",
     "GetMetricsAction",
+    "GetPolicyAction",
+    "GetResourceGroupAction",
     "GetSessionInfoAction",
     "GetStatisticsAction",
     "GetStatusHistoryAction",
@@ -203,10 +237,13 @@ __all__ = [
     "ListFilesAction",
     "ListImagesAction",
     "ListKeypairsAction",
+    "ListPoliciesAction",
     "ListProjectsAction",
     "ListQuotasAction",
     "ListRegistriesAction",
+    "ListResourceGroupsAction",
     "ListServicesAction",
+    "ListSharesAction",
     "ListSshKeysAction",
     "ListTasksAction",
     "ListTemplatesAction",
@@ -219,7 +256,10 @@ __all__ = [
     "MatchSessionsAction",
     "ModifyAgentAction",
     "ModifyKeypairAction",
+    "ModifyPolicyAction",
     "ModifyProjectAction",
+    "ModifyResourceGroupAccessAction",
+    "ModifyResourceGroupAction",
     "ModifySessionAction",
     "ModifyTemplateAction",
     "ModifyUserAction",
@@ -246,10 +286,13 @@ __all__ = [
     "SetQuotaAction",
     "SetRegistryAction",
     "SetWatchRulesAction",
+    "SetWeightAction",
     "ShareImageAction",
     "ShareVolumeAction",
     "ShutdownServiceAction",
     "StartServiceAction",
+    "UnassignPolicyAction",
+    "UncordonAgentAction",
     "UnpackArchiveAction",
     "UnpackVolumeArchiveAction",
     "UnshareVolumeAction",

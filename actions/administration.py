@@ -1,4 +1,4 @@
-"""Users, keypairs, tokens, projects, quotas, images and agents."""
+"""Users, keypairs, tokens, projects, images and agents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field
@@ -29,9 +29,10 @@ from actions.information import TaskData, TaskResult
 from actions.views import AgentData, Done, ImageData, KeypairData, ProjectData, UserData
 from domain.errors import InvalidRequest, KeypairNotFound, NotFound, PermissionDenied
 from domain.ids import AccessKey, AgentId
+from domain.options import change_labels
 from domain.principal import Role
-from domain.resources import ResourceSlot
 from repositories import agents as agent_rows
+from repositories import drains
 from repositories.image import Image
 
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^\s@\x00]+@[^\s@\x00]+$")]
@@ -168,6 +169,7 @@ class DeleteUserAction(ScopeAction[Work, Done]):
         user = await call.db.identity.user(self.user)
         if user["id"] == call.by.user_id:
             raise PermissionDenied("You cannot remove yourself.")
+        await call.db.policies.forget(("user", str(user["id"])))
         await call.db.identity.remove_user(user["id"])
         call.announce("identity")
         return Done()
@@ -249,6 +251,7 @@ class DeleteKeypairAction(ScopeAction[Work, Done]):
 
     async def run(self, call: Work, /) -> Done:
         await _own_keypair(call, self.keypair)
+        await call.db.policies.forget(("keypair", self.keypair))
         await call.db.identity.remove_keypair(self.keypair)
         call.announce("identity")
         return Done()
@@ -396,70 +399,11 @@ class DeleteProjectAction(ScopeAction[Work, Done]):
         return self.project
 
     async def run(self, call: Work, /) -> Done:
+        policies = call.db.policies
+        await policies.forget(await policies.scope("project", self.project, domain=self.domain))
         await call.db.identity.remove_project(self.project, domain=self.domain)
         call.announce("identity")
         return Done()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaData:
-    """One limit; cpu in thousandths, mem in MiB."""
-
-    scope: str  #: user, project, domain
-    scope_id: str
-    of: str  #: the user's e-mail address, the project's or the domain's name
-    name: str  #: of a resource, or `sessions`
-    max: int
-    used: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaPage(Result):
-    items: list[QuotaData]
-    next_cursor: str | None = None
-
-
-@action(Rules(allow=anyone, effect=Effect.READ))
-class ListQuotasAction(ScopeAction[Reading, QuotaPage]):
-    """The quotas that bind oneself, and how much of them is used; for administrators all."""
-
-    async def run(self, call: Reading, /) -> QuotaPage:
-        rows = await call.db.identity.quotas()
-        if not call.by.sees_all:
-            projects = {
-                str(p["id"])
-                for p in await call.db.identity.projects(domain=call.by.domain)
-                if p["name"] in call.by.projects
-            }
-            mine = {("user", str(call.by.user_id)), ("domain", call.by.domain), *(("project", p) for p in projects)}
-            rows = [row for row in rows if (row["scope"], row["scope_id"]) in mine]
-        return QuotaPage(items=[QuotaData(**row) for row in rows])
-
-
-@action(Rules(allow=superadmin, effect=Effect.DATABASE))
-class SetQuotaAction(ScopeAction[Work, QuotaPage]):
-    """Limit how many `sessions`, or how much of a resource, a user, project or domain holds at once; null lifts it."""
-
-    scope: Literal["user", "project", "domain"]
-    of: str  #: the user's e-mail address, the project's or the domain's name
-    limits: dict[str, int | float | str | None]
-
-    def target(self) -> str:
-        return f"{self.scope} {self.of}"
-
-    async def run(self, call: Work, /) -> QuotaPage:
-        scope_id = self.of
-        if self.scope == "user":
-            scope_id = str((await call.db.identity.user(self.of))["id"])
-        elif self.scope == "project":
-            scope_id = str(await call.db.identity.project_id(self.of, domain=call.by.domain, member=None))
-        if not self.limits:
-            raise InvalidRequest("Name at least one limit, such as sessions or cpu.", field="limits")
-        for name, limit in self.limits.items():
-            amount = None if limit is None else ResourceSlot({name: limit}).get(name, 0)
-            await call.db.identity.set_quota(self.scope, scope_id, name, amount)
-        rows = await call.db.identity.quotas(self.scope, scope_id)
-        return QuotaPage(items=[QuotaData(**row) for row in rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -618,19 +562,33 @@ class GetAgentAction(ScopeAction[Reading, AgentResult]):
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
 class ModifyAgentAction(ScopeAction[Work, AgentResult]):
-    """Take a host out of scheduling, or back; what runs there goes on."""
+    """Change a host: whether it takes sessions, its resource group (while nothing is there), labels; the rest stays."""
 
     agent: str
-    schedulable: bool
+    schedulable: bool | None = None  #: false: cordoned, true: in use again; what runs there goes on
+    resource_group: str | None = None
+    labels: Mapping[str, str | None] | None = None  #: those that are named; null takes one away
 
     def target(self) -> str:
         return self.agent
 
     async def run(self, call: Work, /) -> AgentResult:
-        await agent_rows.set_schedulable(call.db.connection, AgentId(self.agent), self.schedulable)
+        connection, agent = call.db.connection, AgentId(self.agent)
+        if self.schedulable is None and self.resource_group is None and self.labels is None:
+            raise InvalidRequest("Nothing to change was given; name one of schedulable, resource_group, labels.")
+        if self.resource_group is not None:
+            await agent_rows.assign(connection, agent, self.resource_group)
+        if self.schedulable is True:
+            for session_id in await drains.uncordon(connection, agent, now=call.now):
+                call.announce("sessions", session_id)
+        elif self.schedulable is False:
+            await drains.cordon(connection, agent, reason=None, now=call.now)
+        if self.labels is not None:
+            before = (await agent_rows.get_agent(connection, agent))["labels"]
+            await agent_rows.set_labels(connection, agent, change_labels(before, self.labels))
         call.announce("agents")
         call.announce("queue")
-        return AgentResult(agent=AgentData.of(await agent_rows.get_agent(call.db.connection, AgentId(self.agent))))
+        return AgentResult(agent=AgentData.of(await agent_rows.get_agent(connection, agent)))
 
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))

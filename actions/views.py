@@ -269,6 +269,14 @@ class AgentData:
     info: Mapping[str, Any]
     last_seen_at: datetime | None
     created_at: datetime
+    resource_group: str
+    labels: Mapping[str, str]  #: that sessions may ask for
+    cordoned_at: datetime | None  #: since when it takes no sessions, because an administrator said so
+    cordon_reason: str | None
+    draining: bool  #: what is there is to go
+    drain_moves: bool  #: batch sessions begin again elsewhere
+    drain_until: datetime | None  #: when those that are left are ended
+    drained_at: datetime | None  #: since when nothing is there any more
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> AgentData:
@@ -287,4 +295,12 @@ class AgentData:
             info=row["info"],
             last_seen_at=row["seen_at"],
             created_at=row["created_at"],
+            resource_group=row["resource_group"],
+            labels=row["labels"],
+            cordoned_at=row["cordoned_at"],
+            cordon_reason=row["cordon_reason"],
+            draining=row["draining"],
+            drain_moves=row["drain_moves"],
+            drain_until=row["drain_until"],
+            drained_at=row["drained_at"],
         )

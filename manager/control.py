@@ -14,6 +14,7 @@ from manager import image_tasks, volume_tasks
 from manager.clock import DatabaseClock
 from manager.dependencies import Dependencies
 from manager.dispatcher import ConnectedAgents, Dispatcher
+from manager.drains import Drains, FairShares
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
 from manager.idle import IdleCheckers
@@ -69,6 +70,8 @@ class Control:
         self.services = ServiceKeeper(database, herald, agents, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
+        self.drains = Drains(database, herald, clock=clock)
+        self.fair_shares = FairShares(database, clock=clock)
         self.sequencer = Sequencer(database, herald)
         self.purger = Purger(database, keep=settings.keep, clock=clock)
         self.tails = Tails(database, agents, clock=clock)
@@ -95,6 +98,7 @@ class Control:
             ("sessions", self.services),
             ("sessions", self.inference),
             ("agents", self.scheduler),
+            ("agents", self.drains),
             ("dispatch", self.dispatcher),
             ("events", self.sequencer),
             ("tasks", self.tasks),
@@ -112,6 +116,8 @@ class Control:
             self.services,
             self.deadlines,
             self.lost_agents,
+            self.drains,
+            self.fair_shares,
             self.sequencer,
             self.purger,
             self.tasks,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from agent.wire import AgentHello, DeviceList
-from domain.errors import AgentNotFound, AlreadyExists, Conflict, StillInUse, Unauthenticated
+from domain.errors import AgentNotFound, AlreadyExists, Conflict, ResourceGroupNotFound, StillInUse, Unauthenticated
 from domain.ids import AgentId, SessionId
 from domain.names import as_uuid
 from domain.session import Event
@@ -352,7 +352,8 @@ async def reported_slots(
 
 _AGENT: Final = """
     SELECT a.id, a.hostname, a.architecture, a.version, a.schedulable, a.lost, a.boot_no, a.info, a.images, a.seen_at,
-        a.lease_until, a.created_at,
+        a.lease_until, a.created_at, a.resource_group, a.labels, a.cordoned_at, a.cordon_reason, a.draining, a.drain_moves,
+        a.drain_until, a.drained_at,
         coalesce(jsonb_object_agg(r.name, jsonb_build_object('capacity', r.reported, 'used', r.used))
             FILTER (WHERE r.name IS NOT NULL), '{}') AS resources,
         (SELECT count(*) FROM kernels k WHERE k.agent_id = a.id AND k.want <> 'NONE'
@@ -362,12 +363,35 @@ _AGENT: Final = """
 
 
 async def set_schedulable(connection: Connection, agent_id: AgentId, schedulable: bool) -> None:
-    """Cordon an agent, or take it into use again; what runs there is left alone. Raises AgentNotFound."""
+    """Whether new sessions come, and nothing else. Raises AgentNotFound."""
     found = await connection.fetchval(
         "UPDATE agents SET schedulable = $2 WHERE id = $1 RETURNING true", agent_id, schedulable
     )
     if not found:
         raise AgentNotFound(agent=agent_id)
+
+
+async def assign(connection: Connection, agent_id: AgentId, group: str) -> None:
+    """Into another resource group, while nothing lives there. Raises AgentNotFound, ResourceGroupNotFound, StillInUse."""
+    # FOR UPDATE: who places something there holds a key share of this row, and sees what has become of it
+    now_in = await connection.fetchval("SELECT resource_group FROM agents WHERE id = $1 FOR UPDATE", agent_id)
+    if now_in is None:
+        raise AgentNotFound(agent=agent_id)
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM resource_groups WHERE name = $1)", group):
+        raise ResourceGroupNotFound(f"There is no resource group '{group}'.", resource_group=group)
+    kernels = await connection.fetchval(
+        "SELECT count(*) FROM kernels WHERE agent_id = $1 AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE'",
+        agent_id,
+    )
+    if kernels and now_in != group:
+        raise StillInUse(
+            f"{kernels} kernels live on the agent '{agent_id}', of sessions of the resource group '{now_in}'; drain it first."
+        )
+    await connection.execute("UPDATE agents SET resource_group = $2 WHERE id = $1", agent_id, group)
+
+
+async def set_labels(connection: Connection, agent_id: AgentId, labels: Mapping[str, str]) -> None:
+    await connection.execute("UPDATE agents SET labels = $2 WHERE id = $1", agent_id, dict(labels))
 
 
 async def remove(connection: Connection, agent_id: AgentId, *, now: datetime, lost_for_good: bool = False) -> None:

@@ -36,6 +36,9 @@ def _integral(until: str) -> str:
     return f"({_weight(f'coalesce(u.until_at, {until})', until)} - {_weight('u.since_at', until)})"
 
 
+_SUMS: Final = ", ".join(
+    f"sum({what}) FILTER (WHERE kind = '{kind}') AS {what}_{kind}" for kind in KINDS for what in ("held", "past")
+)
 #: $1 now, $2 groups or NULL.
 _SHARES: Final = f"""
     WITH g AS MATERIALIZED (
@@ -50,7 +53,7 @@ _SHARES: Final = f"""
         UNION ALL
         SELECT w.resource_group, w.user_id, '', 0, 0 FROM fair_shares w JOIN g ON g.name = w.resource_group
     ), sums AS (
-        SELECT resource_group, user_id, {", ".join(f"sum({what}) FILTER (WHERE kind = '{kind}') AS {what}_{kind}" for kind in KINDS for what in ("held", "past"))}
+        SELECT resource_group, user_id, {_SUMS}
         FROM parts GROUP BY 1, 2
     )
     SELECT s.*, coalesce(w.weight, 1) AS weight FROM sums s LEFT JOIN fair_shares w USING (resource_group, user_id)

@@ -115,11 +115,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/ports/{{port}}/pass", a.OpenPortAction),
     # sessions
     _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,
-         answer=session_data, status=lambda result: 201 if result.created else 200),
+         query=("dry_run",), answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("POST", "/v1/sessions/cluster", a.CreateClusterAction, handler=information.create, settles=True, etag=True,
-         answer=session_data, status=lambda result: 201 if result.created else 200),
+         query=("dry_run",), answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("POST", "/v1/sessions/from-template", a.CreateFromTemplateAction, handler=information.create, settles=True,
-         etag=True, answer=session_data, status=lambda result: 201 if result.created else 200),
+         query=("dry_run",), etag=True, answer=session_data, status=lambda result: 201 if result.created else 200),
     _row("GET", "/v1/sessions", a.SearchSessionsAction, answer=page),
     _row("GET", "/v1/sessions/match", a.MatchSessionsAction, answer=page),
     _row("POST", "/v1/sessions/transit", a.CheckAndTransitStatusAction, answer=answers.transit_outcomes),
@@ -129,6 +129,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", f"{_S}/rename", a.RenameSessionAction, answer=session_data, etag=True),
     _row("POST", f"{_S}/restart", a.RestartSessionAction, answer=session_data, settles=True, etag=True),
     _row("GET", f"{_S}/status-history", a.GetStatusHistoryAction, answer=attrgetter("status_history")),
+    _row("GET", f"{_S}/explain", a.ExplainSessionAction),
     _row("GET", f"{_S}/metrics", a.GetMetricsAction),
     _row("GET", f"{_S}/abusing-report", a.GetAbusingReportAction),
     _row("GET", f"{_S}/deliveries", a.ListDeliveriesAction, answer=page),
@@ -203,6 +204,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("PUT", "/v1/policies/watch", a.SetWatchRulesAction, rename={"rules": "settings"}),
     _row("GET", "/v1/usage", a.GetUsageAction, handler=reports.usage, query=("format",),
          media=("application/json", "text/csv")),
+    _row("GET", "/v1/fsck", a.FsckAction),
+    _row("POST", "/v1/fsck/repair", a.FsckRepairAction),
     # who may ask
     _row("GET", "/v1/whoami", a.WhoAmIAction, answer=answers.who_am_i),
     _row("GET", "/v1/users", a.ListUsersAction, answer=page),
@@ -231,6 +234,13 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("DELETE", "/v1/templates/{template}", a.DeleteTemplateAction, status=204),
     _row("GET", "/v1/quota", a.ListQuotasAction, answer=page, paged=True),
     _row("PUT", "/v1/quota/{scope}/{of}", a.SetQuotaAction, answer=page),
+    _row("GET", "/v1/policies", a.ListPoliciesAction, answer=page, paged=True),
+    _row("POST", "/v1/policies", a.CreatePolicyAction, rename={"name": "policy"}, answer=attrgetter("policy"), status=201),
+    _row("GET", "/v1/policies/{policy}", a.GetPolicyAction, answer=attrgetter("policy")),
+    _row("PATCH", "/v1/policies/{policy}", a.ModifyPolicyAction, answer=attrgetter("policy")),
+    _row("DELETE", "/v1/policies/{policy}", a.DeletePolicyAction, status=204),
+    _row("PUT", "/v1/policies/{policy}/assignments/{scope}/{of}", a.AssignPolicyAction, answer=attrgetter("policy")),
+    _row("DELETE", "/v1/policies/{policy}/assignments/{scope}/{of}", a.UnassignPolicyAction, answer=attrgetter("policy")),
     # where sessions run, and of what
     _row("GET", "/v1/images", a.ListImagesAction, answer=page, paged=True, query=("all",)),
     _row("POST", "/v1/images", a.RegisterImageAction, rename={"name": "image"}, answer=attrgetter("image"), status=201),
@@ -248,10 +258,23 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("GET", "/v1/agents/{agent}", a.GetAgentAction, answer=attrgetter("agent")),
     _row("PATCH", "/v1/agents/{agent}", a.ModifyAgentAction, answer=attrgetter("agent")),
     _row("DELETE", "/v1/agents/{agent}", a.RemoveAgentAction, status=204),
+    _row("POST", "/v1/agents/{agent}/cordon", a.CordonAgentAction, answer=attrgetter("agent")),
+    _row("POST", "/v1/agents/{agent}/drain", a.DrainAgentAction, answer=attrgetter("agent")),
+    _row("POST", "/v1/agents/{agent}/uncordon", a.UncordonAgentAction, answer=attrgetter("agent")),
+    _row("GET", "/v1/resource-groups", a.ListResourceGroupsAction, answer=page, paged=True),
+    _row("POST", "/v1/resource-groups", a.CreateResourceGroupAction, rename={"name": "resource_group"}, status=201,
+         answer=attrgetter("resource_group")),
+    _row("GET", "/v1/resource-groups/{resource_group}", a.GetResourceGroupAction, answer=attrgetter("resource_group")),
+    _row("PATCH", "/v1/resource-groups/{resource_group}", a.ModifyResourceGroupAction, answer=attrgetter("resource_group")),
+    _row("DELETE", "/v1/resource-groups/{resource_group}", a.DeleteResourceGroupAction, status=204),
+    _row("POST", "/v1/resource-groups/{resource_group}/access", a.ModifyResourceGroupAccessAction,
+         answer=attrgetter("resource_group")),
+    _row("PUT", "/v1/resource-groups/{resource_group}/weights/{user}", a.SetWeightAction, answer=attrgetter("resource_group")),
+    _row("GET", "/v1/shares", a.ListSharesAction),
 )
 # fmt: on
 #: Actions without an address of their own, and why.
-NOT_ADDRESSED: Final[Mapping[str, str]] = {}
+NOT_ADDRESSED: Final[Mapping[str, str]] = {"dry_run": "it is asked for by ?dry_run=true with what it would create"}
 
 
 class _Node:

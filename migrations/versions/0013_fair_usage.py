@@ -68,6 +68,7 @@ UP = (
         ADD COLUMN draining boolean NOT NULL DEFAULT false,
         ADD COLUMN drain_moves boolean NOT NULL DEFAULT false,
         ADD COLUMN drain_until timestamptz,
+        ADD COLUMN drained_at timestamptz,
         ADD CONSTRAINT agents_draining_check CHECK (NOT draining OR NOT schedulable)
     """,
     "UPDATE agents SET cordoned_at = now(), cordon_reason = '' WHERE NOT schedulable",
@@ -84,7 +85,7 @@ DOWN = (
     "ALTER TABLE sessions DROP COLUMN moves_from",
     """
     ALTER TABLE agents DROP CONSTRAINT agents_draining_check, DROP COLUMN cordoned_at, DROP COLUMN cordon_reason,
-        DROP COLUMN draining, DROP COLUMN drain_moves, DROP COLUMN drain_until
+        DROP COLUMN draining, DROP COLUMN drain_moves, DROP COLUMN drain_until, DROP COLUMN drained_at
     """,
     _FOLLOWS.format(column="", value=""),
     "DROP INDEX usage_uncounted_idx",
