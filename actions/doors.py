@@ -102,6 +102,8 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         # events, tasks, reports
         "cancel_task": ("task cancel", "tasks.Task.cancel"),
         "get_task": ("task wait", "tasks.get"),
+        "fsck": ("admin fsck", "fsck"),
+        "fsck_repair": ("admin fsck", "fsck_repair"),
         "get_top": ("top", "top"),
         "get_usage": ("admin usage", "usage"),
         "get_watch_rules": ("admin watch show", "watch_rules"),
@@ -133,6 +135,13 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "modify_user": ("admin user edit", "users.edit"),
         "remove_agent": ("admin agent rm", "agents.remove"),
         "set_quota": ("quota set", "quotas.set"),
+        "assign_policy": ("admin policy assign", "policies.assign"),
+        "create_policy": ("admin policy create", "policies.create"),
+        "delete_policy": ("admin policy rm", "policies.remove"),
+        "get_policy": ("admin policy show", "policies.get"),
+        "list_policies": ("admin policy ls", "policies.list"),
+        "modify_policy": ("admin policy modify", "policies.modify"),
+        "unassign_policy": ("admin policy unassign", "policies.unassign"),
         "who_am_i": ("whoami", "whoami"),
     }
 )

@@ -221,63 +221,6 @@ class IdentityRepository:
             raise StillInUse(f"Sessions of project '{name}' are still on record; it goes when they are forgotten.")
         await self._connection.execute("DELETE FROM projects WHERE id = $1", project_id)
 
-    async def set_quota(self, scope: str, scope_id: str, name: str, max_amount: int | None) -> None:
-        """Limit what a user, project or domain may hold at once; None lifts the limit. Present use is counted in."""
-        if max_amount is None:
-            await self._connection.execute(
-                "DELETE FROM quotas WHERE scope = $1 AND scope_id = $2 AND name = $3", scope, scope_id, name
-            )
-            return
-        if scope == "domain" and not await self._connection.fetchval(
-            "SELECT EXISTS (SELECT FROM domains WHERE name = $1)", scope_id
-        ):
-            raise NotFound(f"There is no domain '{scope_id}'.")
-        column = {"user": "s.user_id::text", "project": "s.project_id::text", "domain": "s.domain"}[scope]
-        await self._connection.execute(
-            """
-            INSERT INTO quotas (scope, scope_id, name, max_amount) VALUES ($1, $2, $3, $4)
-            ON CONFLICT (scope, scope_id, name) DO UPDATE SET max_amount = excluded.max_amount
-            """,
-            scope,
-            scope_id,
-            name,
-            2**60,  # for the moment that it takes to count what is in use already
-        )
-        await self._connection.execute(
-            f"""
-            INSERT INTO quota_uses (session_id, scope, scope_id, name, amount)
-            SELECT s.id, $1, $2, $3, CASE WHEN $3 = 'sessions' THEN 1 ELSE (s.requested_slots ->> $3)::bigint END
-            FROM sessions s WHERE {column} = $2 AND s.ended_at IS NULL AND s.session_type <> 'system'
-                AND ($3 = 'sessions' OR coalesce((s.requested_slots ->> $3)::bigint, 0) > 0)
-            ON CONFLICT DO NOTHING
-            """,
-            scope,
-            scope_id,
-            name,
-        )
-        await self._connection.execute(
-            "UPDATE quotas SET max_amount = $4 WHERE scope = $1 AND scope_id = $2 AND name = $3",
-            scope,
-            scope_id,
-            name,
-            max_amount,
-        )
-
-    async def quotas(self, scope: str | None = None, scope_id: str | None = None) -> list[dict[str, Any]]:
-        rows = await self._connection.fetch(
-            """
-            SELECT scope, scope_id, coalesce((SELECT email FROM users u WHERE scope = 'user' AND u.id::text = scope_id),
-                (SELECT p.name FROM projects p WHERE scope = 'project' AND p.id::text = scope_id), scope_id) AS of,
-                name, max_amount AS max, CASE WHEN scope = 'user' AND name = 'images' THEN (
-                SELECT count(*) FROM images i WHERE i.owner_id::text = scope_id AND i.kind <> 'registered') ELSE used END AS used
-            FROM quotas
-            WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR scope_id = $2) ORDER BY scope, scope_id, name
-            """,
-            scope,
-            scope_id,
-        )
-        return [dict(row) for row in rows]
-
     async def add_token(
         self, token_id: UUID, *, token_hash: bytes, access_key: AccessKey, name: str, expires_at: datetime
     ) -> None:

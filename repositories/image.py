@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from domain.errors import ImageNameTaken, ImageNotFound, ImageNotReady, QuotaExceeded, StillInUse
+from domain.errors import ImageNameTaken, ImageNotFound, ImageNotReady, StillInUse
 from domain.ids import AgentId, SessionId
 from repositories.database import Connection
+from repositories.limits import check_owned
 from repositories.transit import Cause
 
 #: Images of their own that users may have, where no quota named `images` says otherwise.
@@ -160,20 +161,10 @@ class ImageRepository:
         # One at a time for a user, so that the count below is right; nobody waits long, nothing slow happens in here.
         await self._connection.execute("SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE", new.owner_id)
         await self.forget_unfinished(new.owner_id)
-        most = await self._connection.fetchval(
-            "SELECT max_amount FROM quotas WHERE scope = 'user' AND scope_id = $1 AND name = 'images'",
-            str(new.owner_id),
-        )
-        most = DEFAULT_IMAGES_PER_USER if most is None else most
         there = await self._connection.fetchval(
             "SELECT count(*) FROM images WHERE owner_id = $1 AND kind <> 'registered'", new.owner_id
         )
-        if there >= most:
-            raise QuotaExceeded(
-                f"You have {there} images of your own, and may have {most}; remove one with 'moorage image rm', "
-                "or ask an administrator for more.",
-                name="images",
-            )
+        await check_owned(self._connection, "images", new.owner_id, there, otherwise=DEFAULT_IMAGES_PER_USER)
         taken = await self._connection.fetchval(
             """
             SELECT EXISTS (SELECT FROM images WHERE name = $1 OR (owner_id = $2 AND title = $3))

@@ -15,6 +15,7 @@ from repositories.gateway import SshKeyRepository
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
 from repositories.metrics import MetricsRepository
+from repositories.policies import PolicyRepository
 from repositories.registry import RegistryRepository
 from repositories.service import ServiceRepository
 from repositories.session import AdminSessionRepository, SessionRepository
@@ -69,6 +70,11 @@ class Repositories:
     @cached_property
     def identity(self) -> IdentityRepository:
         return IdentityRepository(self.connection, now=self.now, cause=self.cause)
+
+    @cached_property
+    def policies(self) -> PolicyRepository:
+        """Limits, and the policies that set them."""
+        return PolicyRepository(self.connection, self.identity, now=self.now)
 
     @cached_property
     def ssh_keys(self) -> SshKeyRepository:

@@ -24,6 +24,7 @@ from domain.session import FINAL
 from domain.volumes import Share, Volume
 from repositories.database import Connection
 from repositories.kernels import Intent
+from repositories.limits import check_owned
 
 _FINAL: Final = ", ".join(f"'{status}'" for status in sorted(FINAL))
 
@@ -157,6 +158,13 @@ class VolumeRepository:
         gid: int,
         task_id: UUID | None = None,
     ) -> Volume:
+        """Raises VolumeNameTaken, or QuotaExceeded."""
+        # One at a time for a user, so that the count below is right.
+        await self._connection.execute("SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE", self._viewer)
+        there = await self._connection.fetchval(
+            "SELECT count(*) FROM volumes WHERE user_id = $1 AND status <> 'removing'", self._viewer
+        )
+        await check_owned(self._connection, "volumes", self._viewer, there, otherwise=None)
         made = await self._connection.fetchval(
             """
             INSERT INTO volumes (id, name, user_id, store, status, quota_bytes, quota_files, uid, gid, task_id, created_at)

@@ -26,7 +26,6 @@ from actions import (
     ListImagesAction,
     ListKeypairsAction,
     ListProjectsAction,
-    ListQuotasAction,
     ListTokensAction,
     ListUsersAction,
     ModifyAgentAction,
@@ -36,7 +35,6 @@ from actions import (
     PullImageAction,
     RegisterImageAction,
     RemoveAgentAction,
-    SetQuotaAction,
     WhoAmIAction,
 )
 from actions.administration import hash_secret
@@ -45,7 +43,6 @@ from domain.errors import (
     AlreadyExists,
     ImageNotFound,
     InvalidRequest,
-    InvalidResources,
     KeypairNotFound,
     NotFound,
     PermissionDenied,
@@ -62,7 +59,6 @@ from tests.scenario import (
     IMAGE,
     MALLORY,
     NOW,
-    OTHER_ID,
     PROJECT,
     ROOT,
     WATCHER,
@@ -553,107 +549,6 @@ async def test_modify_project(scenario: TestScenario, database: Database) -> Non
     bad_input=malformed(DeleteProjectAction(project=wrong(None))),
 )
 async def test_delete_project(scenario: TestScenario, database: Database) -> None:
-    await scenario.play(database)
-
-
-# -- quotas ------------------------------------------------------------------------------------------------------------
-def a_quota(scope: str, scope_id: str, name: str = "sessions", most: int = 3) -> Given:
-    return a_row("quotas", scope=scope, scope_id=scope_id, name=name, max_amount=most)
-
-
-QUOTAS = (
-    a_quota("user", str(ALICE.user_id)),
-    a_quota("user", str(MALLORY.user_id)),
-    a_quota("project", str(PROJECT)),
-    a_quota("project", str(VISION)),
-    a_quota("domain", "default"),
-)
-
-
-def scopes(*expected: str) -> Any:
-    return lambda answer: sorted(row.scope for row in answer.items) == sorted(expected)
-
-
-@scenarios(
-    ListQuotasAction,
-    success=TestScenario(
-        given=QUOTAS, do=ListQuotasAction(), answer=scopes("user", "project", "domain"), then_audit=None
-    ),
-    stranger=TestScenario(
-        given=QUOTAS[:1], do=ListQuotasAction(), by=MALLORY, answer=lambda a: a.items == [], then_audit=None
-    ),
-    wrong_status=NO_STATUS,
-    not_found=NotApplicable("an empty list is an answer"),
-    bad_input=NotApplicable("it takes no input"),
-    more={
-        "all_for_an_administrator": TestScenario(
-            given=QUOTAS,
-            do=ListQuotasAction(),
-            by=ROOT,
-            answer=scopes("user", "user", "project", "project", "domain"),
-            then_audit=None,
-        ),
-    },
-)
-async def test_list_quotas(scenario: TestScenario, database: Database) -> None:
-    await scenario.play(database)
-
-
-def limit(scope: Any = "user", of: str = "alice@example.org", **limits: Any) -> SetQuotaAction:
-    return SetQuotaAction(scope=scope, of=of, limits=limits)
-
-
-@scenarios(
-    SetQuotaAction,
-    success=TestScenario(
-        do=limit(cpu=2, mem="4g", sessions=3),
-        by=ROOT,
-        answer=lambda a: {row.name: row.max for row in a.items} == {"cpu": 2000, "mem": 4096, "sessions": 3},
-        then_rows=("+quotas cpu", "+quotas mem", "+quotas sessions"),
-    ),
-    stranger=denied(limit(sessions=100)),
-    wrong_status=NO_STATUS,
-    not_found=TestScenario(do=limit(of="nobody", sessions=1), by=ROOT, error=UserNotFound, then_audit="user_not_found"),
-    bad_input=malformed(limit()),
-    more={
-        "a_negative_limit": TestScenario(do=limit(cpu=-1), by=ROOT, error=InvalidResources, then_audit=None),
-        "what_is_in_use_already_counts": TestScenario(
-            given=(a_session(), a_session(Status.TERMINATED, id=OTHER_ID)),
-            do=limit(sessions=5, mem=1024),
-            by=ROOT,
-            answer=lambda a: {row.name: row.used for row in a.items} == {"sessions": 1, "mem": 512},
-            then_rows=("+quota_uses train mem 512", "+quota_uses train sessions 1", "+quotas mem", "+quotas sessions"),
-        ),
-        "a_limit_below_what_is_in_use_takes_nothing_away": TestScenario(
-            given=(a_session(),),
-            do=limit(sessions=0),
-            by=ROOT,
-            answer=lambda a: (a.items[0].max, a.items[0].used) == (0, 1),
-            then_rows=("+quota_uses train sessions 1", "+quotas sessions"),
-        ),
-        "null_lifts_it": TestScenario(
-            given=QUOTAS[:1], do=limit(sessions=None), by=ROOT, then_rows=("-quotas sessions",)
-        ),
-        "of_a_project": TestScenario(
-            given=(a_session(),),
-            do=limit("project", "default", sessions=2),
-            by=ROOT,
-            then_rows=("+quota_uses train sessions 1", "+quotas sessions"),
-        ),
-        "of_a_domain_that_is_not_there": TestScenario(
-            do=limit("domain", "nowhere", sessions=2), by=ROOT, error=NotFound, then_audit="not_found"
-        ),
-        "of_a_system_session_nothing_counts": TestScenario(
-            given=(a_session(session_type="system"),),
-            do=limit(sessions=1),
-            by=ROOT,
-            answer=lambda a: a.items[0].used == 0,
-            then_rows=("+quotas sessions",),
-        ),
-        "an_unheard_of_scope": malformed(limit("planet", sessions=1)),
-    },
-)
-async def test_set_quota(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
 
 
