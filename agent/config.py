@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Self
 
+from agent.gpu_terms import GpuSettings
 from agent.wire import check_agent_id
 from domain.errors import InvalidResources
 from domain.resources import ResourceSlot
@@ -38,6 +39,15 @@ class AgentConfig:
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
     volumes: str = ""  #: the folder of all volumes, local or mounted from NFS; empty: this host keeps none
+    gpus: str | tuple[str, ...] = "all"  #: that are offered: "all", "none", or a list of UUIDs and numbers
+    gpu_reserve: int = 0  #: MiB of each device, kept for others
+    gpu_library: str = ""  #: the path of libnvidia-ml.so.1; empty: where the loader finds it
+    gpu_runtime: str = "auto"  #: how containers get devices: nvidia, cdi, or whichever the engine has
+    gpu_check: str = ""  #: a test before a device is handed over: torch, or a command that finds it in MOORAGE_GPU
+    gpu_check_seconds: float = 60.0  #: that the test may take
+    gpu_overuse: str = "report"  #: what happens to who uses more than its share of a device: report, end
+    gpu_overuse_seconds: float = 30.0  #: for so long
+    gpu_tolerate: int = 256  #: MiB that people outside may use before a device counts as used by them
     sample_seconds: float = 5.0  #: between two looks at what each session uses
     log_level: str = "INFO"
     mounts: tuple[tuple[Path, str], ...] = ()  #: [[mounts]] source, target: read-only in every session
@@ -59,6 +69,8 @@ class AgentConfig:
         try:
             mounts = tuple((Path(mount["source"]), str(mount["target"])) for mount in stored.pop("mounts", []))
             managers = tuple(map(str, stored.pop("managers")))
+            if isinstance(gpus := stored.get("gpus"), list):
+                stored["gpus"] = tuple(map(str, gpus))
             made = cls(data_dir=data_dir, managers=managers, mounts=mounts, **stored)
             check_agent_id(made.agent_id)
             made.resources()
@@ -68,6 +80,7 @@ class AgentConfig:
                 host_and_port(made.direct)
             if made.volumes and not Path(made.volumes).is_absolute():
                 raise ValueError(f"volumes is an absolute path, not '{made.volumes}'")
+            made.gpu_settings()
             if not 0.2 <= made.sample_seconds <= 60:
                 raise ValueError("sample_seconds is between 0.2 and 60")
         except (KeyError, TypeError, ValueError, InvalidResources) as error:
@@ -97,6 +110,33 @@ class AgentConfig:
         kept = ResourceSlot(dict(part.strip().split("=", 1) for part in self.reserve.split(",") if part.strip()))
         offered = ResourceSlot(asked)
         return {name: max(amount - kept.get(name, 0), 0) for name, amount in offered.items()}
+
+    def gpu_settings(self) -> GpuSettings:
+        """Raises ValueError for settings that make no sense."""
+        choices = {"gpu_runtime": ("auto", "nvidia", "cdi"), "gpu_overuse": ("report", "end")}
+        for name, words in choices.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is one of {', '.join(words)}, not '{getattr(self, name)}'")
+        if isinstance(self.gpus, str) and self.gpus not in ("all", "none"):
+            raise ValueError(f"gpus is 'all', 'none' or a list of UUIDs and numbers, not '{self.gpus[:80]}'")
+        if self.gpu_library and not Path(self.gpu_library).is_absolute():
+            raise ValueError(f"gpu_library is an absolute path, not '{self.gpu_library}'")
+        for name in ("gpu_reserve", "gpu_tolerate", "gpu_overuse_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is not negative")
+        if not 0 < self.gpu_check_seconds <= 600:
+            raise ValueError("gpu_check_seconds is more than 0 and at most 600")
+        return GpuSettings(
+            offered={"all": None, "none": ()}[self.gpus] if isinstance(self.gpus, str) else self.gpus,
+            reserve_mib=self.gpu_reserve,
+            library=self.gpu_library,
+            test=self.gpu_check,
+            test_seconds=self.gpu_check_seconds,
+            end_overuse=self.gpu_overuse == "end",
+            overuse_seconds=self.gpu_overuse_seconds,
+            tolerate_mib=self.gpu_tolerate,
+            look_seconds=min(self.sample_seconds, 5.0),
+        )
 
     @property
     def disk_quota_mib(self) -> int | None:

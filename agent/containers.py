@@ -20,7 +20,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
 from docker.utils import kwargs_from_env, parse_repository_tag
 
-from agent import seccomp
+from agent import gpu_request, seccomp
 
 log = logging.getLogger("moorage.agent.containers")
 T = TypeVar("T")
@@ -38,7 +38,8 @@ _POOL: Final = ip_network("10.213.0.0/16")
 class EngineError(Exception):
     """The engine refused, or did not answer in time.
 
-    `missing` names what is not there: image, container, network. `unknown`: nobody can say whether it was done; ask again.
+    `missing` names what is not there: image, container, network, gpus (a way to hand them out). `unknown`: nobody can say
+    whether it was done; ask again.
     """
 
     def __init__(self, message: str, *, missing: str | None = None, unknown: bool = False) -> None:
@@ -62,7 +63,7 @@ class ContainerSpec:
     pids: int
     mounts: Sequence[tuple[Path, str, bool]]  #: source, target, read-only
     user: tuple[int, int] = (USER, USER)  #: uid, gid
-    gpu_uuids: Sequence[str] = ()
+    gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)  #: by UUID, other names they may have
     network: str | None = None  #: None: no network at all
     address: str | None = None  #: on that network; None: the engine chooses
 
@@ -102,8 +103,18 @@ class ImageConfig:
 class Containers:
     """One engine, and what of it belongs to the agent with this uid."""
 
-    def __init__(self, host: str | None, uid: str, network: str = "moorage", *, timeout_seconds: int = 60) -> None:
+    def __init__(
+        self,
+        host: str | None,
+        uid: str,
+        network: str = "moorage",
+        *,
+        timeout_seconds: int = 60,
+        gpu_runtime: str = gpu_request.AUTO,
+    ) -> None:
         self._host = host
+        self._gpu_runtime = gpu_runtime
+        self._info: Mapping[str, Any] = {}  #: what the engine says of itself
         self._uid = uid
         self.network = network
         self._timeout_seconds = timeout_seconds
@@ -123,7 +134,7 @@ class Containers:
             info: dict[str, Any] = self._client.info()
             return info
 
-        info = await self._call(connect)
+        info = self._info = await self._call(connect)
         warnings = []
         if not info.get("LiveRestoreEnabled"):
             warnings.append("live-restore is off: an engine that is killed or upgraded ends every session of this host")
@@ -250,7 +261,7 @@ class Containers:
 
     def _create(self, spec: ContainerSpec) -> str:
         memory = spec.memory_mib * _MIB
-        gpus = DeviceRequest(driver="nvidia", device_ids=list(spec.gpu_uuids), capabilities=[["gpu"]])
+        gpus = self._gpus(spec)
         host_config = self._client.create_host_config(
             cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={seccomp.profile()}"],
@@ -273,7 +284,7 @@ class Containers:
                 Mount(target, str(source), type="bind", read_only=read_only, propagation="rprivate")
                 for source, target, read_only in spec.mounts
             ],
-            device_requests=[gpus] if spec.gpu_uuids else None,
+            device_requests=[_device_request(gpus)] if gpus is not None else None,
         )
         created = self._client.create_container(
             spec.image,
@@ -282,6 +293,7 @@ class Containers:
             user="{}:{}".format(*spec.user),
             hostname=spec.hostname,
             working_dir="/home/work",
+            environment=gpu_request.container_environ(gpus.driver if gpus is not None else None, list(spec.gpus)),
             labels={**spec.labels, LABEL: self._uid},
             name=spec.name,
             host_config=host_config,
@@ -292,6 +304,18 @@ class Containers:
         )
         container_id: str = created["Id"]
         return container_id
+
+    def _gpus(self, spec: ContainerSpec) -> gpu_request.Request | None:
+        if not spec.gpus:
+            return None
+        try:
+            return gpu_request.request(self._info, self._gpu_runtime, spec.gpus)
+        except gpu_request.NoWay as why:
+            raise EngineError(str(why), missing="gpus") from None
+
+    def gpu_trouble(self) -> str | None:
+        """Why no container could be given a GPU, as far as that can be known before one is asked for."""
+        return gpu_request.trouble(self._info, self._gpu_runtime)
 
     def _endpoint(self, spec: ContainerSpec) -> Any:
         if spec.network is None or spec.address is None:
@@ -353,6 +377,24 @@ class Containers:
             for one in found
             if one.get("Names")
         ]
+
+    async def limits(self, container: str) -> dict[str, Any] | None:
+        """What the engine really enforces; None when the container has gone."""
+        try:
+            found = await self._call(lambda: self._client.inspect_container(container))
+        except EngineError as error:
+            if error.missing == "container":
+                return None
+            raise
+        config = found["HostConfig"]
+        return {
+            "cpu_milli": (config.get("CpuQuota") or 0) * 1000 // _CPU_PERIOD_US,
+            "memory_mib": (config.get("Memory") or 0) // _MIB,
+            "pids": config.get("PidsLimit") or 0,
+            "confined": not config.get("Privileged")
+            and "ALL" in (config.get("CapDrop") or [])
+            and any(option.startswith("no-new-privileges") for option in config.get("SecurityOpt") or []),
+        }
 
     async def freeze(self, container: str) -> None:
         await self._call(lambda: self._client.pause(container))
@@ -446,9 +488,18 @@ class Containers:
             raise EngineError(text, missing=kind) from None
         except APIError as error:
             text = str(error.explanation or error)
+            if gpu_request.is_refusal(text):
+                raise EngineError(f"{gpu_request.MISSING} ({text})", missing="gpus") from None
             raise EngineError(text, missing="network" if "network" in text and "not found" in text else None) from None
         except (DockerException, OSError) as error:
             raise EngineError(f"The container engine does not answer: {error}", unknown=True) from None
+
+
+def _device_request(gpus: gpu_request.Request) -> DeviceRequest:
+    if gpus.driver == gpu_request.CDI:
+        return DeviceRequest(driver=gpu_request.CDI, device_ids=list(gpus.names))
+    capabilities = [["gpu", *gpu_request.CAPABILITIES]]
+    return DeviceRequest(driver=gpu_request.NVIDIA, device_ids=list(gpus.names), capabilities=capabilities)
 
 
 def cpu_quota_us(cpu_milli: int) -> int:

@@ -17,6 +17,7 @@ from agent import pki
 from agent.cluster import Networks
 from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError
+from agent.gpus import Gpus
 from agent.host import Host
 from agent.kernel import Defaults
 from agent.kernels import Kernels
@@ -50,7 +51,7 @@ async def run_agent(config: AgentConfig) -> None:
 async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
     """Everything is found again, and managers are dialled, as long as the block lasts."""
     store = await Store.open(config.data_dir / "agent.db")
-    engine = Containers(config.engine or None, store.uid, config.network or "moorage")
+    engine = Containers(config.engine or None, store.uid, config.network or "moorage", gpu_runtime=config.gpu_runtime)
     try:
         tls = pki.client_context(config.data_dir / "pki")
         info = await _open(engine)
@@ -63,6 +64,10 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         )
         volumes = await asyncio.to_thread(Volumes, Path(config.volumes)) if config.volumes else None
         info["volumes"] = volumes.store if volumes is not None else None
+        gpus = Gpus(config.gpu_settings(), boot_no=store.boot_no)
+        await gpus.open()
+        if gpus.facts() and (missing := engine.gpu_trouble()) is not None:
+            info["warnings"].append(missing)
         address = config.address or own_address(config.known_managers())
         kernels = Kernels(
             store,
@@ -73,6 +78,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             sample_seconds=config.sample_seconds,
             networks=Networks(engine, address=address, port=config.vxlan_port),
             volumes=volumes,
+            gpus=gpus,
         )
         host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
         links = Links(config.known_managers(), tls, host, host.handlers)

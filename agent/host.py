@@ -27,7 +27,18 @@ from agent.snapshots import pull_error
 from agent.streams import Channel, chunks, is_loopback, send_chunk, send_end, send_file
 from agent.tunnel import carry, hand_over
 from agent.volumes import VolumeFiles, Volumes
-from agent.wire import AgentHello, Fact, KernelSpec, ProcessSpec, RunDone, Sample, ServiceFact, ServiceSpec
+from agent.wire import (
+    AgentHello,
+    DeviceCheck,
+    DeviceList,
+    Fact,
+    KernelSpec,
+    ProcessSpec,
+    RunDone,
+    Sample,
+    ServiceFact,
+    ServiceSpec,
+)
 from domain.errors import (
     AgentUnavailable,
     CommitInProgress,
@@ -80,6 +91,7 @@ class Host:
         self.changed = kernels.changed
         self.handlers: Mapping[str, Handler] = {
             wire.PING: self.ping,
+            wire.CENSUS: self.census,
             wire.ENSURE: self.ensure,
             wire.PULL_IMAGE: self.pull_image,
             wire.PUSH_IMAGE: self.push_image,
@@ -115,7 +127,8 @@ class Host:
         images: list[str] = []
         with contextlib.suppress(EngineError):
             images = await self._kernels.engine.images()
-        store = self._kernels.store
+        store, gpus = self._kernels.store, self._kernels.gpus
+        told = gpus.info()
         return AgentHello(
             agent_id=self._agent_id,
             uid=store.uid,
@@ -123,14 +136,17 @@ class Host:
             version=self._version,
             hostname=socket.gethostname(),
             architecture=platform.machine(),
-            resources=self._resources,
+            resources={**self._resources, **gpus.resources()},
             info={
                 **self._info,
+                **({"gpus": told} if told else {}),
+                "warnings": [*self._info.get("warnings", []), *told.get("trouble", [])],
                 **await self._kernels.networks.facts(),
                 "quarantined": list(self._kernels.quarantined),
             },
             facts=[fact.pack() for fact in self._kernels.inventory()],
             images=images,
+            devices=[fact.pack() for fact in gpus.facts()],
         )
 
     def inventory(self) -> Sequence[Fact]:
@@ -161,6 +177,9 @@ class Host:
     # -- kernels -----------------------------------------------------------------------------------------------------
     async def ping(self, _arguments: Arguments) -> None:
         return
+
+    async def census(self, _arguments: Arguments) -> Arguments:
+        return await self._kernels.census()
 
     async def ensure(self, arguments: Arguments) -> Arguments:
         spec = arguments["spec"]
@@ -512,6 +531,23 @@ class Host:
 
     def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None:
         self._kernels.services.acknowledged(facts)
+
+    # -- devices -----------------------------------------------------------------------------------------------------
+    @property
+    def device_news(self) -> asyncio.Event:
+        return self._kernels.gpus.news
+
+    def pending_devices(self) -> DeviceList | None:
+        return self._kernels.gpus.pending()
+
+    def devices_acknowledged(self, said: DeviceList) -> None:
+        self._kernels.gpus.acknowledged(said)
+
+    def pending_checks(self) -> Sequence[DeviceCheck]:
+        return self._kernels.gpus.pending_checks()
+
+    def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None:
+        self._kernels.gpus.checks_acknowledged(checks)
 
     # -- pieces ------------------------------------------------------------------------------------------------------
     def _known(self, arguments: Arguments) -> Kernel:

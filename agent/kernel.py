@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
-from agent import cluster, runtime
+from agent import cluster, gpu_request, runtime
 from agent.containers import (
     USER,
     Containers,
@@ -22,6 +22,9 @@ from agent.containers import (
     ImageConfig,
     cpu_quota_us,
 )
+from agent.gpu_handover import Unfit, hand_over, take_back
+from agent.gpu_terms import Holding
+from agent.gpus import Gpus
 from agent.mounts import MountFailed
 from agent.outputs import keep
 from agent.rings import RunnerError, close_unfinished
@@ -44,6 +47,7 @@ _DEFAULT_MILLI_CPU: Final = 1000
 _DEFAULT_MIB: Final = 1024
 _MIB: Final = 1 << 20
 _LOG_TAIL_BYTES: Final = 4096
+_MOST_NOTICES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,7 @@ class House(Protocol):
     starts: asyncio.Semaphore
     networks: cluster.Networks
     volumes: Volumes | None
+    gpus: Gpus
 
     def now(self) -> float: ...
     def next_seq(self) -> int: ...
@@ -109,6 +114,7 @@ class Kernel:
         self._network_known: dict[str, Any] | None = None  #: what the container was told of its cluster
         self._telling: asyncio.Task[None] | None = None
         self._adjusting: asyncio.Task[None] | None = None
+        self._condemned: dict[str, Any] | None = None  #: why we ended its container ourselves
         self._off_network = False  #: no container of it is there any more, which nobody has been told yet
 
     def __repr__(self) -> str:
@@ -156,7 +162,7 @@ class Kernel:
     def pursue(self, *, found: ContainerState | None = None, replaces: bool = False) -> None:
         """Begin to make true what is wanted, in place of what was being done. `found`: this container is there already."""
         before = self._task
-        self._off_network = False
+        self._off_network, self._condemned = False, None
         work = self._bring_up(found, replaces) if self.state.want == Want.RUN else self._take_down()
         if before is not None:
             before.cancel()
@@ -238,6 +244,8 @@ class Kernel:
         if error.missing == "image":
             said = f"The image {self.spec.image} is not on the host and could not be fetched: {error}"
             return exit_record("image_missing", said)
+        if error.missing == "gpus":
+            return exit_record("gpu_unsupported", f"The host cannot give its GPUs to a container: {error}.")
         return exit_record("create_failed", f"The container could not be created: {error}")
 
     async def _start(self, found: ContainerState | None) -> None:
@@ -253,8 +261,40 @@ class Kernel:
             await self.observe(KernelState.PREPARING)
         make_scratch(self.folders.scratch, *self.user)
         await house.fill(self, image)
+        await self._get_gpus(image)
         async with house.starts:
             await self._create_and_start(self._runner_config(image.environ))
+
+    async def _get_gpus(self, image: ImageConfig) -> None:
+        """Its devices are looked at before anything of the user can touch them."""
+        if (holding := Holding.of(self.state)) is None:
+            return
+        gpus = self._house.gpus
+        try:
+            await hand_over(gpus, holding)
+        except Unfit as unfit:
+            raise StartFailed(exit_record("device_failed", f"{unfit}.")) from None
+        if said := gpu_request.cuda_mismatch(image.environ, gpus.cuda, gpus.driver):
+            self._note("cuda_mismatch", said)
+
+    def _note(self, kind: str, message: str) -> None:
+        """For the owner; told with the next fact, once."""
+        notice = {"kind": kind, "message": message, "log_tail": ""}
+        if notice not in self.state.notices:
+            self.state.notices = [*self.state.notices, notice][-_MOST_NOTICES:]
+
+    async def gpu_overused(self, said: str, *, end: bool) -> None:
+        """It uses more of a shared device than it was given: its owner is told, and where it is to be ended, it is."""
+        if self.state.observed != KernelState.RUNNING:
+            return
+        log.warning("%s: %s", self, said)
+        self._note("gpu_overuse", said)
+        if end:
+            self._condemned = exit_record("gpu_overused", f"{said} This host ends sessions that do so.")
+            with contextlib.suppress(EngineError):
+                await self._house.engine.remove(self.name)
+        else:
+            await self.observe(KernelState.RUNNING)
 
     async def _create_and_start(self, config: RunnerConfig) -> None:
         engine = self._house.engine
@@ -330,7 +370,7 @@ class Kernel:
             if done.get("exit_code") != 0:
                 said = f"The bootstrap script failed ({_how(done)})."
                 tail = self.rings.text(run, _LOG_TAIL_BYTES)
-                notices = [{"kind": "bootstrap_failed", "message": said, "log_tail": tail}]
+                notices.append({"kind": "bootstrap_failed", "message": said, "log_tail": tail})
                 if spec.bootstrap_required:
                     self.state.notices = notices
                     raise StartFailed(exit_record("bootstrap_failed", said, exit_code=_exit_code(done)))
@@ -422,7 +462,7 @@ class Kernel:
                 await self._house.networks.ensure(self.spec)
                 if (network := cluster.view(self.spec)) is not None:
                     await asyncio.to_thread(cluster.write_hosts, self.folders.hosts, network)
-                await link.set_environ({**cluster.environ(self.spec), **self.spec.environ})
+                await link.set_environ(self._environ({}))
                 self._network_known, tries = wanted, 0
             except (EngineError, RunnerError, OSError) as error:
                 log.warning("%s: its cluster has changed, which cannot be carried out yet: %s", self, error)
@@ -492,6 +532,7 @@ class Kernel:
         await self._close_runs()
         if self.spec.startup_command and (done := self.rings.done(self.id)) and done.get("reason") != "worker_lost":
             ended = exit_record("finished", "The startup command ended.", exit_code=_exit_code(done), finished=True)
+        ended = self._condemned or ended
         log.warning("%s: %s", self, ended["message"])
         await self.observe(KernelState.EXITED, exit=ended)
 
@@ -593,11 +634,22 @@ class Kernel:
                 log.warning("%s: %s", self, error)
             await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
             tries += 1
+        await self._give_gpus_back()
         if self.state.spec is not None and self.state.spec.outputs:
             await self._keep_outputs(self.state.spec.outputs)
         await asyncio.to_thread(self.folders.discard, self._house.data_dir / "trash" / uuid4().hex)
         self.rings.close()
         await self.observe(KernelState.GONE, container_id=None)
+
+    async def _give_gpus_back(self) -> None:
+        """Before it is told to be gone: then they are given to the next."""
+        holding = Holding.of(self.state)
+        if holding is None or holding.container_id is None:  # none, or it never had them
+            return
+        try:
+            await take_back(self._house.gpus, holding)
+        except Exception:  # the end of a session is not held up by a look at its devices
+            log.exception("%s: its GPUs could not be looked at", self)
 
     async def _keep_outputs(self, patterns: Sequence[str]) -> None:
         try:
@@ -645,12 +697,16 @@ class Kernel:
             raise RunnerError("runner_lost", "The session's runner is gone.")
         return self.link
 
+    def _environ(self, image: Mapping[str, str]) -> dict[str, str]:
+        given = {**cluster.environ(self.spec), **self.spec.environ}
+        return gpu_request.process_environ(Holding.of(self.state), image, given)
+
     def _runner_config(self, image_environ: Any) -> RunnerConfig:
         spec, defaults = self.spec, self._house.defaults
         self._network_known = spec.network  # it may change before the container is there
         quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
         return RunnerConfig(
-            environ={"HOME": "/home/work", **image_environ, **cluster.environ(spec), **spec.environ},
+            environ={"HOME": "/home/work", **self._environ(image_environ)},
             file_roots=(*(target for _, target in defaults.mounts), *(str(mount["path"]) for mount in spec.mounts)),
             quota_bytes=quota_mib * 1024 * 1024 if quota_mib else None,
             context={
@@ -667,7 +723,7 @@ class Kernel:
         )
 
     def _container_spec(self) -> ContainerSpec:
-        house, spec = self._house, self.spec
+        house, spec, holding = self._house, self.spec, Holding.of(self.state)
         network = cluster.view(spec)
         memory = spec.slots.get("mem", _DEFAULT_MIB)
         mounts = [
@@ -694,7 +750,7 @@ class Kernel:
             shm_mib=spec.shm_mib or max(memory // 2, 1),
             pids=spec.pids or house.defaults.pids,
             mounts=mounts,
-            gpu_uuids=[name.removeprefix("gpu/") for name in spec.devices if name.startswith("gpu/")],
+            gpus={uuid: house.gpus.other_names(uuid) for uuid in holding.devices} if holding is not None else {},
             user=self.user,
             network=house.defaults.network if network is None else cluster.network_name(spec.session_id),
             address=None if network is None else network.address,

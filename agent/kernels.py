@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from agent.cluster import Networks
 from agent.containers import Containers, ContainerState, EngineError, ImageConfig
+from agent.gpus import Gpus
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
 from agent.relief import Relief
@@ -25,7 +26,7 @@ from agent.runs import Runs
 from agent.sampling import PERIOD_SECONDS, Sampler
 from agent.scratch import empty
 from agent.services import Services
-from agent.snapshots import Snapshots
+from agent.snapshots import HELPER_LABEL, Snapshots
 from agent.store import Store, StoredKernel
 from agent.volumes import Volumes
 from agent.wire import Fact, KernelSpec
@@ -59,6 +60,7 @@ class Kernels:
         sample_seconds: float = PERIOD_SECONDS,
         networks: Networks | None = None,
         volumes: Volumes | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
         self.store = store
         self.engine = engine
@@ -78,7 +80,12 @@ class Kernels:
         self.snapshots = Snapshots(engine, data_dir, store.uid, clock)
         self._clock = clock
         self._kernels: dict[str, Kernel] = {}
-        self.sampler = Sampler(lambda: list(self._kernels.values()), now=clock, period_seconds=sample_seconds)
+        self.gpus = gpus or Gpus()
+        self.gpus.states = lambda: [kernel.state for kernel in self._kernels.values()]
+        self.gpus.overused = self._gpu_overused
+        self.sampler = Sampler(
+            lambda: list(self._kernels.values()), now=clock, period_seconds=sample_seconds, gpus=self.gpus
+        )
         self._seq = itertools.count(1)
         self._told: dict[str, int] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
@@ -118,6 +125,10 @@ class Kernels:
 
     async def fill(self, kernel: Kernel, image: ImageConfig) -> None:
         await self.snapshots.fill(kernel, image)
+
+    def _gpu_overused(self, kernel_id: str, said: str, end: bool) -> None:
+        if (kernel := self._kernels.get(kernel_id)) is not None:
+            self._spawn(kernel.gpu_overused(said, end=end))
 
     async def pull(self, image: str, about: dict[str, Any], auth: dict[str, str] | None = None) -> None:
         """Fetch an image, once however many ask for it. `about` goes with the progress."""
@@ -229,6 +240,19 @@ class Kernels:
             if kernel.state.generation and not (kernel.state.told and kernel.state.observed == KernelState.GONE)
         ]
 
+    async def census(self) -> dict[str, Any]:
+        """What the engine really has, container by container, and what is remembered as living."""
+        containers = []
+        for one in await self.engine.ours():
+            if HELPER_LABEL in one.labels or (limits := await self.engine.limits(one.id)) is None:
+                continue  # it packs or unpacks files for a moment, or has gone meanwhile
+            labels = one.labels
+            row = {"name": one.name, "kernel_id": labels.get("moorage.kernel"), "attempt": labels.get("moorage.attempt")}
+            containers.append({**row, "status": one.status, **limits})
+        networks = [labels.get("moorage.session") for labels in (await self.engine.made_networks()).values()]
+        remembered = [kernel.id for kernel in self._kernels.values() if kernel.state.observed == KernelState.RUNNING]
+        return {"containers": containers, "networks": networks, "remembered": remembered}
+
     def pending(self) -> Sequence[Fact]:
         return [
             kernel.fact()
@@ -296,6 +320,7 @@ class Kernels:
             group.create_task(self._watch_engine())
             group.create_task(Relief(self._kernels.values).run())
             group.create_task(self.sampler.run())
+            group.create_task(self.gpus.run())
             group.create_task(self._clean())
 
     async def _watch_engine(self) -> None:
@@ -352,6 +377,7 @@ class Kernels:
         """Let go of everything; containers and what runs in them go on."""
         await self.snapshots.close()
         await self.services.close()
+        await self.gpus.close()
         await asyncio.gather(*(kernel.let_go() for kernel in self._kernels.values()))
         for task in list(self._pulls.values()):
             task.cancel()

@@ -16,7 +16,7 @@ import aiohttp
 from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
-from agent.wire import AgentHello, Fact, RunDone, Sample, ServiceFact, Welcome
+from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact, Welcome
 from domain.errors import AgentUnavailable, MoorageError
 
 log = logging.getLogger("moorage.link")
@@ -25,6 +25,7 @@ _MOST_AT_ONCE: Final = 200
 _MOST_SAMPLES_AT_ONCE: Final = 2000
 _LIST_SECONDS: Final = 60.0
 _TELL_AGAIN_SECONDS: Final = 0.2
+_TELL_DEVICES_AGAIN_SECONDS: Final = 1.0
 _LONGEST_PAUSE: Final = 2.0
 _CREDENTIALS_TRIES: Final = 50
 
@@ -46,6 +47,12 @@ class Teller(Protocol):
     def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
     def pending_services(self) -> Sequence[ServiceFact]: ...
     def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
+    @property
+    def device_news(self) -> asyncio.Event: ...
+    def pending_devices(self) -> DeviceList | None: ...
+    def devices_acknowledged(self, said: DeviceList) -> None: ...
+    def pending_checks(self) -> Sequence[DeviceCheck]: ...
+    def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None: ...
 
 
 class Connection:
@@ -166,11 +173,12 @@ class Links:
     async def run(self) -> None:
         self._dial(self._first)
         telling_runs = asyncio.create_task(self._tell_runs(), name="tell runs")
+        telling_devices = asyncio.create_task(self._tell_devices(), name="tell devices")
         telling_samples = asyncio.create_task(self._tell_samples(), name="tell samples")
         try:
             await self._tell()
         finally:
-            tasks = [telling_runs, telling_samples, *(task for _, task in self._connections.values())]
+            tasks = [telling_runs, telling_devices, telling_samples, *(task for _, task in self._connections.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -232,6 +240,7 @@ class Links:
     def _welcomed_by(self, _connection: Connection, _welcome: Welcome) -> None:
         self._welcomed.set()
         self._teller.changed.set()
+        self._teller.device_news.set()
 
     async def _tell(self) -> None:
         """Facts, the moment there are any, to one control process; again until it acknowledges."""
@@ -273,6 +282,24 @@ class Links:
                 log.warning("the manager did not take the ends of runs (%s); telling it again", error)
                 await asyncio.sleep(_TELL_AGAIN_SECONDS)
                 self._runs_ended.set()
+
+    async def _tell_devices(self) -> None:
+        """How devices are, and what checks of them found. A manager that takes neither holds up nothing else."""
+        while True:
+            await self._teller.device_news.wait()
+            self._teller.device_news.clear()
+            try:
+                while (control := self._control()) and (devices := self._teller.pending_devices()) is not None:
+                    await control.request(wire.DEVICES, devices.pack(), timeout_seconds=_TELL_SECONDS)
+                    self._teller.devices_acknowledged(devices)
+                while (control := self._control()) and (checks := list(self._teller.pending_checks())[:_MOST_AT_ONCE]):
+                    said = {"checks": [check.pack() for check in checks]}
+                    await control.request(wire.DEVICE_CHECKS, said, timeout_seconds=_TELL_SECONDS)
+                    self._teller.checks_acknowledged(checks)
+            except MoorageError as error:
+                log.warning("the manager did not take what it was told of devices (%s); telling it again", error)
+                await asyncio.sleep(_TELL_DEVICES_AGAIN_SECONDS)
+                self._teller.device_news.set()
 
     async def _tell_samples(self) -> None:
         """In batches, in the rhythm in which they are taken. Nobody waits for them, and what is not taken is told again."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from agent.gpu import Gpus
+from agent.gpu_terms import GpuUse
 from agent.rings import RunnerError
 from agent.runner_link import RunnerLink
 from agent.statistics import Cgroup
@@ -42,6 +42,17 @@ class Sampled(Protocol):
     link: RunnerLink | None
     cgroup: Cgroup | None
     pid: int | None
+
+
+class Gpus(Protocol):
+    """What is needed of the host's GPUs; answers at once, from their last look."""
+
+    def use(self, state: StoredKernel) -> GpuUse: ...
+
+
+class _NoGpus:
+    def use(self, state: StoredKernel) -> GpuUse:
+        return GpuUse()
 
 
 @dataclass(slots=True)
@@ -71,7 +82,7 @@ class Sampler:
         self.period_seconds = period_seconds
         self._kernels = kernels
         self._now = now
-        self._gpus = gpus or Gpus()
+        self._gpus = gpus or _NoGpus()
         self._proc = proc
         self._monotonic = monotonic
         self._begun_at = now()
@@ -146,8 +157,7 @@ class Sampler:
     def _sample(self, kernel: Sampled, before: _Look, look: _Look, figures: Mapping[str, Any]) -> Sample:
         grown = {name: max(0, look.counters[name] - before.counters[name]) for name in _COUNTERS}
         seconds = look.at - before.at
-        devices = kernel.state.spec.devices if kernel.state.spec is not None else {}
-        gpu = self._gpus.read([name.removeprefix("gpu/") for name in devices if name.startswith("gpu/")])
+        gpu = self._gpus.use(kernel.state)
         return Sample(
             kernel_id=kernel.state.kernel_id,
             attempt=kernel.state.attempt,
@@ -166,6 +176,7 @@ class Sampler:
             gpus=gpu.devices,
             gpu_seconds=gpu.busy * seconds,
             gpu_mem_bytes=gpu.mem_bytes,
+            gpu_power_watts=gpu.power_watts,
         )
 
     async def _ask_disk(self, link: RunnerLink, kernel_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.database", "tests.engine", "tests.registry"]
+pytest_plugins = ["tests.database", "tests.engine", "tests.mock_gpus", "tests.registry"]
 pytest.register_assert_rewrite("tests.scenario")
 
 #: By what a test asks for, dearest first; what asks for none of it is a unit test.

@@ -21,7 +21,7 @@ from agent.hub import AgentHub
 from agent.link import Links, open_channel
 from agent.rpc import Peer
 from agent.streams import Channel, chunks, send_chunk, send_end, send_file
-from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, RunRead, Sample, ServiceFact
+from agent.wire import AgentHello, DeviceCheck, DeviceFact, DeviceList, Fact, RunDone, RunRead, Sample, ServiceFact
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
@@ -136,6 +136,9 @@ class Host:
     runs: list[RunDone] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     sample_seconds: float = 0.02
+    devices: DeviceList | None = None
+    checks: list[DeviceCheck] = field(default_factory=list)
+    device_news: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -176,6 +179,19 @@ class Host:
         return []
 
     def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
+
+    def pending_devices(self) -> DeviceList | None:
+        return self.devices
+
+    def devices_acknowledged(self, said: DeviceList) -> None:
+        self.devices = None if said == self.devices else self.devices
+
+    def pending_checks(self) -> Sequence[DeviceCheck]:
+        return self.checks
+
+    def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None:
+        taken = list(checks)
+        self.checks = [check for check in self.checks if check not in taken]
 
     def samples_acknowledged(self, samples: Sequence[Sample]) -> None:
         self.samples = [sample for sample in self.samples if sample not in samples]
@@ -501,6 +517,24 @@ async def test_samples_are_told_until_they_are_taken(place: Place) -> None:
     manager.refuses = None
     await manager.until(lambda: len(manager.samples) == 2)
     assert manager.samples == samples
+
+
+async def test_devices_and_checks_of_them_are_told_until_they_are_taken(place: Place) -> None:
+    devices = DeviceList(
+        devices=[DeviceFact(name="gpu/a", model="H100", memory_mib=8, offered_mib=8).pack()], resources={}
+    )
+    checks = [DeviceCheck(check_id=str(n), device="gpu/a", phase="handover", passed=True, at=1.0) for n in range(450)]
+    host, manager = Host(), place.manager
+    api, control = await place.hub("api"), await place.hub("control")
+    await place.connect(host, api, control)
+    manager.refuses = DatabaseUnavailable()
+    host.devices, host.checks = devices, list(checks)
+    host.device_news.set()
+    await asyncio.wait_for(manager.refused.wait(), 10)
+    assert (host.devices, len(host.checks)) == (devices, 450)
+    manager.refuses = None
+    await manager.until(lambda: len(manager.checks) == 450)
+    assert (manager.devices, manager.checks) == ([devices], checks)
 
 
 async def test_facts_and_runs_are_told_to_a_control_process_until_it_takes_them(place: Place) -> None:

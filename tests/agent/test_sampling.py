@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from agent.gpu import GpuUse
+from agent.gpu_terms import GpuUse
 from agent.sampling import Sampler, network
 from agent.statistics import Cgroup
 from agent.wire import KernelSpec, Sample
@@ -83,7 +83,7 @@ class Host:
         (self.folder / f"proc/{number}/net/dev").write_text(NET.format(rx=rx, tx=tx))
 
     def sampler(self, period_seconds: float = 5.0) -> Sampler:
-        gpus: Any = SimpleNamespace(read=lambda uuids: self.gpu if uuids else GpuUse())
+        gpus: Any = SimpleNamespace(use=lambda state: self.gpu if state.spec.devices else GpuUse())
         return Sampler(
             lambda: self.kernels,
             now=lambda: self.time,
@@ -105,7 +105,7 @@ def test_a_sample_is_the_difference_of_two_looks(host: Host) -> None:
     sampler.look()
     assert sampler.pending() == []
     host.uses(100, cpu=2.5, mem=200 << 20, rx=1000, tx=3000, refused=2, kills=1)
-    host.gpu = GpuUse(devices=1, busy=0.75, mem_bytes=1 << 30)
+    host.gpu = GpuUse(devices=1, busy=0.75, mem_bytes=1 << 30, power_watts=310.5)
     host.time += 4.9
     sampler.look()
     assert sampler.pending() == []  # not its turn
@@ -127,6 +127,7 @@ def test_a_sample_is_the_difference_of_two_looks(host: Host) -> None:
             gpus=1,
             gpu_seconds=3.75,
             gpu_mem_bytes=1 << 30,
+            gpu_power_watts=310.5,
         )
     ]
 
