@@ -278,6 +278,14 @@ class AgentClient(Protocol):
         """Returns when the commit or push has stopped, and nothing is left of it. False when it does not run."""
         ...
 
+    async def census(self, agent_id: AgentId) -> dict[str, Any]:
+        """What the host's engine really has of ours, whatever the agent remembers:
+
+        {"containers": [{name, kernel_id, attempt, status, cpu_milli, memory_mib, pids, confined}], "networks": [session ids],
+        "remembered": [kernel ids that the agent takes for living]}
+        """
+        ...
+
     async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
         """[{id, tags, digests, labels, size_bytes}, ...]"""
         ...

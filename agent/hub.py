@@ -463,6 +463,9 @@ class AgentHub:
         asked = self._peer(agent_id).request(wire.CANCEL_JOB, {"job": str(job)}, timeout_seconds=FILES_SECONDS)
         return bool(await asked)
 
+    async def census(self, agent_id: AgentId) -> dict[str, Any]:
+        return dict(await self._peer(agent_id).request(wire.CENSUS, {}, timeout_seconds=FILES_SECONDS))
+
     async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
         return list(await self._peer(agent_id).request(wire.LIST_IMAGES, {}, timeout_seconds=FILES_SECONDS))
 

@@ -45,6 +45,7 @@ CLONE_VOLUME: Final = "clone_volume"
 REMOVE_VOLUME: Final = "remove_volume"
 LIST_IMAGES: Final = "list_images"
 REMOVE_IMAGE: Final = "remove_image"
+CENSUS: Final = "census"
 PING: Final = "ping"
 
 # From agent to manager. `hello` opens a connection; what it tells of is answered, and sent again until it is.
