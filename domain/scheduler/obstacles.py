@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from domain.placement import GPU, GPU_SHARE, Group, Host, PendingSession, Reservation, Snapshot
 from domain.scheduler.room import Amounts, devices_of_model, missing
-from domain.scheduler.words import pairs, words
+from domain.scheduler.words import names, pairs, words
 from domain.session import ClusterMode
 
 
@@ -83,12 +83,12 @@ def bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle
     if lacking:
         yield _never("labels", f"has no label {pairs(lacking)}")
     if session.images_on - {host.id}:
-        yield _never("image_elsewhere", f"has not its image, a snapshot on {_names(session.images_on - {host.id})}")
+        yield _never("image_elsewhere", f"has not its image, a snapshot on {names(session.images_on - {host.id})}")
     if session.stores - {host.store}:
-        yield _never("store", f"has not the volume store {_names(s for s in session.stores if s != host.store)}")
+        yield _never("store", f"has not the volume store {names(s for s in session.stores if s != host.store)}")
     home = session.hosts if session.joins and session.cluster_mode is ClusterMode.SINGLE_NODE else None
     if home and host.id not in home:
-        yield _never("agent", f"is not {_names(home)}, where the other kernels of the session run")
+        yield _never("agent", f"is not {names(home)}, where the other kernels of the session run")
     if wants_devices(session):
         yield from _device_bars(session, host, group)
 
@@ -154,7 +154,3 @@ def no_address(session: PendingSession, host: Host, free: Amounts) -> Obstacle |
 
 def _never(code: str, detail: str) -> Obstacle:
     return Obstacle(code=code, detail=detail, ever=True)
-
-
-def _names(many: Iterable[str]) -> str:
-    return " and ".join(sorted(many))

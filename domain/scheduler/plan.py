@@ -1,272 +1,156 @@
-"""Who of the queue gets which host. Pure: the same snapshot and time give the same plan.
+"""Who of the queue gets which host. Pure: the same snapshot and time give the same plan, whatever order its tuples have.
 
-First fit: sessions by priority, then age; hosts by id. A session gets hosts for all of its kernels or for none.
+One session after the other, in the order of its resource group (order.py), gets hosts for all of its kernels or for none
+(fleet.py). The first of a fleet that waits for room gets a reservation (reserve.py): hosts, and the time at which they
+hold it at the latest. Others pass it only where they do not delay it, so
+
+    it starts no later than at the time of its first reservation, as long as it stays the first: that time is at most
+    the longest lifetime of what runs there. Where something without a lifetime runs, it starts at most PASSING_SECONDS
+    after enough of that has ended, and nothing without a lifetime is started on those hosts before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final
+from typing import Protocol, TypeVar
 
-from domain.ids import AgentId, KernelId
-from domain.placement import Blocked, Host, KernelPlacement, PendingSession, Placement, Plan, Snapshot
-from domain.session import ClusterMode
-
-#: A whole device is asked for as `gpu` and taken as `gpu/UUID`.
-_DEVICE: Final = "gpu"
-_UNITS: Final = {"cpu": "CPUs", "mem": "MiB of memory", "gpu": "GPUs"}
-
-Amounts = Mapping[str, int]
+from domain.ids import SessionId
+from domain.placement import GPU, Blocked, Group, Host, KernelPlacement, PendingSession, Placement, Plan, Snapshot
+from domain.scheduler import why
+from domain.scheduler.desk import Desk
+from domain.scheduler.fleet import Fleet, Taken
+from domain.scheduler.neighbours import Neighbours
+from domain.scheduler.obstacles import group_of
+from domain.scheduler.order import Queue, capacity_of
+from domain.scheduler.quotas import Quotas, charge, exceeded
+from domain.scheduler.room import devices_taken
+from domain.scheduler.shapes import Shape, Shapes
 
 
 def plan(snapshot: Snapshot, now: datetime) -> Plan:
-    """Placements for whatever fits now, and for the rest what it lacks."""
-    fleets: dict[str, _Fleet] = {}
-    for architecture in {host.architecture for host in snapshot.hosts}:
-        members = sorted((h for h in snapshot.hosts if h.architecture == architecture), key=lambda h: h.id)
-        fleets[architecture] = _Fleet(members)
-    placements: list[Placement] = []
-    blocked = {}
-    nobody = _Fleet([])
-    for session in sorted(snapshot.pending, key=lambda s: (-s.priority, s.created_at, s.id)):
-        fleet = fleets.get(session.architecture, nobody)
-        kernels = _fit(session, fleet)
-        if kernels is None:
-            blocked[session.id] = _why(session, fleet)
-        else:
-            placements.append(
-                Placement(session_id=session.id, kernels=kernels, clustered=session.clustered, joins=session.joins)
-            )
-    return Plan(placements=tuple(placements), blocked=blocked)
+    """Placements for whatever may start now, and for each of the others the one reason why not."""
+    return _Planner(snapshot, now).plan()
 
 
-def _fit(session: PendingSession, fleet: _Fleet) -> tuple[KernelPlacement, ...] | None:
-    having = fleet.having(session.stores) if session.stores else None
-    if session.images_on:  # made of a snapshot: it goes where that lies
-        having = _both(having, fleet.numbers(session.images_on) if len(session.images_on) == 1 else set())
-    if session.cluster_mode is ClusterMode.SINGLE_NODE:
-        return _fit_one_host(session, fleet, _both(fleet.numbers(session.hosts) if session.joins else None, having))
-    if not session.clustered:
-        return _fit_hosts(session, fleet, having)
-    # Hosts that cannot reach each other share no network: either all of them can, or one host holds everything.
-    reachable = fleet.reachable()
-    here = fleet.numbers(session.hosts)
-    if not session.joins or here <= reachable:
-        found = _fit_hosts(session, fleet, _both(reachable | here, having))
-        if found is not None:
-            return found
-    one = _both(here if session.joins else None, having)
-    return _fit_one_host(session, fleet, one) if len(session.hosts) <= 1 else None
+class _Planner:
+    def __init__(self, snapshot: Snapshot, now: datetime) -> None:
+        self._snapshot = snapshot
+        self._now = now
+        self._shapes = Shapes()
+        self._quotas = Quotas(snapshot.limits)
+        self._neighbours = Neighbours(snapshot.pending, snapshot.holdings)
+        self._placements: list[Placement] = []
+        self._blocked: dict[SessionId, Blocked] = {}
+        self._order: dict[str, list[SessionId]] = {}
+        self._queues: dict[str, Queue] = {}
+        self._desks: dict[tuple[str, str], Desk] = {}
+        pending = _by_group(snapshot.pending)
+        hosts = _by_group(snapshot.hosts)
+        shares = _by_group(snapshot.shares)
+        for name in sorted(pending):
+            group = group_of(snapshot.groups, name)
+            there = hosts.get(name, [])
+            self._queues[name] = Queue(pending[name], group, shares.get(name, ()), capacity_of(there))
+            self._order[name] = []
+            self._open_desks(group, there)
 
+    def _open_desks(self, group: Group, hosts: Iterable[Host]) -> None:
+        fleets: dict[str, list[Host]] = {}
+        for host in hosts:
+            fleets.setdefault(host.architecture, []).append(host)
+        for architecture, members in fleets.items():
+            desk = Desk(Fleet(group, members), self._snapshot.holdings, self._neighbours, self._now)
+            self._desks[group.name, architecture] = desk
 
-def _both(one: set[int] | None, other: set[int] | None) -> set[int] | None:
-    """Hosts of both; None is all hosts."""
-    return other if one is None else one if other is None else one & other
+    def plan(self) -> Plan:
+        for session in self._turns():
+            self._order[session.resource_group].append(session.id)
+            decided = self._decide(session)
+            if isinstance(decided, Blocked):
+                self._blocked[session.id] = decided
+        desks = sorted(self._desks.items())
+        return Plan(
+            placements=tuple(self._placements),
+            blocked=self._blocked,
+            reservations=tuple(kept for _, desk in desks for kept in desk.reservations),
+            order={name: tuple(order) for name, order in self._order.items()},
+        )
 
+    def _turns(self) -> Iterator[PendingSession]:
+        """The heads of all groups by priority and age: groups share no hosts, but limits."""
+        heads: list[tuple[int, datetime, SessionId, str, PendingSession]] = []
+        for name in self._queues:
+            self._enter(heads, name)
+        while heads:
+            session = heads[0][-1]
+            yield session
+            heapq.heappop(heads)
+            self._enter(heads, session.resource_group)
 
-def _fit_one_host(
-    session: PendingSession, fleet: _Fleet, among: Container[int] | None
-) -> tuple[KernelPlacement, ...] | None:
-    host = fleet.first_with(_sum(kernel.slots for kernel in session.kernels), among)
-    if host is None:
-        return None
-    return tuple(fleet.take(host, kernel.id, kernel.slots) for kernel in session.kernels)
+    def _enter(self, heads: list[tuple[int, datetime, SessionId, str, PendingSession]], name: str) -> None:
+        if (session := self._queues[name].next()) is not None:
+            heapq.heappush(heads, (-session.priority, session.created_at, session.id, name, session))
 
-
-def _fit_hosts(
-    session: PendingSession, fleet: _Fleet, among: Container[int] | None
-) -> tuple[KernelPlacement, ...] | None:
-    taken: list[tuple[int, KernelPlacement]] = []
-    for kernel in session.kernels:
-        host = fleet.first_with(kernel.slots, among)
-        if host is None:
-            for number, placement in taken:
-                fleet.give_back(number, placement)
-            return None
-        taken.append((host, fleet.take(host, kernel.id, kernel.slots)))
-    return tuple(placement for _, placement in taken)
-
-
-class _Fleet:
-    """The free amounts of hosts of one architecture, with the largest of each subtree: the first host that fits is
-    found in about log(hosts) steps."""
-
-    def __init__(self, hosts: Sequence[Host]) -> None:
-        self._hosts = hosts
-        self._free = [{name: max(0, amount) for name, amount in host.free.items()} for host in hosts]
-        self._names = sorted({_kind(name) for free in self._free for name in free})
-        self._index = {name: at for at, name in enumerate(self._names)}
-        self._width = 1 << max(0, len(hosts) - 1).bit_length()
-        nothing = (0,) * len(self._names)
-        self._tree = [nothing] * (2 * self._width)
-        for number in range(len(hosts)):
-            self._tree[self._width + number] = self._summary(number)
-        for node in range(self._width - 1, 0, -1):
-            self._tree[node] = tuple(map(max, self._tree[2 * node], self._tree[2 * node + 1]))
-        #: shapes that nothing fits any more; within one plan, room only shrinks (but for a gang that is given back)
-        self._hopeless: set[frozenset[tuple[str, int]]] = set()
-        self._reachable: set[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self._hosts)
-
-    def numbers(self, hosts: Collection[AgentId]) -> set[int]:
-        return {number for number, host in enumerate(self._hosts) if host.id in hosts} if hosts else set()
-
-    def reachable(self) -> set[int]:
-        """Hosts that others reach under an address."""
-        if self._reachable is None:
-            self._reachable = {number for number, host in enumerate(self._hosts) if host.address is not None}
-        return self._reachable
-
-    def having(self, stores: Collection[str]) -> set[int]:
-        """Hosts that have all of these stores."""
-        return {number for number, host in enumerate(self._hosts) if set(stores) <= {host.store}}
-
-    def first_with(self, slots: Amounts, among: Container[int] | None = None) -> int | None:
-        """The number of the first host with this much free, of all or of these."""
-        shape = frozenset(slots.items())
-        if shape in self._hopeless:
-            return None
-        found = self._descend(slots, among)
-        if found is None and among is None:
-            self._hopeless.add(shape)
-        return found
-
-    def _descend(self, slots: Amounts, among: Container[int] | None) -> int | None:
-        if not self._hosts:
-            return None
-        asked = [(self._index.get(name, -1), amount) for name, amount in slots.items() if amount > 0]
-        if any(at < 0 for at, _ in asked):
-            return None
-        stack = [1]
-        while stack:
-            node = stack.pop()
-            most = self._tree[node]
-            if not all(most[at] >= amount for at, amount in asked):
-                continue
-            if node >= self._width:
-                number = node - self._width
-                if number < len(self._hosts) and (among is None or number in among):
-                    return number
-                continue
-            stack.append(2 * node + 1)
-            stack.append(2 * node)
+    def _decide(self, session: PendingSession) -> Blocked | None:
+        """None: it is placed."""
+        desk = self._desks.get((session.resource_group, session.architecture))
+        if desk is None:
+            return why.no_hosts(session)
+        shape = self._shapes.of(session)
+        if shape.model is not None:
+            desk.fleet.know(shape.model)
+        accounts = self._quotas.accounts(session.scopes) if session.scopes else ()
+        if accounts and (over := exceeded(accounts, shape.totals)) is not None:
+            return desk.never(session, shape) or over
+        if shape.shares and not desk.fleet.group.gpu_sharing:
+            return desk.never(session, shape)
+        decided = desk.place(session, shape)
+        if isinstance(decided, Blocked):
+            return decided
+        charge(accounts, shape.totals)
+        self._queues[session.resource_group].placed(session, _load(shape, decided))
+        passed = desk.reservations[0].session_id if desk.reservations else None
+        self._placements.append(_placement(session, shape, decided, passed))
         return None
 
-    def take(self, number: int, kernel_id: KernelId, slots: Amounts) -> KernelPlacement:
-        """Only after `first_with` has found the host."""
-        free = self._free[number]
-        amounts: dict[str, int] = {}
-        devices: dict[str, int] = {}
-        for name, amount in slots.items():
-            if name == _DEVICE and _DEVICE not in free:
-                idle = [d for d in sorted(free) if _idle_device(self._hosts[number], free, d)]
-                devices |= {device: free[device] for device in idle[:amount]}
-            elif amount > 0:
-                amounts[name] = amount
-        amounts |= devices
-        for name, amount in amounts.items():
-            free[name] -= amount
-        self._changed(number)
-        return KernelPlacement(kernel_id=kernel_id, agent_id=self._hosts[number].id, amounts=amounts, devices=devices)
 
-    def give_back(self, number: int, placement: KernelPlacement) -> None:
-        for name, amount in placement.amounts.items():
-            self._free[number][name] += amount
-        self._hopeless.clear()
-        self._changed(number)
+def _load(shape: Shape, taken: Iterable[Taken]) -> Iterable[tuple[str, float]]:
+    """What a session holds by kinds of capacity; a share of a device is a fraction of it."""
+    if not shape.shares:
+        return shape.kinds
+    fractions = sum(
+        amount / seat.host.capacity[name] for seat, amounts in taken for name, amount in devices_taken(amounts).items()
+    )
+    return [*((kind, amount) for kind, amount in shape.kinds if kind != GPU), (GPU, fractions)]
 
-    def most(self) -> dict[str, int]:
-        """Of each kind of slot, the most that is free on one host."""
-        return dict(zip(self._names, self._tree[1], strict=True))
 
-    def could_ever(self, slots: Amounts) -> bool:
-        return any(all(_whole(host.capacity, n) >= amount for n, amount in slots.items()) for host in self._hosts)
-
-    def _summary(self, number: int) -> tuple[int, ...]:
-        host, free = self._hosts[number], self._free[number]
-        return tuple(
-            free[name] if name in free else sum(_idle_device(host, free, d) for d in free) if name == _DEVICE else 0
-            for name in self._names
+def _placement(session: PendingSession, shape: Shape, taken: list[Taken], passed: SessionId | None) -> Placement:
+    kernels = tuple(
+        KernelPlacement(
+            kernel_id=kernel.id,
+            agent_id=seat.host.id,
+            amounts=amounts,
+            devices=devices_taken(amounts) if shape.devices else {},
         )
-
-    def _changed(self, number: int) -> None:
-        node = self._width + number
-        self._tree[node] = self._summary(number)
-        while node > 1:
-            node //= 2
-            most = tuple(map(max, self._tree[2 * node], self._tree[2 * node + 1]))
-            if most == self._tree[node]:
-                return
-            self._tree[node] = most
+        for kernel, (seat, amounts) in zip(session.kernels, taken, strict=True)
+    )
+    return Placement(
+        session_id=session.id, kernels=kernels, clustered=session.clustered, joins=session.joins, passed=passed
+    )
 
 
-def _idle_device(host: Host, free: Amounts, name: str) -> bool:
-    return name.startswith(_DEVICE + "/") and 0 < host.capacity[name] == free[name]
+class _Grouped(Protocol):
+    @property
+    def resource_group(self) -> str: ...
 
 
-def _kind(name: str) -> str:
-    return name.split("/", 1)[0]
+G = TypeVar("G", bound=_Grouped)
 
 
-def _whole(capacity: Amounts, name: str) -> int:
-    """What an empty host has of `name`; of devices, their number."""
-    if name == _DEVICE and name not in capacity:
-        return sum(other.startswith(_DEVICE + "/") for other in capacity)
-    return capacity.get(name, 0)
-
-
-def _sum(many: Iterable[Amounts]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for slots in many:
-        for name, amount in slots.items():
-            total[name] = total.get(name, 0) + amount
-    return total
-
-
-def _why(session: PendingSession, fleet: _Fleet) -> Blocked:
-    if not len(fleet):
-        return Blocked(
-            code="no_hosts", detail=f"no host of architecture {session.architecture} takes sessions at the moment"
-        )
-    if session.stores and not fleet.having(session.stores):
-        return Blocked(code="no_hosts", detail="no host that takes sessions at the moment has the store of its volumes")
-    if len(session.images_on) > 1:
-        hosts = " and ".join(sorted(session.images_on))
-        return Blocked(code="impossible", detail=f"its snapshots lie on different hosts, {hosts}")
-    if session.images_on and not fleet.numbers(session.images_on):
-        return Blocked(
-            code="image_elsewhere",
-            detail=f"its image is a snapshot that lies on {next(iter(session.images_on))}, which takes no sessions at the moment",
-        )
-    single = session.cluster_mode is ClusterMode.SINGLE_NODE
-    parts = [_sum(k.slots for k in session.kernels)] if single else [dict(kernel.slots) for kernel in session.kernels]
-    for slots in parts:
-        if not fleet.could_ever(slots):
-            return Blocked(
-                code="impossible", detail=f"no host that takes sessions has {_words(slots)}, not even when it is empty"
-            )
-    most = fleet.most()
-    for slots in parts:
-        if short := {name: amount for name, amount in slots.items() if amount > most.get(name, 0)}:
-            free = {name: most.get(name, 0) for name in short}
-            return Blocked(
-                code="insufficient",
-                detail=f"needs {_words(short)}; the most that is free on one host is {_words(free)}",
-            )
-    if session.images_on:
-        host = next(iter(session.images_on))
-        return Blocked(
-            code="insufficient", detail=f"its image is a snapshot that lies on {host}, which has not enough free"
-        )
-    return Blocked(code="insufficient", detail="no host has all of it free at the same time")
-
-
-def _words(slots: Amounts) -> str:
-    return ", ".join(f"{_amount(name, amount)} {_UNITS.get(name, name)}" for name, amount in slots.items())
-
-
-def _amount(name: str, amount: int) -> str:
-    return f"{amount / 1000:g}" if name == "cpu" else str(amount)
+def _by_group(many: Iterable[G]) -> dict[str, list[G]]:
+    groups: dict[str, list[G]] = {}
+    for one in many:
+        groups.setdefault(one.resource_group, []).append(one)
+    return groups

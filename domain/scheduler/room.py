@@ -21,6 +21,34 @@ def missing(host: Host, free: Amounts, asked: Sequence[Amounts], model: str | No
     return _arrange(host, free, asked, model)[1]
 
 
+def leave(host: Host, free: Amounts, asked: Sequence[Amounts], model: str | None = None) -> dict[str, int]:
+    """What is left when they have taken as much as there is of what they need."""
+    left = {name: max(0, amount) for name, amount in free.items()}
+    taken, _ = _arrange(host, free, asked, model)
+    for one in taken:
+        for name, amount in one.items():
+            left[name] = max(0, left.get(name, 0) - amount)
+    return left
+
+
+def copies(host: Host, free: Amounts, slots: Amounts, model: str | None = None, *, most: int) -> int:
+    """How many kernels that ask for this fit there together, `most` at the most."""
+    number = most
+    for name, amount in slots.items():
+        if amount > 0 and name not in (GPU, GPU_SHARE):
+            number = min(number, max(0, free.get(name, 0)) // amount)
+    whole, share = slots.get(GPU, 0), slots.get(GPU_SHARE, 0)
+    if number <= 0 or not (whole or share):
+        return max(0, number)
+    able = devices_of_model(host, model)
+    if whole and share:
+        fitting = (k for k in range(number, 0, -1) if not missing(host, free, [slots] * k, model))
+        return next(fitting, 0)
+    if whole:
+        return min(number, sum(idle(free, host.capacity, device.name) for device in able) // whole)
+    return min(number, sum(max(0, free.get(device.name, 0)) // share for device in able if not device.whole_only))
+
+
 def devices_of_model(host: Host, model: str | None) -> list[Device]:
     """Those in use too."""
     known = (device_of(host.devices, name) for name in names_of(host.capacity))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-_UNITS: Final = {
-    "cpu": "CPUs",
-    "mem": "MiB of memory",
-    "gpu": "GPUs",
-    "gpu-mem": "MiB of one GPU",
-    "sessions": "sessions",
-}
+_UNITS: Final = {"cpu": "CPUs", "mem": "MiB of memory", "gpu": "GPUs", "gpu-mem": "MiB of one GPU"}
 
 
 def words(slots: Mapping[str, int]) -> str:
-    return ", ".join(f"{amount_words(name, amount)} {_UNITS.get(name, name)}" for name, amount in slots.items())
+    return ", ".join(f"{amount_words(name, amount)} {unit(name)}" for name, amount in slots.items())
+
+
+def unit(name: str) -> str:
+    return _UNITS.get(name, name)
 
 
 def amount_words(name: str, amount: int) -> str:
@@ -24,3 +22,7 @@ def amount_words(name: str, amount: int) -> str:
 
 def pairs(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def names(many: Iterable[str | None]) -> str:
+    return " and ".join(sorted(name or "" for name in many))
