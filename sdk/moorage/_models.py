@@ -15,27 +15,41 @@ __all__ = [
     "AbuseCheck",
     "AbuseReport",
     "Agent",
+    "AwaitedSession",
     "CommitStatus",
     "Completions",
     "Delivery",
     "DependencyGraph",
+    "Ending",
     "Event",
+    "Explanation",
     "FileStat",
+    "Finding",
+    "FsckReport",
     "GraphEdge",
     "GraphNode",
+    "HeldRoom",
     "HistoryEntry",
+    "HostCount",
+    "HostReport",
     "IdleWarning",
     "Image",
     "Kernel",
     "KernelMetrics",
     "Keypair",
+    "LimitChange",
     "Metrics",
+    "MissingOnHost",
     "Mount",
     "Notice",
     "Point",
+    "Policy",
+    "PolicyAssignment",
+    "PolicyLimit",
     "PortPass",
     "Progress",
     "Project",
+    "QueuedBefore",
     "Quota",
     "Registry",
     "RunInfo",
@@ -59,6 +73,7 @@ __all__ = [
     "VolumeInfo",
     "VolumeShare",
     "WatchRules",
+    "Way",
     "WhoAmI",
 ]
 
@@ -383,6 +398,7 @@ class Point(Model):
     pids: int = 0
     gpu: float | None = None
     gpu_mem: float | None = None
+    gpu_power: float | None = None
     oom_kills: int = 0
     forks_refused: int = 0
 
@@ -433,6 +449,7 @@ class TopSession(Model):
     mem: float | None = None
     gpu: float | None = None
     gpu_mem: float | None = None
+    gpu_power: float | None = None
     pids: int | None = None
     net_tx: float | None = None
     started_at: datetime | None = None
@@ -487,6 +504,31 @@ class AbuseReport(Model):
     checks: list[AbuseCheck] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {"checked_at": when, "checks": many(AbuseCheck.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding(Model):
+    """One thing that should never be, and what to do about it."""
+
+    check: str
+    invariant: str = ""
+    subject: str
+    detail: str = ""
+    remedy: str = ""
+    repairable: bool = False
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FsckReport(Model):
+    """What a check of all invariants has found."""
+
+    findings: list[Finding]
+    checks: list[str] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+    not_reached: list[str] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"findings": many(Finding.from_json)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -745,7 +787,7 @@ class Delivery(Model):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota(Model):
-    """A limit; cpu in thousandths, mem in MiB."""
+    """A limit, and how much of it is in use; cpu in thousandths, memory in MiB, times in seconds."""
 
     scope: str
     scope_id: str = ""
@@ -753,6 +795,44 @@ class Quota(Model):
     name: str
     max: int
     used: int
+    queued: int = 0
+    free: int | None = None
+    waits: bool = False
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLimit(Model):
+    """One limit of a policy, in the units of quotas."""
+
+    name: str
+    max: int
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyAssignment(Model):
+    """Whom a policy binds."""
+
+    scope: str
+    of: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy(Model):
+    """A named set of limits, and who has it."""
+
+    name: str
+    description: str = ""
+    limits: list[PolicyLimit] = field(default_factory=list)
+    assigned: list[PolicyAssignment] = field(default_factory=list)
+    created_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "limits": many(PolicyLimit.from_json),
+        "assigned": many(PolicyAssignment.from_json),
+        "created_at": when,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -767,6 +847,151 @@ class Token(Model):
     token: str | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"expires_at": when, "created_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedBefore(Model):
+    """Sessions that come before one in its queue, by one rule."""
+
+    rule: str
+    sessions: int
+    own: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitedSession(Model):
+    """A session that has to end first."""
+
+    id: str
+    name: str
+    status: str
+    condition: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingOnHost(Model):
+    """One thing that keeps a session off a host."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport(Model):
+    """What a host lacks for a session; nothing: it has room."""
+
+    agent: str
+    missing: list[MissingOnHost] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"missing": many(MissingOnHost.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCount(Model):
+    """Hosts that lack the same for a session; `agents` are the first of them."""
+
+    hosts: int
+    text: str
+    codes: list[str] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChange(Model):
+    """A limit that would have to be higher."""
+
+    scope: str
+    of: str
+    name: str
+    more: int
+    max_amount: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending(Model):
+    """A session whose end would help; without id and name when it is another user's."""
+
+    session_id: str | None = None
+    name: str | None = None
+    own: bool = False
+    agents: list[str] = field(default_factory=list)
+    ends_at: datetime | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"ends_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way(Model):
+    """A change with which a session would start; what has to change is set."""
+
+    kind: str
+    text: str
+    now: bool = False
+    slots: dict[str, int] = field(default_factory=dict)
+    kernels: int | None = None
+    without: list[str] = field(default_factory=list)
+    resource_group: str | None = None
+    limits: list[LimitChange] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    at: datetime | None = None
+    lifetime_seconds: float | None = None
+    priority: int | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "limits": many(LimitChange.from_json),
+        "endings": many(Ending.from_json),
+        "at": when,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRoom(Model):
+    """Room that is kept for a session (`own`), or from it."""
+
+    own: bool = False
+    agents: list[str] = field(default_factory=list)
+    at: datetime | None = None
+    text: str
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation(Model):
+    """Why a session is where it is, and what it would start with: `text`, `details` and `ways` for people."""
+
+    session_id: str | None = None
+    name: str
+    status: str | None = None
+    code: str
+    text: str
+    details: list[str] = field(default_factory=list)
+    on: list[str] = field(default_factory=list)
+    resource_group: str | None = None
+    position: int | None = None
+    queued: int | None = None
+    before: list[QueuedBefore] = field(default_factory=list)
+    waits_for: list[AwaitedSession] = field(default_factory=list)
+    starts_at: datetime | None = None
+    hosts: list[HostCount] = field(default_factory=list)
+    per_host: list[HostReport] = field(default_factory=list)
+    hosts_total: int = 0
+    reservation: HeldRoom | None = None
+    never: bool = False
+    ways: list[Way] = field(default_factory=list)
+    cut_off: bool = False
+    plans: int = 0
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "before": many(QueuedBefore.from_json),
+        "waits_for": many(AwaitedSession.from_json),
+        "starts_at": when,
+        "hosts": many(HostCount.from_json),
+        "per_host": many(HostReport.from_json),
+        "reservation": HeldRoom.from_json,
+        "ways": many(Way.from_json),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

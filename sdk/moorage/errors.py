@@ -30,6 +30,8 @@ __all__ = [
     "DependencyCycle",
     "DependencyFailed",
     "DependencyNotFound",
+    "DeviceNotFound",
+    "DeviceUnhealthy",
     "ExecutionTimeout",
     "FileError",
     "FileExists",
@@ -45,14 +47,18 @@ __all__ = [
     "InvalidImageName",
     "InvalidJson",
     "InvalidLabel",
+    "InvalidLimit",
     "InvalidMount",
     "InvalidName",
     "InvalidPath",
+    "InvalidPolicy",
     "InvalidRange",
     "InvalidRequest",
     "InvalidResources",
+    "InvalidSimulation",
     "InvalidSshKey",
     "InvalidTemplate",
+    "InvalidTrace",
     "InvalidVolumeName",
     "KernelNotFound",
     "KeypairNotFound",
@@ -71,6 +77,8 @@ __all__ = [
     "NotWaitingForInput",
     "NothingListens",
     "PermissionDenied",
+    "PolicyInUse",
+    "PolicyNotFound",
     "PortConflict",
     "PreconditionFailed",
     "ProjectNotFound",
@@ -191,6 +199,24 @@ class InvalidRange(InvalidRequest):
     default_message = "This is no span of time that can be told of; write 900, 15m, 6h or 7d."
 
 
+class InvalidTrace(InvalidRequest):
+    """This is no workload that can be replayed; docs/simulation.md says what a trace is made of."""
+
+    code = "invalid_trace"
+    http_status = 400
+    default_message = "This is no workload that can be replayed; docs/simulation.md says what a trace is made of."
+
+
+class InvalidSimulation(InvalidRequest):
+    """This fleet, policy or workload cannot be simulated; docs/simulation.md says how they are described."""
+
+    code = "invalid_simulation"
+    http_status = 400
+    default_message = (
+        "This fleet, policy or workload cannot be simulated; docs/simulation.md says how they are described."
+    )
+
+
 class TooManyPoints(InvalidRequest):
     """So short a step over so long a range makes too many points; take a longer step."""
 
@@ -206,6 +232,16 @@ class InvalidVolumeName(InvalidRequest):
     http_status = 400
     default_message = (
         "A volume's name has 1 to 64 letters, digits, '_', '-' or '.', and begins with a letter, digit or '_'."
+    )
+
+
+class InvalidLimit(InvalidRequest):
+    """There is no such limit, or it cannot be so much; 'moorage admin policy create --help' names all limits."""
+
+    code = "invalid_limit"
+    http_status = 400
+    default_message = (
+        "There is no such limit, or it cannot be so much; 'moorage admin policy create --help' names all limits."
     )
 
 
@@ -440,6 +476,14 @@ class AgentNotFound(NotFound):
     default_message = "There is no such agent."
 
 
+class DeviceNotFound(NotFound):
+    """The host has no such device; 'moorage admin gpu ls' lists them by UUID."""
+
+    code = "device_not_found"
+    http_status = 404
+    default_message = "The host has no such device; 'moorage admin gpu ls' lists them by UUID."
+
+
 class UserNotFound(NotFound):
     """There is no such user."""
 
@@ -540,6 +584,14 @@ class KeypairNotFound(NotFound):
     default_message = "There is no such keypair."
 
 
+class PolicyNotFound(NotFound):
+    """There is no such policy; 'moorage admin policy ls' lists them."""
+
+    code = "policy_not_found"
+    http_status = 404
+    default_message = "There is no such policy; 'moorage admin policy ls' lists them."
+
+
 class ServiceNotFound(NotFound):
     """The session has no service of this name; 'moorage service ls' lists those that it has."""
 
@@ -562,6 +614,14 @@ class Conflict(MoorageError):
     code = "conflict"
     http_status = 409
     default_message = "This contradicts what is there already."
+
+
+class DeviceUnhealthy(Conflict):
+    """Its host says that the device is not fit to be used; repair it, and it comes back by itself."""
+
+    code = "device_unhealthy"
+    http_status = 409
+    default_message = "Its host says that the device is not fit to be used; repair it, and it comes back by itself."
 
 
 class NameTaken(Conflict):
@@ -697,6 +757,14 @@ class RequestInProgress(Conflict):
     default_message = "The same request is being carried out right now; ask again with the same Idempotency-Key."
 
 
+class PolicyInUse(Conflict):
+    """The policy is assigned; take it from whoever has it ('moorage admin policy unassign') first."""
+
+    code = "policy_in_use"
+    http_status = 409
+    default_message = "The policy is assigned; take it from whoever has it ('moorage admin policy unassign') first."
+
+
 class NotWaitingForInput(Conflict):
     """This execution is not running any more, so nothing can be fed to it."""
 
@@ -782,6 +850,14 @@ class StartFailed(MoorageError):
     code = "start_failed"
     http_status = 502
     default_message = "The session could not be started; its status history says why."
+
+
+class InvalidPolicy(MoorageError):
+    """The policy contradicts itself; change its limits so that all of them can be meant."""
+
+    code = "invalid_policy"
+    http_status = 422
+    default_message = "The policy contradicts itself; change its limits so that all of them can be meant."
 
 
 class QuotaExceeded(MoorageError):
@@ -1089,8 +1165,11 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidLabel.code: InvalidLabel,
     InvalidSshKey.code: InvalidSshKey,
     InvalidRange.code: InvalidRange,
+    InvalidTrace.code: InvalidTrace,
+    InvalidSimulation.code: InvalidSimulation,
     TooManyPoints.code: TooManyPoints,
     InvalidVolumeName.code: InvalidVolumeName,
+    InvalidLimit.code: InvalidLimit,
     InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
     RequestTooLarge.code: RequestTooLarge,
@@ -1119,6 +1198,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     RunNotFound.code: RunNotFound,
     TaskNotFound.code: TaskNotFound,
     AgentNotFound.code: AgentNotFound,
+    DeviceNotFound.code: DeviceNotFound,
     UserNotFound.code: UserNotFound,
     ProjectNotFound.code: ProjectNotFound,
     ResourceGroupNotFound.code: ResourceGroupNotFound,
@@ -1131,9 +1211,11 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     SshKeyNotFound.code: SshKeyNotFound,
     PtyNotFound.code: PtyNotFound,
     KeypairNotFound.code: KeypairNotFound,
+    PolicyNotFound.code: PolicyNotFound,
     ServiceNotFound.code: ServiceNotFound,
     RegistryNotFound.code: RegistryNotFound,
     Conflict.code: Conflict,
+    DeviceUnhealthy.code: DeviceUnhealthy,
     NameTaken.code: NameTaken,
     SshKeyTaken.code: SshKeyTaken,
     TooManySshKeys.code: TooManySshKeys,
@@ -1150,6 +1232,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     SessionNotReady.code: SessionNotReady,
     SessionEnded.code: SessionEnded,
     RequestInProgress.code: RequestInProgress,
+    PolicyInUse.code: PolicyInUse,
     NotWaitingForInput.code: NotWaitingForInput,
     PortConflict.code: PortConflict,
     ServiceRuns.code: ServiceRuns,
@@ -1160,6 +1243,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     IdempotencyMismatch.code: IdempotencyMismatch,
     ResourceUnavailable.code: ResourceUnavailable,
     StartFailed.code: StartFailed,
+    InvalidPolicy.code: InvalidPolicy,
     QuotaExceeded.code: QuotaExceeded,
     AgentUnavailable.code: AgentUnavailable,
     NoVolumeStore.code: NoVolumeStore,

@@ -1,32 +1,12 @@
-"""What bounds a user and stands for one: quotas, tokens, the secret of webhooks."""
+"""What stands for a user: tokens, the secret of webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from moorage import _wire
-from moorage._models import Quota, Token
+from moorage._models import Token
 from moorage.aio._transport import Transport, decoded
 
-QuotaList = list[Quota]
 TokenList = list[Token]
-
-
-class Quotas:
-    """`client.quotas`"""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def list(self) -> QuotaList:
-        """Those that bind the caller, with what is used; for administrators all."""
-        return [Quota.from_json(item) async for item in self._transport.pages(_wire.path("quota"))]
-
-    async def set(self, scope: str, of: str, limits: Mapping[str, float | str | None]) -> QuotaList:
-        """Limit what a "user", "project" or "domain" holds at once: {"cpu": 8, "mem": "32g", "sessions": 4}; None lifts."""
-        address = _wire.path("quota", scope, of)
-        answer = decoded(await self._transport.request("PUT", address, json={"limits": dict(limits)}))
-        return [Quota.from_json(item) for item in answer["items"]]
 
 
 class Tokens:

@@ -10,9 +10,10 @@ from typing import Any, Self
 from moorage import _wire
 from moorage._models import Event, WhoAmI
 from moorage.aio._transport import Transport
-from moorage.aio.access import Quotas, Tokens, Webhooks
+from moorage.aio.access import Tokens, Webhooks
 from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.aio.events import server_sent
+from moorage.aio.quotas import Policies, Quotas
 from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
 from moorage.aio.snapshots import Registries
@@ -66,6 +67,7 @@ class Client(ClientReports):
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
+        self.policies = Policies(self._transport)
         self.tokens = Tokens(self._transport)
         self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)

@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "template": ("templates", "Templates of sessions: create, ls, show, edit, rm."),
         "ps": ("sessions", "List your sessions."),
         "info": ("sessions", "Show everything about a session."),
+        "explain": ("explain", "Say why a session waits, and what it would start with."),
         "match": ("sessions", "Find sessions by a pattern of their name or id."),
         "history": ("sessions", "Show every change of a session's status."),
         "logs": ("sessions", "Show what a session's container wrote."),
@@ -69,7 +70,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "More": {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
         "whoami": ("access", "Show who the server takes you for."),
-        "quota": ("access", "Show the limits that bind you; administrators set them."),
+        "quota": ("quotas", "Show the limits that bind you; administrators set them."),
         "webhook": ("access", "What sessions' callbacks are told: secret, ls."),
         "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),
         "completion": ("shells", "Print the completion script of your shell."),

@@ -1,17 +1,12 @@
-"""Commands for what bounds users and stands for them: quotas, tokens, webhooks."""
+"""Commands for what stands for users: tokens, webhooks."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import click
 
 from moorage.cli import terminal
-from moorage.cli.sessions import Pairs, find
+from moorage.cli.sessions import find
 from moorage.cli.terminal import connect, details, json_option, print_json, session_argument, table
-
-if TYPE_CHECKING:
-    from moorage._models import Quota
 
 
 @click.command("whoami")
@@ -28,52 +23,6 @@ def whoami_command(as_json: bool) -> None:
     details(
         {"user": user, "access key": found.access_key, "role": found.role, "domain": found.domain, "projects": projects}
     )
-
-
-# -- quotas --------------------------------------------------------------------------------------------------------------
-@click.group("quota", invoke_without_command=True)
-@json_option
-@click.pass_context
-def quota_command(ctx: click.Context, as_json: bool) -> None:
-    """Show the limits that bind you and how much of them is used; administrators see and set all."""
-    if ctx.invoked_subcommand is None:
-        with connect() as client:
-            show_quotas(client.quotas.list(), as_json)
-
-
-@quota_command.command("set")
-@click.argument("scope", type=click.Choice(["user", "project", "domain"]))
-@click.argument("of", metavar="NAME")
-@click.argument("limits", nargs=-1, required=True, type=Pairs(), metavar="RESOURCE=AMOUNT...")
-@json_option
-def quota_set(scope: str, of: str, limits: tuple[tuple[str, str], ...], as_json: bool) -> None:
-    """Limit what a user, project or domain holds at once; 'none' lifts a limit.
-
-    \b
-    moorage quota set user alice@example.org cpu=8 mem=32g sessions=4
-    """
-    amounts = {name: None if text == "none" else _amount(text) for name, text in limits}
-    with connect() as client:
-        show_quotas(client.quotas.set(scope, of, amounts), as_json)
-
-
-def show_quotas(found: list[Quota], as_json: bool) -> None:
-    if as_json:
-        print_json([quota.to_json() for quota in found])
-        return
-    rows = [[f"{q.scope} {q.of}", q.name, _shown(q.name, q.used), _shown(q.name, q.max)] for q in found]
-    table(["OF", "RESOURCE", "USED", "LIMIT"], rows, empty="No limits.")
-
-
-def _amount(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _shown(name: str, amount: int) -> object:
-    return f"{amount / 1000:g}" if name == "cpu" else terminal.memory(amount) if name == "mem" else amount
 
 
 # -- tokens --------------------------------------------------------------------------------------------------------------

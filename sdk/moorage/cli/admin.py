@@ -9,12 +9,14 @@ import click
 
 from moorage._models_base import Model
 from moorage.cli import terminal
-from moorage.cli.access import quota_command, token_command
+from moorage.cli.access import token_command
 from moorage.cli.batch import transit_command
+from moorage.cli.quotas import policy_command, quota_command
 from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
 from moorage.cli.terminal import connect, details, json_option, print_json, table
+from moorage.cli.upkeep import fsck_command
 from moorage.errors import SessionNotFound
 
 
@@ -35,6 +37,7 @@ def admin_command() -> None:
 
 admin_command.add_command(transit_command)
 admin_command.add_command(usage_command)
+admin_command.add_command(fsck_command)
 admin_command.add_command(watch_command)
 
 
@@ -196,6 +199,7 @@ def keypair_rm(access_key: str, as_json: bool) -> None:
 
 admin_command.add_command(token_command)
 admin_command.add_command(quota_command)
+admin_command.add_command(policy_command)
 
 
 # -- projects -------------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from moorage import _wire
 from moorage._models import Event, WhoAmI
 from moorage.config import load_config
 from moorage.sync._transport import Transport
-from moorage.sync.access import Quotas, Tokens, Webhooks
+from moorage.sync.access import Tokens, Webhooks
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.sync.events import server_sent
+from moorage.sync.quotas import Policies, Quotas
 from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
 from moorage.sync.snapshots import Registries
@@ -67,6 +68,7 @@ class Client(ClientReports):
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
+        self.policies = Policies(self._transport)
         self.tokens = Tokens(self._transport)
         self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)
