@@ -90,6 +90,11 @@ async def slots_for(connection: Connection, session: Session, *, only: AgentId |
     return await reported_slots(connection, only=only or agent, group=session.resource_group, labels=labels)
 
 
+async def check_group_still(call: Work, session: Session) -> None:
+    """Before a session that has ended waits again: its owner may have lost the group. Raises what is wrong with it."""
+    await _usable_group(call, session.resource_group, session.project)
+
+
 async def _usable_group(call: Work, wanted: str | None, project: str) -> Mapping[str, Any]:
     owner = call.owner
     groups = await groups_for(call.db.connection, user_id=owner.user_id, projects=[project], domain=owner.domain)

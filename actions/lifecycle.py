@@ -33,7 +33,7 @@ from actions.batch import (
     changed_times,
     checked_outputs,
 )
-from actions.constraints import checked_place
+from actions.constraints import check_group_still, checked_place
 from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more
 from actions.mounts import check_still_there, places_of
@@ -394,6 +394,8 @@ class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
         sessions = call.db.sessions_of(session)
         if session.mounts:
             await check_still_there(call, session)
+        if session.status in FINAL:
+            await check_group_still(call, session)
         kernels = once_more(await sessions.kernel_specs(session), call.new_id)
         await sessions.restart(session, kernels)
         call.announce("queue")

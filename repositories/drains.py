@@ -36,7 +36,7 @@ async def cordon(connection: Connection, agent_id: AgentId, *, reason: str | Non
     found = await connection.fetchval(
         """
         UPDATE agents SET schedulable = false, cordoned_at = coalesce(cordoned_at, $2),
-            cordon_reason = coalesce($3, cordon_reason, '') WHERE id = $1 RETURNING true
+            cordon_reason = coalesce($3, cordon_reason) WHERE id = $1 RETURNING true
         """,
         agent_id,
         now,

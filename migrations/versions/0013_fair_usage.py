@@ -71,7 +71,7 @@ UP = (
         ADD COLUMN drained_at timestamptz,
         ADD CONSTRAINT agents_draining_check CHECK (NOT draining OR NOT schedulable)
     """,
-    "UPDATE agents SET cordoned_at = now(), cordon_reason = '' WHERE NOT schedulable",
+    "UPDATE agents SET cordoned_at = now() WHERE NOT schedulable",
     "ALTER TABLE sessions ADD COLUMN moves_from text",
     *_events(_EVENTS),
     "INSERT INTO session_transition (source, event, target) VALUES "
