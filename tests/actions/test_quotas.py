@@ -66,7 +66,9 @@ def scopes(*expected: str) -> Any:
         do=ListQuotasAction(of="user:mallory@example.org"), error=PermissionDenied, then_audit="permission_denied"
     ),
     wrong_status=NO_STATUS,
-    not_found=TestScenario(do=ListQuotasAction(of="user:nobody"), by=ROOT, error=UserNotFound, then_audit=None),
+    not_found=TestScenario(
+        do=ListQuotasAction(of="user:nobody"), by=ROOT, error=UserNotFound, then_audit="user_not_found"
+    ),
     bad_input=malformed(ListQuotasAction(of="mallory@example.org")),
     more={
         "nothing_of_others": TestScenario(
