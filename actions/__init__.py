@@ -32,6 +32,7 @@ from actions.administration import (
 from actions.agents import CordonAgentAction, DrainAgentAction, UncordonAgentAction
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
 from actions.clusters import CreateClusterAction
+from actions.devices import ListDevicesAction, PutDeviceInAction, TakeDeviceOutAction
 from actions.events import ReadEventsAction
 from actions.execution import (
     CompleteAction,
@@ -115,6 +116,7 @@ from actions.services import (
     ShutdownServiceAction,
     StartServiceAction,
 )
+from actions.session_devices import GetSessionDevicesAction
 from actions.shares import ListSharesAction
 from actions.snapshots import CommitSessionAction, ConvertSessionToImageAction, GetCommitStatusAction
 from actions.statistics import GetMetricsAction, GetTopAction
@@ -217,6 +219,7 @@ __all__ = [
     "GetMetricsAction",
     "GetPolicyAction",
     "GetResourceGroupAction",
+    "GetSessionDevicesAction",
     "GetSessionInfoAction",
     "GetStatisticsAction",
     "GetStatusHistoryAction",
@@ -233,6 +236,7 @@ __all__ = [
     "LeaveVolumeAction",
     "ListAgentsAction",
     "ListDeliveriesAction",
+    "ListDevicesAction",
     "ListExecutionsAction",
     "ListFilesAction",
     "ListImagesAction",
@@ -268,6 +272,7 @@ __all__ = [
     "OpenProcessAction",
     "OpenServiceAction",
     "PullImageAction",
+    "PutDeviceInAction",
     "ReadEventsAction",
     "ReadExecutionAction",
     "RegisterImageAction",
@@ -291,6 +296,7 @@ __all__ = [
     "ShareVolumeAction",
     "ShutdownServiceAction",
     "StartServiceAction",
+    "TakeDeviceOutAction",
     "UnassignPolicyAction",
     "UncordonAgentAction",
     "UnpackArchiveAction",

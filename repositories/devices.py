@@ -112,8 +112,10 @@ async def take_out(
     return Changed(out=(name,), sessions=flagged)
 
 
-async def put_in(connection: Connection, agent_id: AgentId, device: str, *, cause: Cause, now: datetime) -> Changed:
-    """Offer it again. Raises AgentNotFound, DeviceNotFound, and DeviceUnhealthy while its agent says that it is bad."""
+async def put_in(
+    connection: Connection, agent_id: AgentId, device: str, *, cause: Cause, now: datetime
+) -> tuple[str, Changed]:
+    """Offer it again; its name, and what changed. Raises AgentNotFound, DeviceNotFound, and DeviceUnhealthy while its agent says that it is bad."""
     name = await _lock(connection, agent_id, device)
     row = (await _known(connection, agent_id))[name]
     if row["missing_since"] is not None or not row["healthy"]:
@@ -124,11 +126,11 @@ async def put_in(connection: Connection, agent_id: AgentId, device: str, *, caus
             agent=agent_id,
         )
     if row["out_since"] is None:
-        return Changed()
+        return name, Changed()
     await _set_in(connection, agent_id, name)
     await _offer(connection, agent_id, name)
     await _tell(connection, agent_id, [name], "gpu.in", cause, now)
-    return Changed(back=(name,))
+    return name, Changed(back=(name,))
 
 
 async def _lock(connection: Connection, agent_id: AgentId, device: str) -> str:

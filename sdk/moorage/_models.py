@@ -15,6 +15,7 @@ __all__ = [
     "AbuseCheck",
     "AbuseReport",
     "Agent",
+    "AllowedScope",
     "AwaitedSession",
     "CommitStatus",
     "Completions",
@@ -28,6 +29,7 @@ __all__ = [
     "FsckReport",
     "GraphEdge",
     "GraphNode",
+    "GroupCapacity",
     "HeldRoom",
     "HistoryEntry",
     "HostCount",
@@ -52,10 +54,13 @@ __all__ = [
     "QueuedBefore",
     "Quota",
     "Registry",
+    "ResourceGroup",
     "RunInfo",
     "ServiceInfo",
     "ServiceInstance",
     "SessionInfo",
+    "Share",
+    "ShareReport",
     "SshAccess",
     "SshKey",
     "TaskInfo",
@@ -70,6 +75,7 @@ __all__ = [
     "Usage",
     "UsageRow",
     "User",
+    "UserWeight",
     "VolumeInfo",
     "VolumeShare",
     "WatchRules",
@@ -783,6 +789,87 @@ class Delivery(Model):
     finished_at: datetime | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"next_try_at": when, "created_at": when, "finished_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedScope(Model):
+    """A user, project or domain that may use a resource group."""
+
+    scope: str
+    of: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserWeight(Model):
+    """Of a user in a resource group; who has none weighs 1."""
+
+    user: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceGroup(Model):
+    """Hosts that are shared by one policy."""
+
+    name: str
+    description: str = ""
+    ordering: str = ""
+    fit: str = ""
+    backfill: bool = False
+    gpu_sharing: bool = False
+    half_life_seconds: float = 0.0
+    open: bool = False
+    active: bool = False
+    may_use: bool = False
+    agents: int = 0
+    agents_ready: int = 0
+    sessions: int = 0
+    pending: int = 0
+    created_at: datetime | None = None
+    access: list[AllowedScope] = field(default_factory=list)
+    weights: list[UserWeight] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "created_at": when,
+        "access": many(AllowedScope.from_json),
+        "weights": many(UserWeight.from_json),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share(Model):
+    """What a user has and had of a resource group: CPUs, MiB and devices."""
+
+    resource_group: str
+    user: str
+    weight: float = 0.0
+    held: dict[str, float] = field(default_factory=dict)
+    past: dict[str, float] = field(default_factory=dict)
+    share: float
+    place: int = 0
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCapacity(Model):
+    """What shares are shares of, and whose turn it is, in words."""
+
+    resource_group: str
+    capacity: dict[str, float] = field(default_factory=dict)
+    explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareReport(Model):
+    """Who has how much of resource groups, the lowest share of each first."""
+
+    items: list[Share]
+    groups: list[GroupCapacity] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "items": many(Share.from_json),
+        "groups": many(GroupCapacity.from_json),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,9 +103,10 @@ async def test_what_an_administrator_took_out_only_an_administrator_brings_back(
         with pytest.raises(DeviceUnhealthy, match="ECC"):
             await devices.put_in(connection, A, "gpu/two", cause=TEST, now=NOW)
         await tell_devices(connection, "a", [ONE, TWO], seq=2, boot_no=2)
-        assert (await devices.put_in(connection, A, "two", cause=TEST, now=NOW)).back == ("gpu/two",)
+        _, changed = await devices.put_in(connection, A, "two", cause=TEST, now=NOW)
+        assert changed.back == ("gpu/two",)
         assert (await amounts(connection))["gpu/two"] == (81920, 0, 81920)
-        assert not (await devices.put_in(connection, A, "two", cause=TEST, now=NOW)).back  # it is in
+        assert not (await devices.put_in(connection, A, "two", cause=TEST, now=NOW))[1].back  # it is in
 
 
 async def test_a_device_that_is_not_named_any_more_is_missing(database: Database) -> None:
