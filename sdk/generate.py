@@ -201,6 +201,16 @@ MODELS = {
         "What a session's callback_url was sent, or is to be.",
         {"id", "type", "url", "status"},
     ),
+    "Allowed": ("AllowedScope", "A user, project or domain that may use a resource group.", {"scope", "of"}),
+    "Weight": ("UserWeight", "Of a user in a resource group; who has none weighs 1.", {"user", "weight"}),
+    "ResourceGroupData": ("ResourceGroup", "Hosts that are shared by one policy.", {"name"}),
+    "ShareData": (
+        "Share",
+        "What a user has and had of a resource group: CPUs, MiB and devices.",
+        {"resource_group", "user", "share"},
+    ),
+    "GroupCapacity": ("GroupCapacity", "What shares are shares of, and whose turn it is, in words.", {"resource_group"}),
+    "SharePage": ("ShareReport", "Who has how much of resource groups, the lowest share of each first.", {"items"}),
     "QuotaData": (
         "Quota",
         "A limit, and how much of it is in use; cpu in thousandths, memory in MiB, times in seconds.",

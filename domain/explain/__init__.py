@@ -1,5 +1,6 @@
 """Why a session waits, and what it would start with."""
 
+from domain.explain.states import Told, elsewhere, hosts_of, not_yet
 from domain.explain.values import (
     Away,
     Before,
@@ -26,7 +27,11 @@ __all__ = [
     "LimitChange",
     "Missing",
     "Surroundings",
+    "Told",
     "Way",
+    "elsewhere",
     "explain",
+    "hosts_of",
+    "not_yet",
     "plans_for",
 ]

@@ -47,7 +47,7 @@ def explain(
         hosts=counts,
         per_host=reports,
         reservation=_reservation(trials, around),
-        never=never,
+        never=never and not _returning(trials, around),
         ways=_without_repetition(ways),
         plans=trials.made,
         cut_off=cut_off,
@@ -148,7 +148,12 @@ def _before(rule: str, ones: list[PendingSession], session: PendingSession) -> B
 def _sentence(trials: Trials, around: Surroundings, counts: tuple[HostCount, ...], *, never: bool) -> str:
     session, blocked = trials.session, trials.plan.blocked[trials.session.id]
     if never:
-        return f"It can never start as it is: {_why_never(trials, counts, blocked.detail)}."
+        why = _why_never(trials, counts, blocked.detail)
+        returning = _returning(trials, around)
+        if returning:
+            others = f"{words.counted(returning, 'other host')} of the group {'takes' if returning == 1 else 'take'}"
+            return f"It cannot start now, nor when others end: {why}. But {others} no sessions at the moment."
+        return f"It can never start as it is: {why}."
     if blocked.code == "quota" and (over := exceeded(session, trials.snapshot)):
         limit, _ = over[0]
         asked = words.amount(limit.name, wants(session)[limit.name])
@@ -176,13 +181,18 @@ def _why_never(trials: Trials, counts: tuple[HostCount, ...], detail: str) -> st
     return detail.rstrip(".")
 
 
+def _returning(trials: Trials, around: Surroundings) -> int:
+    """Hosts that take no sessions now, but might again, and what they have is not looked at."""
+    return sum(away.architecture == trials.session.architecture for away in around.away)
+
+
 def _reservation(trials: Trials, around: Surroundings) -> Held | None:
     """Room that is kept for it; or that is kept from it, by the session that it waits behind."""
     made, session = trials.plan, trials.session
     behind = made.blocked[session.id].behind
     for kept in made.reservations:
         if kept.session_id == session.id:
-            return Held.of(kept, own=True, text=f"Room is kept for it on {_where(kept)}{_when(kept, trials.now)}.")
+            return Held.of(kept, own=True, text=f"Room is kept for it on {_where(kept)}: {_own(kept, trials.now)}.")
         if kept.session_id == behind:
             whom = _called(kept.session_id, trials.snapshot, around, session)
             text = f"Room on {_where(kept)} is kept for {whom}{_when(kept, trials.now)}."
@@ -193,6 +203,12 @@ def _reservation(trials: Trials, around: Surroundings) -> Held | None:
 def _where(kept: Reservation) -> str:
     shown = words.listed(kept.hosts[:3])
     return shown if len(kept.hosts) <= 3 else f"{shown} and {len(kept.hosts) - 3} more hosts"
+
+
+def _own(kept: Reservation, now: datetime) -> str:
+    if kept.at is None:
+        return "nobody knows when it starts, because a session there has no lifetime limit"
+    return f"it starts at the latest at {words.moment(kept.at, now)}"
 
 
 def _when(kept: Reservation, now: datetime) -> str:

@@ -8,19 +8,27 @@ from dataclasses import replace
 
 from aiohttp import web
 
+from actions.explain import DryRunAction
 from actions.lifecycle import CreatedSession
 from actions.views import SessionData
 from domain.session import ANSWERING, FINAL
 from manager.rest import answers
-from manager.rest.exchange import Exchange
+from manager.rest.exchange import OWNER, Exchange
 from manager.rest.rows import action, finish, gather
 from manager.rest.streams import watched
 
 
 async def create(exchange: Exchange) -> web.StreamResponse:
-    """With `?wait=` the session is answered as it is when it runs, has ended, or the time is over."""
+    """With `?wait=` the session is answered as it is when it runs, has ended, or the time is over.
+
+    With `?dry_run=true` nothing is created: the answer says what would be. The Idempotency-Key stays unused.
+    """
     values, wait_seconds, _ = await gather(exchange)
-    result: CreatedSession = await exchange.run(action(exchange.route, values))
+    asked = action(exchange.route, values)
+    if exchange.flag("dry_run"):
+        owner = values.get(OWNER)
+        return exchange.answer(await exchange.run(DryRunAction(creation=asked, owner_access_key=owner)))
+    result: CreatedSession = await exchange.run(asked)
     if wait_seconds:
         service = exchange.door.world.service
         session = await service.wait_for_session(

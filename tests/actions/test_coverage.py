@@ -69,6 +69,7 @@ def test_administrators_actions_are_theirs_alone() -> None:
         "delete_template",
         "delete_token",
         "delete_volume",
+        "dry_run",
         "download_volume_file",
         "download_volume_files",
         "forget_image",

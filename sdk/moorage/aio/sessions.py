@@ -14,7 +14,7 @@ import httpx
 
 from moorage import _wire
 from moorage._errors import MoorageError, WaitTimeout
-from moorage._models import Completions, Delivery, HistoryEntry, SessionInfo, TransitOutcome
+from moorage._models import Completions, Delivery, Explanation, HistoryEntry, SessionInfo, TransitOutcome
 from moorage.aio import _io
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.batch import SessionBatch, dependencies, moment
@@ -211,6 +211,14 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         answer = await self._transport.get(f"{self._base}/status-history", **self._owner)
         return [HistoryEntry.from_json(entry) for entry in answer["history"]]
 
+    async def explain(self, *, host_limit: int | None = None, host_offset: int | None = None) -> Explanation:
+        """Why it waits, and what it would start with; or why it runs where it does, or has ended.
+
+        `per_host` begins at `host_offset` and holds `host_limit` hosts (by default 100), of `hosts_total`.
+        """
+        params = {**self._owner, **_wire.query(host_limit=host_limit, host_offset=host_offset)}
+        return Explanation.from_json(await self._transport.get(f"{self._base}/explain", **params))
+
     async def logs(
         self, *, kernel: str | None = None, tail: int | None = None, since: datetime | str | None = None
     ) -> str:
@@ -304,6 +312,7 @@ class Sessions:
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
+        dry_run: bool = False,
         _cluster: Mapping[str, Any] | None = None,
         _template: Mapping[str, Any] | None = None,
     ) -> Session:
@@ -313,7 +322,7 @@ class Sessions:
         may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
         number waits so many seconds. Raises `SessionEnded` when it ended before it ran, with the reason, and
         `WaitTimeout`; a session that was made and then not waited for is destroyed, so that an exception leaves none
-        behind.
+        behind. With `dry_run` nothing is made: the answer is an `Explanation` (see the method of this name).
         """
         fields = _wire.body(
             name=name,
@@ -350,9 +359,9 @@ class Sessions:
         if _template is not None:
             over = {name: value for name, value in fields.items() if value != {}} | dict(_template["overrides"])
             address = _wire.path("sessions", "from-template")
-            return await self._asked_for(address, {**_template, "overrides": over}, wait, owner, idempotency_key)
+            return await self._asked_for(address, {**_template, "overrides": over}, wait, owner, idempotency_key, dry_run)
         address = _wire.path("sessions") if _cluster is None else _wire.path("sessions", "cluster")
-        return await self._asked_for(address, {**fields, **(_cluster or {})}, wait, owner, idempotency_key)
+        return await self._asked_for(address, {**fields, **(_cluster or {})}, wait, owner, idempotency_key, dry_run)
 
     @_io.opening
     async def create_from_template(
@@ -379,9 +388,14 @@ class Sessions:
         return await self.create(_template=asked, **(nothing | settings))
 
     async def _asked_for(
-        self, address: str, fields: Mapping[str, Any], wait: bool | float, owner: str | None, key: str | None
+        self, address: str, fields: Mapping[str, Any], wait: bool | float, owner: str | None, key: str | None, dry: bool
     ) -> Session:
         owned, hold = _owner(owner), _hold(wait)
+        if dry:
+            asked = {**owned, "dry_run": "true"}
+            answer = await self._transport.request("POST", address, params=asked, json=fields)
+            found: Any = Explanation.from_json(decoded(answer))
+            return found  # type: ignore[no-any-return]  # what `dry_run` stands for
         answer = await self._transport.request(
             "POST",
             address,
@@ -422,6 +436,23 @@ class Sessions:
             _cluster={"workers": workers, **{role: fields for role, fields in roles.items() if fields}},
             **settings,
         )
+
+    async def dry_run(
+        self, name: str | None = None, *, template: str | None = None, workers: int | None = None, **settings: Any
+    ) -> Explanation:
+        """What asking for a session would come to, with all of its checks: when it would start, and with what now.
+
+        `settings` are those of `create`; of `create_from_template` with a `template`, of `create_cluster` with `workers`.
+        """
+        found: Any
+        if template is not None:
+            found = await self.create_from_template(template, name=name, dry_run=True, **settings)
+        elif workers is not None:
+            found = await self.create_cluster(name, workers=workers, dry_run=True, **settings)
+        else:
+            found = await self.create(name, dry_run=True, **settings)
+        assert isinstance(found, Explanation)
+        return found
 
     @_io.opening
     async def ensure(self, name: str, **settings: Any) -> Session:

@@ -11,6 +11,7 @@ import click
 
 from moorage._errors import MoorageError
 from moorage.cli import terminal
+from moorage.cli.explain import show_dry_run
 from moorage.cli.sessions import creation_fields, creation_options, wait_for_running
 from moorage.cli.terminal import connect, json_option, note, print_json
 
@@ -34,6 +35,7 @@ def cluster_command() -> None:
 @click.option("--worker-mem", metavar="SIZE", help="Of each worker. [default: that of the main kernel]")
 @click.option("--worker-gpu", type=float, metavar="N", help="Of each worker. [default: that of the main kernel]")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it runs.")
+@click.option("--dry-run", is_flag=True, help="Create nothing: say whether it would start now, and if not, why.")
 @json_option
 def create(
     name: str | None,
@@ -44,6 +46,7 @@ def create(
     worker_mem: str | None,
     worker_gpu: float | None,
     no_wait: bool,
+    dry_run: bool,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -64,8 +67,12 @@ def create(
             multi_node=multi_node,
             worker=worker or None,
             wait=False,
+            dry_run=dry_run,
             **creation_fields(**fields),
         )
+        if dry_run:
+            show_dry_run(session, as_json=as_json)
+            return
         if not no_wait:
             try:
                 wait_for_running(session, quiet=as_json)

@@ -19,6 +19,7 @@ from moorage.cli.batch import (
     serving_options,
     waits,
 )
+from moorage.cli.explain import reason, show_dry_run
 from moorage.cli.options import Label, carried_fields, carried_options, only_given, template_options
 from moorage.cli.terminal import (
     F,
@@ -170,6 +171,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 @click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
 @click.option("--reuse", is_flag=True, help="If you have a live session of this name, take that one.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it runs.")
+@click.option("--dry-run", is_flag=True, help="Create nothing: say whether it would start now, and if not, why.")
 @json_option
 def create_command(
     name: str | None,
@@ -178,6 +180,7 @@ def create_command(
     startup_command: str | None,
     reuse: bool,
     no_wait: bool,
+    dry_run: bool,
     as_json: bool,
     template: str | None,
     template_version: int | None,
@@ -204,8 +207,12 @@ def create_command(
             startup_command=startup_command,
             reuse=reuse,
             wait=False,
+            dry_run=dry_run,
             **fields,
         )
+        if dry_run:
+            show_dry_run(session, as_json=as_json)
+            return
         if waits(fields) and not no_wait and session.info.status_reason:
             note(f"moorage: {session.name} {session.info.status_reason}; 'moorage wait {session.name}' waits as well.")
         elif not no_wait:
@@ -297,7 +304,9 @@ def session_row(info: SessionInfo) -> list[object]:
 def info_command(session: str, as_json: bool) -> None:
     """Show everything about a session."""
     with connect() as client:
-        info = find(client, session).info
+        found = find(client, session)
+        info = found.info
+        why = reason(found) if info.status == "PENDING" and not as_json else None
     if as_json:
         print_json(info.to_json())
         return
@@ -308,6 +317,7 @@ def info_command(session: str, as_json: bool) -> None:
             "name": info.name,
             "id": info.id,
             "status": status,
+            "why": why and f"{why}\n'moorage explain {info.name}' says more.",
             "result": None if info.result in (None, "UNDEFINED") else info.result,
             "exit code": info.exit_code,
             "type": info.session_type,
