@@ -278,9 +278,12 @@ def _memory(handle: Any) -> tuple[int, int]:
 
 def _closeness(one: Any, other: Any) -> int:
     """NVLinks first, 80 and 2 for each; then by where the ways over PCIe meet."""
-    if (links := _nvlinks(one, other)) > 0:
-        return min(100, 80 + 2 * links)
-    level = _ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    try:
+        if (links := _nvlinks(one, other)) > 0:
+            return min(100, 80 + 2 * links)
+        level = _ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    except pynvml.NVMLError:  # the other one is lost
+        return 0
     return _CLOSENESS.get(level, 0) if level is not None else 0
 
 

@@ -25,12 +25,15 @@ class Unanswered(Exception):
 class Calls:
     """One call at a time, in one thread. While a call hangs, further ones fail at once instead of piling up behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds  #: that an answer may take
         self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._hangs = False
+        self.idle = threading.Event()  #: no call is being made; for tests
+        self.idle.set()
 
-    async def __call__(self, function: Callable[..., T], *words: Any, seconds: float = SECONDS) -> T:
+    async def __call__(self, function: Callable[..., T], *words: Any, seconds: float | None = None) -> T:
         """Raises Unanswered, and whatever the function raises."""
         if self._hangs:
             raise Unanswered("NVIDIA's driver does not answer")
@@ -40,11 +43,11 @@ class Calls:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.put((lambda: function(*words), answer))
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds or self.seconds):
                 return await answer
         except TimeoutError:
             self._hangs = True
-            raise Unanswered(f"NVIDIA's driver has not answered for {seconds:g} s") from None
+            raise Unanswered(f"NVIDIA's driver has not answered for {seconds or self.seconds:g} s") from None
 
     def close(self) -> None:
         """A thread whose call hangs ends with the process."""
@@ -54,12 +57,14 @@ class Calls:
         while (asked := self._waiting.get()) is not None:
             function, answer = asked
             loop = answer.get_loop()
+            self.idle.clear()
             try:
                 done: Any = function()
                 failed: Exception | None = None
             except Exception as error:
                 done, failed = None, error
             self._hangs = False
+            self.idle.set()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, answer, done, failed)
 

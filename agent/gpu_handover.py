@@ -12,7 +12,7 @@ from agent.gpu_calls import Unanswered
 from agent.gpu_health import LEFTOVER_MIB, faults, figures
 from agent.gpu_people import Seen
 from agent.gpu_terms import Holding
-from agent.gpus import Gpus, held_by_nobody, people
+from agent.gpus import Gpus, held_by_nobody
 
 #: The memory of a process that was killed is free a moment later.
 _PATIENCE_SECONDS: Final = 5.0
@@ -112,8 +112,9 @@ def _occupied(gpus: Gpus, gpu: Gpu, holding: Holding, reading: Reading, seen: It
         return [f"it is still held by the kernel {others[0].kernel_id}"]
     if holding.share:
         return []
-    if outsiders := gpus.outsiders(gpu.uuid, seen):
-        return [people(outsiders)]
+    if outsiders := gpus.outsiders(gpu.uuid, seen):  # who they are is the administrator's to know
+        used = sum(one.process.mem_mib or 0 for one in outsiders)
+        return [f"people outside Moorage use it ({used} MiB)"]
     if reading.used_mib > LEFTOVER_MIB:
         return [held_by_nobody(reading)]
     return []
