@@ -113,8 +113,8 @@ take_out = TakeDeviceOutAction(agent=HOST, device="one", reason="its fan is stuc
             f"devices {HOST} gpu/one: out_by null -> admin",
             f"devices {HOST} gpu/one: out_reason null -> its fan is stuck",
             f"devices {HOST} gpu/one: out_since null -> 2026-03-01T12:00:01+00:00",
-            f"resources {HOST} gpu/one: capacity 81920 -> 0",
-            f"resources {HOST} gpu/one: reported 81920 -> 0",
+            "resources gpu/one: capacity 81920 -> 0",
+            "resources gpu/one: reported 81920 -> 0",
         ),
     ),
     stranger=TestScenario(given=a_device("one"), do=take_out, error=PermissionDenied, then_audit="permission_denied"),
@@ -148,8 +148,8 @@ put_in = PutDeviceInAction(agent=HOST, device="one")
             f"devices {HOST} gpu/one: out_by admin -> null",
             f"devices {HOST} gpu/one: out_reason its fan is stuck -> null",
             f"devices {HOST} gpu/one: out_since 2026-03-01T12:00:00+00:00 -> null",
-            f"resources {HOST} gpu/one: capacity 0 -> 81920",
-            f"resources {HOST} gpu/one: reported 0 -> 81920",
+            "resources gpu/one: capacity 0 -> 81920",
+            "resources gpu/one: reported 0 -> 81920",
         ),
     ),
     stranger=TestScenario(
@@ -193,7 +193,7 @@ _two_linked = {"index": 1, "numa": 0, "links": {"gpu/one": 90, "gpu/three": 10}}
             held("two"),
             a_check("handover"),
             a_check("release", passed=False, data={"message": "hot"}),
-        ),  # fmt: skip
+        ),
         do=look,
         answer=lambda a: (
             [(d.device, d.model, d.held_mib, d.held, d.links) for d in a.devices]
