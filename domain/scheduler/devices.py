@@ -8,7 +8,7 @@ from functools import cache, partial
 from itertools import combinations
 from typing import Final
 
-from domain.placement import DEVICE, Device
+from domain.placement import Device
 
 #: More combinations of devices than this are not compared: from there on they are gathered one by one.
 _COMPARED: Final = 2000
@@ -34,15 +34,6 @@ def is_of_model(model: str, asked: str | None) -> bool:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9.]+", text.lower())
-
-
-def device_of(host_devices: Sequence[Device], name: str) -> Device:
-    """What is known of it."""
-    return next((device for device in host_devices if device.name == name), Device(name=name))
-
-
-def names_of(amounts: Amounts) -> list[str]:
-    return sorted(name for name in amounts if name.startswith(DEVICE))
 
 
 def idle(free: Amounts, capacity: Amounts, name: str) -> bool:

@@ -33,8 +33,8 @@ class _Load:
 
     def copies(self, seat: Seat, free: Amounts) -> int:
         if len(self.slots) == 1:
-            return copies(seat.host, free, self.slots[0], self.model, most=self.number)
-        return int(fit(seat.host, free, self.slots, self.model) is not None)
+            return copies(seat.site(self.model), free, self.slots[0], most=self.number)
+        return int(fit(seat.site(self.model), free, self.slots) is not None)
 
 
 def choose(shape: Shape, seats: Sequence[Seat], endings: Endings, now: datetime, *, together: bool) -> Choice | None:
@@ -50,7 +50,7 @@ def choose(shape: Shape, seats: Sequence[Seat], endings: Endings, now: datetime,
 
 
 def holds(seat: Seat, free: Amounts, part: Part) -> bool:
-    return fit(seat.host, free, part.slots, part.model) is not None
+    return fit(seat.site(part.model), free, part.slots) is not None
 
 
 def hold_together(shape: Shape, kinds: Sequence[tuple[Seat, int]]) -> bool:
@@ -94,7 +94,7 @@ def arrange(loads: Sequence[_Load], rooms: Sequence[tuple[Seat, dict[str, int]]]
                 placed.setdefault(seat.number, []).extend(asked)
                 left -= here
                 if len(loads) > 1:
-                    rooms[at] = seat, leave(seat.host, free, asked, load.model)
+                    rooms[at] = seat, leave(seat.site(load.model), free, asked)
         if left:
             return None
     return placed
@@ -153,7 +153,7 @@ def _nearest(loads: Sequence[_Load], known: Sequence[tuple[Seat, dict[str, int]]
         number = load.copies(seat, seat.host.capacity)
         asked = list(load.slots) * number
         whole = added(asked)
-        gap = missing(seat.host, free, asked, load.model)
+        gap = missing(seat.site(load.model), free, asked)
         return sum(amount / whole[name] for name, amount in gap.items()), seat.number
 
     return [(seat, dict(seat.host.capacity)) for seat, _ in sorted(known, key=lacking)]
@@ -168,5 +168,5 @@ def _spares(
     spares = {}
     for number, asked in (arrange(loads, targets) or {}).items():
         seat, left = free[number]
-        spares[number] = leave(seat.host, left, asked, loads[0].model)
+        spares[number] = leave(seat.site(loads[0].model), left, asked)
     return spares

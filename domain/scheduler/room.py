@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from domain.placement import DEVICE, GPU, GPU_SHARE, Device, Host
-from domain.scheduler.devices import choose_share, choose_whole, device_of, idle, is_of_model, names_of
+from domain.scheduler.devices import choose_share, choose_whole, idle, is_of_model
 
 Amounts = Mapping[str, int]
 
 
-def fit(host: Host, free: Amounts, asked: Sequence[Amounts], model: str | None = None) -> list[dict[str, int]] | None:
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A host, and its devices of the model that is asked for, in use or not."""
+
+    host: Host
+    able: Sequence[Device]
+
+
+def site(host: Host, model: str | None = None) -> Site:
+    known = {device.name: device for device in host.devices}
+    able = (known.get(name) or Device(name=name) for name in sorted(host.capacity) if name.startswith(DEVICE))
+    return Site(host, [device for device in able if is_of_model(device.model, model)])
+
+
+def fit(where: Site, free: Amounts, asked: Sequence[Amounts]) -> list[dict[str, int]] | None:
     """What each of these kernels takes of the host, by the names of its resources; None when they do not all fit."""
-    taken, missing = _arrange(host, free, asked, model)
-    return None if missing else taken
+    taken, lacking = _arrange(where, free, asked)
+    return None if lacking else taken
 
 
-def missing(host: Host, free: Amounts, asked: Sequence[Amounts], model: str | None = None) -> dict[str, int]:
+def missing(where: Site, free: Amounts, asked: Sequence[Amounts]) -> dict[str, int]:
     """How much more would have to be free for all of these kernels, by what is asked for; empty when they fit."""
-    return _arrange(host, free, asked, model)[1]
+    return _arrange(where, free, asked)[1]
 
 
-def leave(host: Host, free: Amounts, asked: Sequence[Amounts], model: str | None = None) -> dict[str, int]:
+def leave(where: Site, free: Amounts, asked: Sequence[Amounts]) -> dict[str, int]:
     """What is left when they have taken as much as there is of what they need."""
     left = {name: max(0, amount) for name, amount in free.items()}
-    taken, _ = _arrange(host, free, asked, model)
-    for one in taken:
+    for one in _arrange(where, free, asked)[0]:
         for name, amount in one.items():
             left[name] = max(0, left.get(name, 0) - amount)
     return left
 
 
-def copies(host: Host, free: Amounts, slots: Amounts, model: str | None = None, *, most: int) -> int:
+def copies(where: Site, free: Amounts, slots: Amounts, *, most: int) -> int:
     """How many kernels that ask for this fit there together, `most` at the most."""
     number = most
     for name, amount in slots.items():
@@ -40,24 +54,14 @@ def copies(host: Host, free: Amounts, slots: Amounts, model: str | None = None, 
     whole, share = slots.get(GPU, 0), slots.get(GPU_SHARE, 0)
     if number <= 0 or not (whole or share):
         return max(0, number)
-    able = devices_of_model(host, model)
     if whole and share:
-        fitting = (k for k in range(number, 0, -1) if not missing(host, free, [slots] * k, model))
-        return next(fitting, 0)
+        return next((k for k in range(number, 0, -1) if not missing(where, free, [slots] * k)), 0)
     if whole:
-        return min(number, sum(idle(free, host.capacity, device.name) for device in able) // whole)
-    return min(number, sum(max(0, free.get(device.name, 0)) // share for device in able if not device.whole_only))
+        return min(number, sum(idle(free, where.host.capacity, device.name) for device in where.able) // whole)
+    return min(number, sum(free.get(device.name, 0) // share for device in where.able if not device.whole_only))
 
 
-def devices_of_model(host: Host, model: str | None) -> list[Device]:
-    """Those in use too."""
-    known = (device_of(host.devices, name) for name in names_of(host.capacity))
-    return [device for device in known if is_of_model(device.model, model)]
-
-
-def _arrange(
-    host: Host, free: Amounts, asked: Sequence[Amounts], model: str | None
-) -> tuple[list[dict[str, int]], dict[str, int]]:
+def _arrange(where: Site, free: Amounts, asked: Sequence[Amounts]) -> tuple[list[dict[str, int]], dict[str, int]]:
     left = {name: max(0, amount) for name, amount in free.items()}
     taken: list[dict[str, int]] = [{} for _ in asked]
     lacking: dict[str, int] = {}
@@ -66,9 +70,9 @@ def _arrange(
             if amount > 0 and name not in (GPU, GPU_SHARE):
                 _subtract(left, lacking, name, amount)
                 taken[number][name] = amount
-    able = devices_of_model(host, model) if any(GPU in slots or GPU_SHARE in slots for slots in asked) else []
-    _take_whole(host, left, asked, able, taken, lacking)
-    _take_shares(host, left, asked, able, taken, lacking)
+    if any(GPU in slots or GPU_SHARE in slots for slots in asked):
+        _take_whole(where, left, asked, taken, lacking)
+        _take_shares(where, left, asked, taken, lacking)
     return taken, lacking
 
 
@@ -80,16 +84,15 @@ def _subtract(left: dict[str, int], lacking: dict[str, int], name: str, amount: 
 
 
 def _take_whole(
-    host: Host,
+    where: Site,
     left: dict[str, int],
     asked: Sequence[Amounts],
-    able: Sequence[Device],
     taken: Sequence[dict[str, int]],
     lacking: dict[str, int],
 ) -> None:
     for number, slots in enumerate(asked):
         if (count := slots.get(GPU, 0)) > 0:
-            unused = [device for device in able if idle(left, host.capacity, device.name)]
+            unused = [device for device in where.able if idle(left, where.host.capacity, device.name)]
             for device in choose_whole(count, unused, left):
                 taken[number][device.name] = left[device.name]
                 left[device.name] = 0
@@ -98,19 +101,18 @@ def _take_whole(
 
 
 def _take_shares(
-    host: Host,
+    where: Site,
     left: dict[str, int],
     asked: Sequence[Amounts],
-    able: Sequence[Device],
     taken: Sequence[dict[str, int]],
     lacking: dict[str, int],
 ) -> None:
     """The largest first: what is left suits the smaller ones."""
     shares = [(-slots.get(GPU_SHARE, 0), number) for number, slots in enumerate(asked) if slots.get(GPU_SHARE, 0) > 0]
     for amount, number in ((-negative, number) for negative, number in sorted(shares)):
-        device = choose_share(amount, able, left, host.capacity)
+        device = choose_share(amount, where.able, left, where.host.capacity)
         if device is None:
-            most = max((left.get(other.name, 0) for other in able if not other.whole_only), default=0)
+            most = max((left.get(other.name, 0) for other in where.able if not other.whole_only), default=0)
             lacking[GPU_SHARE] = max(lacking.get(GPU_SHARE, 0), amount - most)
             continue
         taken[number][device.name] = amount

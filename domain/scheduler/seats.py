@@ -6,9 +6,9 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from domain.placement import DEVICE, GPU, GPU_SHARE, Device, Host
-from domain.scheduler.devices import idle
-from domain.scheduler.room import devices_of_model, fit
+from domain.placement import DEVICE, GPU, GPU_SHARE, Host
+from domain.scheduler.devices import choose_share, choose_whole, idle
+from domain.scheduler.room import Site, fit, site
 from domain.scheduler.shapes import SHARED, Demand, Part, dimension
 
 #: The dimension by which empty hosts come first; where hosts are packed, all are alike in it.
@@ -24,7 +24,7 @@ Amounts = Mapping[str, int]
 class Seat:
     """A host and what is left of it. `dims` is what hosts are compared by; devices are in `left` one by one."""
 
-    __slots__ = ("_able", "_plain", "_spread", "dims", "host", "index", "left", "number", "pair")
+    __slots__ = ("_counted", "_plain", "_sites", "_spread", "dims", "host", "index", "left", "number", "pair")
 
     def __init__(self, host: Host, number: int, free: Amounts, *, spread: bool, models: Iterable[str | None]) -> None:
         self.host = host
@@ -34,7 +34,8 @@ class Seat:
         self.left: dict[str, int] = {}
         self.dims: dict[str, int] = {FULLNESS: 1}
         self._spread = spread
-        self._able: dict[str | None, list[Device]] = {}
+        self._sites: dict[str | None, Site] = {}
+        self._counted: list[str | None] = []
         for name, amount in free.items():
             if name.startswith(DEVICE):
                 self.left[name] = max(0, amount)
@@ -59,22 +60,27 @@ class Seat:
     def kind(self) -> object:
         """Hosts that are alike when they are empty have the same."""
         capacity = self.host.capacity
-        devices = sorted((d.model, d.whole_only, capacity[d.name]) for d in devices_of_model(self.host, None))
+        devices = sorted((d.model, d.whole_only, capacity[d.name]) for d in self.site(None).able)
         plain = frozenset((name, amount) for name, amount in capacity.items() if not name.startswith(DEVICE))
         return plain, tuple(devices), self.host.address is not None
 
     def able(self, model: str | None) -> bool:
         """Whether it has a device of this model."""
-        return bool(self._able.get(model))
+        return bool(self.site(model).able)
+
+    def site(self, model: str | None) -> Site:
+        if (found := self._sites.get(model)) is None:
+            self._sites[model] = found = site(self.host, model)
+        return found
 
     def know(self, model: str | None) -> None:
         """From now on its devices of this model are counted."""
-        if self.left and model not in self._able:
-            self._able[model] = devices_of_model(self.host, model)
+        if self.left and model not in self._counted:
+            self._counted.append(model)
             self._count(model)
 
     def _count(self, model: str | None) -> None:
-        able, left, capacity = self._able[model], self.left, self.host.capacity
+        able, left, capacity = self.site(model).able, self.left, self.host.capacity
         unused, most, shared = 0, 0, 0
         for device in able:
             amount = left.get(device.name, 0)
@@ -96,13 +102,24 @@ class Seat:
 
     def fits(self, part: Part) -> bool:
         """Only after its demand is met."""
-        return not part.intricate or fit(self.host, self.free, part.slots, part.model) is not None
+        return not part.intricate or fit(self.site(part.model), self.free, part.slots) is not None
 
     def amounts_for(self, part: Part) -> list[dict[str, int]]:
         """What each kernel of it takes; only where it fits."""
         if not part.devices:
             return list(part.plain)
-        return fit(self.host, self.free, part.slots, part.model) or []
+        if part.intricate or len(part.slots) > 1:
+            return fit(self.site(part.model), self.free, part.slots) or []
+        return [part.plain[0] | self._devices_for(part)]
+
+    def _devices_for(self, part: Part) -> dict[str, int]:
+        """The short way to what `fit` answers for one kernel."""
+        able, left, capacity = self.site(part.model).able, self.left, self.host.capacity
+        if share := part.slots[0].get(GPU_SHARE, 0):
+            device = choose_share(share, able, left, capacity)
+            return {} if device is None else {device.name: share}
+        unused = [device for device in able if 0 < capacity[device.name] == left.get(device.name, 0)]
+        return {device.name: left[device.name] for device in choose_whole(part.slots[0][GPU], unused, left)}
 
     def take(self, amounts: Amounts) -> None:
         """Of what is left; negative amounts come back."""
@@ -124,7 +141,7 @@ class Seat:
                 if index is not None:
                     index.moved(number, name, before, after)
         if devices:
-            for model in self._able:
+            for model in self._counted:
                 self._count(model)
         if self._spread:
             self._set(FULLNESS, self._fullness())
