@@ -1,96 +1,142 @@
-"""Sessions placed and facts taken in per second, by what the control role itself runs: `python -m bench.placement`.
+"""10,000 queued sessions planned and durably placed by the scheduler itself, against one session per transaction.
 
-Needs `DATABASE_URL` (of a superuser; a database of its own is made and dropped). `--flush-ms 2` stands in for a slower
-disk: PostgreSQL's commit_delay makes each flush of the log wait so long.
+`python -m bench.placement` runs it alone, on the server of `DATABASE_URL` (of a superuser; databases are made and dropped).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from urllib.parse import quote, urlsplit, urlunsplit
-from uuid import uuid4
-
-import asyncpg
+from uuid import UUID
 
 from agent.wire import Fact
-from domain.ids import AgentId
-from domain.placement import Placement
-from domain.scheduler import plan
-from repositories.database import Database
+from bench.databases import fresh_database, server_of
+from bench.installation import Installation
+from bench.report import Row, show
+from domain.ids import AgentId, SessionId
+from domain.session import Event
+from manager.herald import Herald
+from manager.scheduling import Scheduler
+from repositories.agents import set_resources
+from repositories.database import Connection, Database
 from repositories.kernels import record_facts
-from repositories.migrate import upgrade
-from repositories.placement import place, snapshot
+from repositories.placement import SCHEDULER
+from repositories.transit import transit
 from tests.control.rows import NOW, add_agent, add_sessions
 
+SESSIONS, HOSTS, USERS = 10_000, 1_000, 20
 BATCH = 500
+#: Sessions of the reference, which takes its time.
+SINGLY = 200
+#: As the manager's processes have it.
+GC_THRESHOLD = (20_000, 20, 20)
 
 
-async def main(*, sessions: int, hosts: int, flushes_ms: Sequence[float]) -> None:
-    server = os.environ["DATABASE_URL"]
-    name = f"moorage_bench_{uuid4().hex[:8]}"
-    dsn = urlunsplit(urlsplit(server)._replace(path=f"/{quote(name)}"))
-    admin = await asyncpg.connect(server)
-    await admin.execute(f'CREATE DATABASE "{name}"')
-    try:
-        await asyncio.to_thread(upgrade, dsn)
-        print(
-            f"{sessions} sessions of 2 slots on {hosts} hosts, batches of {BATCH}; {await admin.fetchval('SHOW server_version')}"
+def run(installation: Installation) -> Iterator[Row]:
+    yield from asyncio.run(measure(server_of(installation), SESSIONS, HOSTS, (0.0, 2.0)))
+
+
+async def measure(server: str, sessions: int, hosts: int, flushes_ms: Sequence[float]) -> list[Row]:
+    gc.set_threshold(*GC_THRESHOLD)
+    rows = []
+    for flush_ms in flushes_ms:
+        async with fresh_database(server, flush_ms=flush_ms) as dsn:
+            database = await Database.connect(dsn)
+            try:
+                await _fill(database, sessions + SINGLY, hosts)
+                singly = await _singly(database)
+                taken, seconds = await _by_the_scheduler(database, sessions)
+                told, telling = await _tell(database)
+            finally:
+                await database.close()
+        slow = f", commit_delay {flush_ms * 1000:.0f}" if flush_ms else ""
+        rows.append(
+            Row(
+                name=f"queued sessions placed{slow}",
+                ours=taken / seconds,
+                reference=singly,
+                unit="/s",
+                bound=">= 3750 /s",
+                reference_is="one session per transaction, first host that fits",
+                note=f"{taken:,} sessions of {USERS} users with quotas, GPUs among them, on {hosts:,} hosts: looked at, planned"
+                f" with fair share and committed in {seconds:.2f} s; then {told / telling:,.0f} facts/s, each moving its session",
+            )
         )
-        for flush_ms in flushes_ms:
-            # siblings: the delay is taken only while others commit too, so none are asked for
-            for setting in (f"commit_delay = {int(flush_ms * 1000)}", "commit_siblings = 0"):
-                await admin.execute(f'ALTER DATABASE "{name}" SET {setting}')
-            await _measure(dsn, sessions, hosts, flush_ms)
-    finally:
-        await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        await admin.close()
+    return rows
 
 
-async def _measure(dsn: str, sessions: int, hosts: int, flush_ms: float) -> None:
-    database = await Database.connect(dsn, max_size=16)
-    try:
-        async with database.transaction() as connection:
-            for number in range(hosts):
-                each = 2 * sessions // hosts + 1
-                await add_agent(connection, f"host{number:05}", cpu=each * 1000, mem=each * 1024)
-            await add_sessions(connection, sessions)
-        async with database.reader() as connection:
-            await connection.execute("ANALYZE")
-            started = time.perf_counter()
-            seen = await snapshot(connection, now=NOW)
-        looked = time.perf_counter()
-        placements = plan(seen, NOW).placements
-        planned = time.perf_counter()
-        taken = 0
-        for at in range(0, len(placements), BATCH):
-            taken += await _place(database, placements[at : at + BATCH])
-        placed = time.perf_counter()
-        told = await _tell(database, "RUNNING", 1)
-        running = time.perf_counter()
-        print(
-            f"  flush +{flush_ms:g} ms: snapshot {(looked - started) * 1000:.0f} ms, plan {(planned - looked) * 1000:.0f} ms,"
-            f" {taken / (placed - planned):,.0f} placements/s, {told / (running - placed):,.0f} facts/s (each moves its session)"
+# -- what is there -----------------------------------------------------------------------------------------------------
+async def _fill(database: Database, sessions: int, hosts: int) -> None:
+    users = [UUID(int=1000 + number) for number in range(USERS)]
+    async with database.transaction() as connection:
+        for number in range(hosts):
+            agent_id = await add_agent(connection, f"host{number:05}")
+            devices = {f"gpu/{number:05}-{at}": 80_000 for at in range(8)}
+            await set_resources(connection, agent_id, {"cpu": 64_000, "mem": 512 * 1024, **devices})
+        for each in ({"cpu": 1000}, {"cpu": 2000}, {"cpu": 4000}, {"cpu": 2000}, {"cpu": 4000, "gpu": 1}):
+            await add_sessions(connection, sessions // 5, **each, mem=8192)
+        await connection.execute(
+            """
+            INSERT INTO users (id, email, username, domain)
+            SELECT id, id || '@example.org', id, 'default' FROM unnest($1::uuid[]) id
+            """,
+            users,
         )
-        await _alone(database)
-    finally:
-        async with database.transaction() as connection:
-            await connection.execute("SET LOCAL session_replication_role = replica")
-            for table in ("allocations", "kernels", "status_history", "events", "sessions", "resources", "agents"):
-                await connection.execute(f"DELETE FROM {table}")
-        await database.close()
-
-
-async def _place(database: Database, placements: Sequence[Placement]) -> int:
+        await connection.execute(
+            "UPDATE sessions s SET user_id = ($1::uuid[])[1 + n % $2] FROM"
+            " (SELECT id, row_number() OVER (ORDER BY id) AS n FROM sessions) o WHERE o.id = s.id",
+            users,
+            USERS,
+        )
+        await _limit(connection)
     async with database.reader() as connection:
-        return len((await place(connection, placements, now=NOW)).sessions)
+        await connection.execute("ANALYZE")
 
 
-async def _tell(database: Database, observed: str, seq: int, *, writers: int = 2) -> int:
+async def _limit(connection: Connection) -> None:
+    """Of every user's sessions, and of everybody's CPUs together; large enough for all."""
+    await connection.execute(
+        """
+        INSERT INTO quotas (scope, scope_id, name, max_amount, waits)
+        SELECT 'user', id::text, 'sessions', 100000, true FROM users UNION ALL
+        SELECT 'domain', 'default', 'cpu', 1000000000, true
+        """
+    )
+    await connection.execute(
+        """
+        INSERT INTO quota_uses (session_id, scope, scope_id, name, amount)
+        SELECT id, 'user', user_id::text, 'sessions', 1 FROM sessions UNION ALL
+        SELECT session_id, 'domain', 'default', 'cpu', (slots ->> 'cpu')::bigint FROM kernels
+        """
+    )
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+async def _by_the_scheduler(database: Database, sessions: int) -> tuple[int, float]:
+    """One step of the loop that the manager runs, from the look at the queue to the last commit."""
+    herald = Herald(database.dsn)
+    await herald.start()
+    try:
+        scheduler = Scheduler(database, herald, clock=lambda: NOW)
+        scheduler.rest_factor = 0.0  # what it leaves to others afterwards is no part of it
+        started = time.perf_counter()
+        await scheduler.step()
+        seconds = time.perf_counter() - started
+    finally:
+        await herald.close()
+    async with database.reader() as connection:
+        taken = await connection.fetchval("SELECT count(*) FROM sessions WHERE status = 'SCHEDULED'") - SINGLY
+    assert taken == sessions, taken
+    return taken, seconds
+
+
+async def _tell(database: Database, *, writers: int = 2) -> tuple[int, float]:
+    """What agents say of the sessions that were placed, taken in."""
     async with database.reader() as connection:
         rows = await connection.fetch(
             "SELECT id, agent_id, generation FROM kernels WHERE agent_id IS NOT NULL ORDER BY id"
@@ -99,7 +145,7 @@ async def _tell(database: Database, observed: str, seq: int, *, writers: int = 2
         (
             AgentId(row["agent_id"]),
             Fact(
-                kernel_id=row["id"].hex, attempt=1, generation=row["generation"], observed=observed, boot_no=1, seq=seq
+                kernel_id=row["id"].hex, attempt=1, generation=row["generation"], observed="RUNNING", boot_no=1, seq=1
             ),
         )
         for row in rows
@@ -111,35 +157,60 @@ async def _tell(database: Database, observed: str, seq: int, *, writers: int = 2
             async with database.transaction() as connection:
                 await record_facts(connection, batch, now=datetime.now(UTC))
 
+    started = time.perf_counter()
     await asyncio.gather(*(writer(number) for number in range(writers)))
-    return len(reports)
+    return len(reports), time.perf_counter() - started
 
 
-async def _alone(database: Database) -> None:
-    """One session after the other, as on a quiet machine: what the database adds to the way of one session."""
-    spent = {"place": 0.0, "fact": 0.0}
-    rounds = 50
-    for number in range(rounds):
+# -- the reference -----------------------------------------------------------------------------------------------------
+async def _singly(database: Database) -> float:
+    """Sessions per second of the loop that one writes first: take the next, find a host, commit, again."""
+    started = time.perf_counter()
+    for _ in range(SINGLY):
         async with database.transaction() as connection:
-            [session_id] = await add_sessions(connection)
-        async with database.reader() as connection:
-            started = time.perf_counter()
-            placements = plan(await snapshot(connection, now=NOW), NOW).placements
-            await place(connection, placements, now=NOW)
-            spent["place"] += time.perf_counter() - started
-            [row] = await connection.fetch("SELECT id, agent_id FROM kernels WHERE session_id = $1", session_id)
-        fact = Fact(kernel_id=row["id"].hex, attempt=1, generation=1, observed="RUNNING", boot_no=1, seq=number + 1)
-        started = time.perf_counter()
-        async with database.transaction() as connection:
-            await record_facts(connection, [(AgentId(row["agent_id"]), fact)], now=NOW)
-        spent["fact"] += time.perf_counter() - started
-    print("    one at a time: " + ", ".join(f"{name} {total / rounds * 1000:.2f} ms" for name, total in spent.items()))
+            await _place_next(connection)
+    return SINGLY / (time.perf_counter() - started)
+
+
+async def _place_next(connection: Connection) -> None:
+    session = await connection.fetchrow(
+        """
+        SELECT s.id, k.id AS kernel_id, k.slots FROM sessions s JOIN kernels k ON k.id = s.main_kernel_id
+        WHERE s.status = 'PENDING' AND NOT k.slots ? 'gpu'
+        ORDER BY s.priority DESC, s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED
+        """
+    )
+    assert session is not None
+    host = await connection.fetchval(
+        """
+        SELECT a.id FROM agents a JOIN resources c ON c.agent_id = a.id AND c.name = 'cpu'
+        JOIN resources m ON m.agent_id = a.id AND m.name = 'mem'
+        WHERE a.schedulable AND NOT a.lost AND c.reported - c.used >= $1 AND m.reported - m.used >= $2
+        ORDER BY a.id LIMIT 1 FOR UPDATE OF c, m
+        """,
+        session["slots"]["cpu"],
+        session["slots"]["mem"],
+    )
+    await transit(connection, SessionId(session["id"]), Event.SCHEDULE, cause=SCHEDULER, now=NOW)
+    await connection.execute(
+        "INSERT INTO allocations (kernel_id, agent_id, name, amount) SELECT $1, $2, key, value::bigint FROM jsonb_each_text($3)",
+        session["kernel_id"],
+        host,
+        session["slots"],
+    )
+    await connection.execute("UPDATE quota_uses SET placed = true WHERE session_id = $1", session["id"])
+    await connection.execute(
+        "UPDATE kernels SET agent_id = $2, want = 'RUN', generation = generation + 1, next_try_at = $3 WHERE id = $1",
+        session["kernel_id"],
+        host,
+        NOW,
+    )
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--sessions", type=int, default=5000)
-    arguments.add_argument("--hosts", type=int, default=1000)
+    arguments.add_argument("--sessions", type=int, default=SESSIONS)
+    arguments.add_argument("--hosts", type=int, default=HOSTS)
     arguments.add_argument("--flush-ms", type=float, nargs="*", default=[0.0, 2.0])
     given = arguments.parse_args()
-    asyncio.run(main(sessions=given.sessions, hosts=given.hosts, flushes_ms=given.flush_ms))
+    show(asyncio.run(measure(os.environ["DATABASE_URL"], given.sessions, given.hosts, given.flush_ms)))

@@ -37,8 +37,8 @@ class Scheduler(Loop):
     #: From so many sessions on, a plan is made beside the event loop, on which agents and others wait for answers.
     aside_from: Final = 500
     #: Of the time that a look takes: how long others have the machine after it, and after one that could change nothing.
-    rest_factor: Final = 1.0
-    unchanged_factor: Final = 20.0
+    rest_factor: float = 1.0
+    unchanged_factor: float = 20.0
 
     def __init__(
         self, database: Database, herald: Herald, *, clock: Callable[[], datetime], pool: IPv4Network = DEFAULT_POOL
@@ -125,23 +125,27 @@ class Scheduler(Loop):
 
     async def _place(self, placements: Sequence[Placement]) -> Counter[str]:
         async with self._database.reader() as connection:
-            placed = await place(connection, placements, now=self._clock())
+            placed = await place(connection, placements, now=self._clock(), versions=self._versions(placements))
         self._tell(placed.sessions)
         return Counter(placed.conflicts.values())
 
     async def _place_alone(self, placement: Placement) -> Counter[str]:
         """A transaction of its own: what happens to one cluster is no other session's business."""
-        now = self._clock()
+        now, pool, versions = self._clock(), self._pool, self._versions([placement])
         async with self._database.transaction() as connection:
-            if not placement.clustered:
-                conflict = await place_apart(connection, placement, now=now)
-            elif placement.joins:
-                conflict = await join_cluster(connection, placement, pool=self._pool, now=now)
+            if placement.joins:
+                conflict = await join_cluster(connection, placement, pool=pool, now=now)
+            elif placement.clustered:
+                conflict = await place_cluster(connection, placement, pool=pool, now=now, versions=versions)
             else:
-                conflict = await place_cluster(connection, placement, pool=self._pool, now=now)
+                conflict = await place_apart(connection, placement, now=now, versions=versions)
         if conflict is None:
             self._tell([placement.session_id])
         return Counter([conflict] if conflict else [])
+
+    def _versions(self, placements: Sequence[Placement]) -> dict[SessionId, int]:
+        """Of the rows that were planned with."""
+        return {p.session_id: self._known[p.session_id][0] for p in placements if p.session_id in self._known}
 
     def _tell(self, placed: Sequence[SessionId]) -> None:
         if placed:

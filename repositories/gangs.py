@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import IPv4Network
+from typing import Final
 
 from domain.ids import SessionId
 from domain.placement import KernelPlacement, Placement
 from repositories.clusters import reserve, weave
 from repositories.database import Connection
-from repositories.placement import HANDED_OUT, SCHEDULER, SUITS, place
+from repositories.placement import SCHEDULER, SUITS, place
 from repositories.transit import emit
 
+#: Of a row of the host's resources `r` of which a kernel `k` gets `x.amount`: it is no device, or one that may be handed out
+#: so: it is not taken out; it goes whole to who asked for whole ones; it is shared where the group `g` shares devices.
+_HANDED_OUT: Final = """
+    (x.name NOT LIKE 'gpu/%' OR NOT EXISTS (
+        SELECT FROM devices d WHERE d.agent_id = r.agent_id AND d.name = r.name AND (d.out_since IS NOT NULL
+            OR CASE WHEN k.slots ? 'gpu-mem' THEN d.info -> 'whole_only' = 'true' ELSE d.info ->> 'shared_only' IS NOT NULL END)
+    ) AND CASE WHEN k.slots ? 'gpu-mem' THEN g.gpu_sharing ELSE x.amount = r.reported END)
+"""
 
-async def place_apart(connection: Connection, placement: Placement, *, now: datetime) -> str | None:
+
+async def place_apart(
+    connection: Connection, placement: Placement, *, now: datetime, versions: Mapping[SessionId, int] | None = None
+) -> str | None:
     """A session that is to have a host without certain others of its owner; or why not: the conflicts of `place`.
 
     Inside the caller's transaction. The others are locked first, also those that wait: whoever is placing one of them has
     done so when `place` looks where they are.
     """
     await _keep_still(connection, placement.session_id)
-    return (await place(connection, [placement], now=now)).conflicts.get(placement.session_id)
+    placed = await place(connection, [placement], now=now, versions=versions)
+    return placed.conflicts.get(placement.session_id)
 
 
 async def place_cluster(
-    connection: Connection, placement: Placement, *, pool: IPv4Network, now: datetime
+    connection: Connection,
+    placement: Placement,
+    *,
+    pool: IPv4Network,
+    now: datetime,
+    versions: Mapping[SessionId, int] | None = None,
 ) -> str | None:
     """All kernels and their network, or nothing of it and why not: not_pending, changed, no_room, quota, no_network.
 
@@ -38,7 +57,7 @@ async def place_cluster(
     agents = {kernel.agent_id for kernel in placement.kernels}
     if not await reserve(connection, session_id, agents, pool=pool, now=now):
         return "no_network"
-    placed = await place(connection, [placement], now=now)
+    placed = await place(connection, [placement], now=now, versions=versions)
     if placed.conflicts:
         if not had_one:
             await connection.execute("DELETE FROM cluster_networks WHERE session_id = $1", session_id)
@@ -106,7 +125,7 @@ async def _take(connection: Connection, session_id: SessionId, kernel: KernelPla
     amounts = {name: amount for name, amount in kernel.amounts.items() if amount > 0}
     rows = await connection.fetch(
         f"""
-        SELECT r.name, r.reported - r.used AS free, {HANDED_OUT} AS proper
+        SELECT r.name, r.reported - r.used AS free, {_HANDED_OUT} AS proper
         FROM resources r JOIN unnest($2::text[], $3::bigint[]) AS x(name, amount) ON x.name = r.name
         JOIN kernels k ON k.id = $4 JOIN agents a ON a.id = r.agent_id JOIN resource_groups g ON g.name = a.resource_group
         WHERE r.agent_id = $1 ORDER BY r.name FOR UPDATE OF r

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -41,30 +41,24 @@ SUITS: Final = """
         WHERE o.user_id = q.user_id AND o.id <> q.id AND o.ended_at IS NULL
             AND o.labels @> jsonb_build_object(f.key, f.value)))
 """
-#: Of a row of the host's resources `r` of which a kernel `k` gets `x.amount`: it is no device, or one that may be handed out
-#: so: it is not taken out; it goes whole to who asked for whole ones; it is shared where the group `g` shares devices.
-HANDED_OUT: Final = """
-    (x.name NOT LIKE 'gpu/%' OR NOT EXISTS (
-        SELECT FROM devices d WHERE d.agent_id = r.agent_id AND d.name = r.name AND (d.out_since IS NOT NULL
-            OR CASE WHEN k.slots ? 'gpu-mem' THEN d.info -> 'whole_only' = 'true' ELSE d.info ->> 'shared_only' IS NOT NULL END)
-    ) AND CASE WHEN k.slots ? 'gpu-mem' THEN g.gpu_sharing ELSE x.amount = r.reported END)
-"""
-
-#: $1-$4 of `moving`; by kernel $5 session, $6 kernel, $7 agent, $8 devices, $9 rank; by slot $10 kernel, $11 name, $12 amount.
-#: The CTEs lock sessions, then hosts (against removal), then quotas, then resources, each in order, and see the locked rows
-#: as they are at that moment. What is counted is taken: `used` follows by the triggers on allocations and quota_uses,
-#: within the same locks. Who asks for more than there is stands in nobody's way; the others are served by rank.
+#: $1-$4 of `moving`; by kernel $5 session, $6 kernel, $7 agent, $8 devices, $9 rank, $10 the session's row version or NULL; by
+#: slot $11 kernel, $12 name, $13 amount. The CTEs lock sessions, then hosts (against removal), then quotas, then resources,
+#: each in order, and see the locked rows as they are at that moment. What is counted is taken: `used` follows by the triggers
+#: on allocations and quota_uses, within the same locks. Who asks for more than there is stands in nobody's way; the others
+#: are served by rank. Supply and demand meet in one sorted list: PostgreSQL knows no sizes here, and would join by trying all.
 _PLACE: Final = f"""
     WITH wanted AS MATERIALIZED (
-        SELECT * FROM unnest($5::uuid[], $6::uuid[], $7::text[], $8::jsonb[], $9::integer[])
-            AS w(session_id, kernel_id, agent_id, devices, rank)
+        SELECT * FROM unnest($5::uuid[], $6::uuid[], $7::text[], $8::jsonb[], $9::integer[], $10::bigint[])
+            AS w(session_id, kernel_id, agent_id, devices, rank, row_version)
     ), slots AS MATERIALIZED (
         SELECT w.session_id, w.kernel_id, w.agent_id, w.rank, n.name, n.amount
-        FROM unnest($10::uuid[], $11::text[], $12::bigint[]) AS n(kernel_id, name, amount) JOIN wanted w USING (kernel_id)
+        FROM unnest($11::uuid[], $12::text[], $13::bigint[]) AS n(kernel_id, name, amount) JOIN wanted w USING (kernel_id)
     ), queue AS MATERIALIZED (
-        SELECT s.id, s.attempt, s.architecture, s.resource_group, s.constraints, s.user_id, s.domain, s.name AS session_name
-        FROM sessions s WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0
-            AND (s.starts_at IS NULL OR s.starts_at <= $1) ORDER BY s.id FOR UPDATE
+        SELECT s.id, s.attempt, s.architecture, s.resource_group, s.constraints, s.user_id, s.domain, s.name AS session_name,
+            s.xmin::text::bigint AS row_version, g.gpu_sharing
+        FROM sessions s JOIN resource_groups g ON g.name = s.resource_group
+        WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0
+            AND (s.starts_at IS NULL OR s.starts_at <= $1) ORDER BY s.id FOR UPDATE OF s
     ), hosts AS MATERIALIZED (
         SELECT a.id, a.architecture, a.resource_group, a.labels, a.schedulable, a.lost, a.uid FROM agents a
         WHERE a.id IN (SELECT w.agent_id FROM wanted w JOIN queue q ON q.id = w.session_id)
@@ -72,42 +66,59 @@ _PLACE: Final = f"""
     ), kernels_of AS (
         SELECT k.session_id, k.attempt, count(*) AS number FROM kernels k JOIN queue q ON q.id = k.session_id GROUP BY 1, 2
     ), legal AS MATERIALIZED (
-        SELECT q.id, min(w.rank) AS rank FROM queue q JOIN wanted w ON w.session_id = q.id
+        SELECT q.id, min(w.rank) AS rank, bool_or(k.slots ? 'gpu-mem') AS shares, bool_and(q.gpu_sharing) AS gpu_sharing
+        FROM queue q JOIN wanted w ON w.session_id = q.id AND coalesce(w.row_version, q.row_version) = q.row_version
         JOIN kernels_of o ON o.session_id = q.id AND o.attempt = q.attempt
         LEFT JOIN hosts a ON a.id = w.agent_id AND {SUITS}
         LEFT JOIN kernels k ON k.id = w.kernel_id AND k.session_id = q.id AND k.attempt = q.attempt AND k.want = 'NONE'
         GROUP BY q.id HAVING bool_and(a.id IS NOT NULL AND k.id IS NOT NULL) AND count(*) = min(o.number)
     ), uses AS MATERIALIZED (
-        SELECT u.session_id, u.scope, u.scope_id, u.name, u.amount FROM quota_uses u JOIN legal l ON l.id = u.session_id
+        SELECT u.session_id, l.rank, u.scope, u.scope_id, u.name, u.amount
+        FROM quota_uses u JOIN legal l ON l.id = u.session_id
         WHERE NOT u.placed AND u.name <> 'pending_sessions' AND NOT quota_is_ceiling(u.name)
     ), limits AS MATERIALIZED (
         SELECT t.scope, t.scope_id, t.name, t.max_amount - t.used AS free FROM quotas t
         WHERE (t.scope, t.scope_id, t.name) IN (SELECT u.scope, u.scope_id, u.name FROM uses u)
         ORDER BY t.scope, t.scope_id, t.name FOR NO KEY UPDATE
     ), room AS MATERIALIZED (
-        SELECT r.agent_id, r.name, r.reported, r.reported - r.used AS free FROM resources r
+        SELECT r.agent_id, r.name, r.reported, r.reported - r.used AS free, d.out_since IS NOT NULL AS is_out,
+            coalesce(d.info -> 'whole_only' = 'true', false) AS whole_only, d.info ->> 'shared_only' IS NOT NULL AS shared_only
+        FROM resources r LEFT JOIN devices d ON d.agent_id = r.agent_id AND d.name = r.name
         WHERE (r.agent_id, r.name) IN (SELECT x.agent_id, x.name FROM slots x JOIN legal l ON l.id = x.session_id)
             AND (SELECT count(*) FROM limits) >= 0  -- only for the order: quotas are locked first
-        ORDER BY r.agent_id, r.name FOR UPDATE
+        ORDER BY r.agent_id, r.name FOR UPDATE OF r
+    ), claims AS MATERIALIZED (
+        SELECT * FROM (
+            SELECT session_id, conflict, pool, name, rank, amount, shares, gpu_sharing, max(free) OVER pool AS free,
+                max(reported) OVER pool AS reported, bool_or(is_out) OVER pool AS is_out,
+                bool_or(whole_only) OVER pool AS whole_only, bool_or(shared_only) OVER pool AS shared_only
+            FROM (
+                SELECT x.session_id, 'no_room' AS conflict, x.agent_id AS pool, x.name, l.rank, sum(x.amount) AS amount, l.shares,
+                    l.gpu_sharing, NULL::bigint AS free, NULL::bigint AS reported, NULL::boolean AS is_out,
+                    NULL::boolean AS whole_only, NULL::boolean AS shared_only
+                FROM slots x JOIN legal l ON l.id = x.session_id GROUP BY 1, 3, 4, 5, 7, 8
+                UNION ALL
+                SELECT NULL, 'no_room', agent_id, name, NULL, NULL, NULL, NULL, free, reported, is_out, whole_only, shared_only
+                FROM room
+                UNION ALL
+                SELECT session_id, 'quota', scope || ' ' || scope_id, name, rank, amount, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+                FROM uses
+                UNION ALL
+                SELECT NULL, 'quota', scope || ' ' || scope_id, name, NULL, NULL, NULL, NULL, free, NULL, NULL, NULL, NULL
+                FROM limits
+            ) each_one WINDOW pool AS (PARTITION BY conflict, pool, name)
+        ) matched WHERE session_id IS NOT NULL
     ), improper AS MATERIALIZED (
-        SELECT DISTINCT x.session_id FROM slots x JOIN queue q ON q.id = x.session_id JOIN room r USING (agent_id, name)
-        JOIN kernels k ON k.id = x.kernel_id JOIN resource_groups g ON g.name = q.resource_group WHERE NOT {HANDED_OUT}
-    ), demand AS MATERIALIZED (
-        SELECT x.session_id, 'no_room' AS conflict, x.agent_id AS pool, x.name, min(x.rank) AS rank, sum(x.amount) AS amount,
-            min(r.free) AS free
-        FROM slots x JOIN legal l ON l.id = x.session_id LEFT JOIN room r USING (agent_id, name)
-        WHERE x.session_id NOT IN (SELECT session_id FROM improper) GROUP BY 1, 3, 4
-        UNION ALL
-        SELECT u.session_id, 'quota', u.scope || ' ' || u.scope_id, u.name, l.rank, u.amount, t.free
-        FROM uses u JOIN limits t USING (scope, scope_id, name) JOIN legal l ON l.id = u.session_id
-        WHERE u.session_id NOT IN (SELECT session_id FROM improper)
+        SELECT DISTINCT session_id FROM claims WHERE conflict = 'no_room' AND name LIKE 'gpu/%' AND (
+            is_out OR CASE WHEN shares THEN whole_only OR NOT gpu_sharing ELSE shared_only OR amount <> reported END)
     ), hopeless AS MATERIALIZED (
-        SELECT session_id, max(conflict) AS conflict FROM demand WHERE free IS NULL OR amount > free GROUP BY 1
+        SELECT session_id, max(conflict) AS conflict FROM claims
+        WHERE (free IS NULL OR amount > free) AND session_id NOT IN (SELECT session_id FROM improper) GROUP BY 1
     ), behind AS MATERIALIZED (
         SELECT session_id, max(conflict) AS conflict FROM (
             SELECT session_id, conflict, free,
                 sum(amount) OVER (PARTITION BY conflict, pool, name ORDER BY rank ROWS UNBOUNDED PRECEDING) AS running
-            FROM demand WHERE session_id NOT IN (SELECT session_id FROM hopeless)
+            FROM claims WHERE session_id NOT IN (SELECT session_id FROM improper UNION ALL SELECT session_id FROM hopeless)
         ) sums WHERE running > free GROUP BY 1
     ), asked AS MATERIALIZED (
         SELECT id, NULL::text AS reason, NULL::integer AS exit_code FROM legal
@@ -139,18 +150,25 @@ _PLACE: Final = f"""
 """
 
 
-async def place(connection: Connection, placements: Sequence[Placement], *, now: datetime) -> Placed:
+async def place(
+    connection: Connection,
+    placements: Sequence[Placement],
+    *,
+    now: datetime,
+    versions: Mapping[SessionId, int] | None = None,
+) -> Placed:
     """Take the slots of every session that still waits and still fits, in this order; the others are told why not.
 
     One statement, safe beside any number of other schedulers: status, hosts, devices, room and quotas are checked again on
     locked rows. Where it was not enough for all, those that stood only behind others are tried again without them.
+    `versions` are of the sessions' rows when they were looked at; one that is another one by now has changed.
     """
     sessions: list[SessionId] = []
     conflicts: dict[SessionId, str] = {}
     for _ in range(_ROUNDS):
         if not placements:
             break
-        rows = await connection.fetch(_PLACE, *_arguments(placements, now))
+        rows = await connection.fetch(_PLACE, *_arguments(placements, now, versions or {}))
         taken = {SessionId(row["session_id"]) for row in rows if row["conflict"] is None}
         sessions += [placement.session_id for placement in placements if placement.session_id in taken]
         conflicts |= {SessionId(row["session_id"]): row["conflict"] for row in rows if row["conflict"]}
@@ -160,7 +178,7 @@ async def place(connection: Connection, placements: Sequence[Placement], *, now:
     return Placed(sessions=tuple(sessions), conflicts={one: why for one, why in conflicts.items() if one not in placed})
 
 
-def _arguments(placements: Sequence[Placement], now: datetime) -> tuple[object, ...]:
+def _arguments(placements: Sequence[Placement], now: datetime, versions: Mapping[SessionId, int]) -> tuple[object, ...]:
     kernels = [(p.session_id, k, rank) for rank, p in enumerate(placements) for k in p.kernels]
     slots = [(k.kernel_id, name, amount) for _, k, _ in kernels for name, amount in k.amounts.items() if amount > 0]
     return (
@@ -170,6 +188,7 @@ def _arguments(placements: Sequence[Placement], now: datetime) -> tuple[object, 
         [kernel.agent_id for _, kernel, _ in kernels],
         [dict(kernel.devices) for _, kernel, _ in kernels],
         [rank for _, _, rank in kernels],
+        [versions.get(session_id) for session_id, _, _ in kernels],
         [kernel_id for kernel_id, _, _ in slots],
         [name for _, name, _ in slots],
         [amount for _, _, amount in slots],
