@@ -59,6 +59,17 @@ class Agent(Model):
     used: dict[str, Any] = field(default_factory=dict)
     images: list[str] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    kernels: int | None = None  #: containers of sessions that are there, or may be
     last_seen_at: datetime | None = None
+    resource_group: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    cordoned_at: datetime | None = None
+    cordon_reason: str | None = None
+    draining: bool | None = None
+    drain_moves: bool | None = None
+    drain_until: datetime | None = None
+    drained_at: datetime | None = None
 
-    _convert: ClassVar[Mapping[str, Convert]] = {"last_seen_at": when}
+    _convert: ClassVar[Mapping[str, Convert]] = dict.fromkeys(
+        ("last_seen_at", "cordoned_at", "drain_until", "drained_at"), when
+    )

@@ -81,6 +81,7 @@ class FakeAgent:
         self.runs: dict[str, Run] = {}
         self.files: dict[str, bytes] = {}
         self.images: dict[str, dict[str, str]] = {}  #: name -> labels
+        self.counted: dict[str, Any] = {"containers": [], "networks": [], "remembered": []}  #: what a census says
         self.folders: set[str] = {"/home/work"}
         self.fails_with: MoorageError | None = None
         #: the output of the next runs: the code is printed when there is none
@@ -369,6 +370,10 @@ class FakeAgent:
     async def cancel_job(self, agent_id: AgentId, job: UUID) -> bool:
         self._asked("cancel_job", job)
         return False
+
+    async def census(self, agent_id: AgentId) -> dict[str, Any]:
+        self._asked("census", agent_id)
+        return self.counted
 
     async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
         self._asked("list_images", agent_id)

@@ -89,13 +89,33 @@ class Agents:
         """One host."""
         return Agent.from_json(await self._transport.get(_wire.path("agents", agent)))
 
-    async def cordon(self, agent: str) -> Agent:
+    async def cordon(self, agent: str, *, reason: str | None = None) -> Agent:
         """Place no new sessions there; those that run go on."""
-        return await self._schedulable(agent, False)
+        return await self._told(agent, "cordon", reason=reason)
+
+    async def drain(
+        self, agent: str, *, move_batch: bool = False, force_after: float | None = None, reason: str | None = None
+    ) -> Agent:
+        """Cordon it and tell who is there. `move_batch`: batch sessions begin again elsewhere; `force_after`: the rest is
+        ended so many seconds later. Its `kernels` are those that are left."""
+        return await self._told(agent, "drain", move_batch=move_batch or None, force_after=force_after, reason=reason)
 
     async def uncordon(self, agent: str) -> Agent:
-        """Place sessions there again."""
-        return await self._schedulable(agent, True)
+        """Place sessions there again; a drain is called off."""
+        return await self._told(agent, "uncordon")
+
+    async def modify(
+        self,
+        agent: str,
+        *,
+        schedulable: bool | None = None,
+        resource_group: str | None = None,
+        labels: Mapping[str, str | None] | None = None,
+    ) -> Agent:
+        """Another resource group, while nothing is there; labels that sessions may ask for, where None takes one away."""
+        fields = _wire.body(schedulable=schedulable, resource_group=resource_group, labels=labels and dict(labels))
+        answer = await self._transport.request("PATCH", _wire.path("agents", agent), json=fields)
+        return Agent.from_json(decoded(answer))
 
     async def remove(self, agent: str, *, lost_for_good: bool = False) -> None:
         """Forget a host. `lost_for_good`: it will never come back with its containers, so what they hold is free."""
@@ -108,9 +128,8 @@ class Agents:
         answer = await self._transport.request("POST", address, json={"ttl_seconds": ttl_seconds})
         return str(decoded(answer)["token"])
 
-    async def _schedulable(self, agent: str, schedulable: bool) -> Agent:
-        address = _wire.path("agents", agent)
-        answer = await self._transport.request("PATCH", address, json={"schedulable": schedulable})
+    async def _told(self, agent: str, what: str, **fields: Any) -> Agent:
+        answer = await self._transport.request("POST", _wire.path("agents", agent, what), json=_wire.body(**fields))
         return Agent.from_json(decoded(answer))
 
 

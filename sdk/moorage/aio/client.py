@@ -13,6 +13,7 @@ from moorage.aio._transport import Transport
 from moorage.aio.access import Tokens, Webhooks
 from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.aio.events import server_sent
+from moorage.aio.groups import ResourceGroups
 from moorage.aio.quotas import Policies, Quotas
 from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
@@ -68,6 +69,7 @@ class Client(ClientReports):
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
         self.policies = Policies(self._transport)
+        self.resource_groups = ResourceGroups(self._transport)
         self.tokens = Tokens(self._transport)
         self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)

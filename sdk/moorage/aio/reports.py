@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from moorage import _wire
-from moorage._models import AbuseReport, Metrics, SessionInfo, Top, Usage, WatchRules
+from moorage._models import AbuseReport, FsckReport, Metrics, SessionInfo, Top, Usage, WatchRules
 from moorage.aio._transport import Transport, decoded
 
 
@@ -81,6 +81,17 @@ class ClientReports:
         """
         params = _wire.query(by=by, since=_time(since), until=_time(until), user=user, project=project)
         return Usage.from_json(await self._transport.get(_wire.path("usage"), **params))
+
+    async def fsck(self, *, hosts: bool = True) -> FsckReport:
+        """Check every invariant in the database and, with `hosts`, of each host's containers; changes nothing. For
+        administrators and monitors."""
+        return FsckReport.from_json(await self._transport.get(_wire.path("fsck"), hosts=hosts))
+
+    async def fsck_repair(self, checks: Sequence[str]) -> dict[str, int]:
+        """Put right what these checks find in the database; how many rows that were, by check. For administrators."""
+        answer = await self._transport.request("POST", _wire.path("fsck", "repair"), json={"checks": list(checks)})
+        rows: dict[str, int] = decoded(answer)["rows"]
+        return rows
 
     async def watch_rules(self, *, project: str | None = None) -> WatchRules:
         """The thresholds of abuse rules and idle checkers, for all or for one project."""

@@ -309,6 +309,10 @@ class Sessions:
         preopen_ports: Iterable[int] | None = None,
         callback_url: str | None = None,
         idle_timeout: float | None = None,
+        resource_group: str | None = None,
+        agent: str | None = None,
+        host_labels: Mapping[str, str] | None = None,
+        apart_from: Mapping[str, str] | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
@@ -318,6 +322,8 @@ class Sessions:
     ) -> Session:
         """Ask for a session, and wait until it is RUNNING.
 
+        `resource_group`, `host_labels` (that its host has), `apart_from` (labels of sessions of yours that are not to be on
+        its host) and `agent` (for administrators) say where it may run.
         `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
         may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
         number waits so many seconds. Raises `SessionEnded` when it ended before it ran, with the reason, and
@@ -355,6 +361,10 @@ class Sessions:
             preopen_ports=None if preopen_ports is None else list(preopen_ports),
             callback_url=callback_url,
             idle_timeout=idle_timeout,
+            resource_group=resource_group,
+            agent=agent,
+            host_labels=None if host_labels is None else dict(host_labels),
+            apart_from=None if apart_from is None else dict(apart_from),
         )
         if _template is not None:
             over = {name: value for name, value in fields.items() if value != {}} | dict(_template["overrides"])

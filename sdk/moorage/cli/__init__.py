@@ -71,6 +71,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
         "whoami": ("access", "Show who the server takes you for."),
         "quota": ("quotas", "Show the limits that bind you; administrators set them."),
+        "resource-group": ("groups", "Resource groups, whose hosts sessions may get: ls, show."),
+        "share": ("groups", "Show how much of the resource groups you have, and whose turn it is."),
         "webhook": ("access", "What sessions' callbacks are told: secret, ls."),
         "admin": ("admin", "Users, keypairs, projects, images, agents, everybody's sessions."),
         "completion": ("shells", "Print the completion script of your shell."),

@@ -11,6 +11,8 @@ from moorage._models_base import Model
 from moorage.cli import terminal
 from moorage.cli.access import token_command
 from moorage.cli.batch import transit_command
+from moorage.cli.groups import admin_resource_group
+from moorage.cli.hosts import agent_cordon, agent_drain, agent_modify, agent_uncordon, show_agent, state_of
 from moorage.cli.quotas import policy_command, quota_command
 from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
@@ -35,6 +37,7 @@ def admin_command() -> None:
     """Users, keypairs, projects, images, agents, and everybody's sessions."""
 
 
+admin_command.add_command(admin_resource_group)
 admin_command.add_command(transit_command)
 admin_command.add_command(usage_command)
 admin_command.add_command(fsck_command)
@@ -373,18 +376,23 @@ def agent() -> None:
 @json_option
 def agent_ls(as_json: bool) -> None:
     """List hosts."""
-    columns = {
-        "ID": "id",
-        "HOST": "hostname",
-        "SCHEDULABLE": "schedulable",
-        "LOST": "lost",
-        "CAPACITY": "capacity",
-        "USED": "used",
-        "LAST SEEN": "last_seen_at",
-    }
-    empty = "No hosts; 'moorage admin agent token' shows how to add one."
     with connect() as client:
-        show_list(client.agents.list(), columns, as_json=as_json, empty=empty)
+        found = client.agents.list()
+    if as_json:
+        print_json([agent.to_json() for agent in found])
+        return
+    rows = [
+        [
+            a.id,
+            a.resource_group,
+            state_of(a),
+            *map(terminal.slots_text, (a.capacity, a.used)),
+            terminal.age(a.last_seen_at),
+        ]
+        for a in found
+    ]
+    empty = "No hosts; 'moorage admin agent token' shows how to add one."
+    table(["ID", "GROUP", "STATE", "CAPACITY", "USED", "LAST SEEN"], rows, empty=empty)
 
 
 @agent.command("show")
@@ -393,7 +401,7 @@ def agent_ls(as_json: bool) -> None:
 def agent_show(agent: str, as_json: bool) -> None:
     """Show a host."""
     with connect() as client:
-        show_one(client.agents.get(agent), as_json)
+        show_agent(client.agents.get(agent), as_json)
 
 
 @agent.command("token")
@@ -412,22 +420,8 @@ def agent_token(ttl: float, as_json: bool) -> None:
     terminal.note("On the new host, once: moorage agent join TOKEN")
 
 
-@agent.command("cordon")
-@click.argument("agent")
-@json_option
-def agent_cordon(agent: str, as_json: bool) -> None:
-    """Place no new sessions on a host; those that run go on."""
-    with connect() as client:
-        show_one(client.agents.cordon(agent), as_json)
-
-
-@agent.command("uncordon")
-@click.argument("agent")
-@json_option
-def agent_uncordon(agent: str, as_json: bool) -> None:
-    """Place sessions on a host again."""
-    with connect() as client:
-        show_one(client.agents.uncordon(agent), as_json)
+for command in (agent_modify, agent_cordon, agent_drain, agent_uncordon):
+    agent.add_command(command)
 
 
 @agent.command("rm")

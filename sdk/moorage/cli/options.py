@@ -31,6 +31,19 @@ def carried_options(function: F) -> F:
         click.option("--preopen-port", "ports", type=int, multiple=True, metavar="PORT", help="(repeatable)"),
         click.option("--callback-url", metavar="URL", help="Is told what happens to the session, signed."),
         click.option("--idle-timeout", type=float, metavar="SECONDS", help="End it so long after its last use."),
+        click.option(
+            "--resource-group", metavar="NAME", help="Whose hosts it may get. [default: the first you may use]"
+        ),
+        click.option(
+            "--host-label", "host_labels", type=Label(), multiple=True, help="That its host has (repeatable)."
+        ),
+        click.option(
+            "--apart-from",
+            type=Label(),
+            multiple=True,
+            help="On no host with a session of yours that has this label (repeatable).",
+        ),
+        click.option("--agent", metavar="HOST", help="On this host; for administrators."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -42,13 +55,31 @@ def carried_fields(
     ports: tuple[int, ...],
     callback_url: str | None,
     idle_timeout: float | None,
+    resource_group: str | None,
+    host_labels: Iterable[tuple[str, str | None]],
+    apart_from: Iterable[tuple[str, str | None]],
+    agent: str | None,
 ) -> dict[str, Any]:
     return {
+        "resource_group": resource_group,
+        "agent": agent,
+        "host_labels": {name: value or "" for name, value in host_labels} or None,
+        "apart_from": {name: value or "" for name, value in apart_from} or None,
         "labels": {name: value or "" for name, value in labels} or None,
         "preopen_ports": list(ports) or None,
         "callback_url": callback_url,
         "idle_timeout": idle_timeout,
     }
+
+
+def constraints_text(constraints: Mapping[str, Any]) -> str | None:
+    """What a session demands of its host, in words."""
+    said = [constraints["agent"]] if constraints.get("agent") else []
+    said += [f"{name}={value}" for name, value in (constraints.get("labels") or {}).items()]
+    said += [f"without {name}={value}" for name, value in (constraints.get("apart_from") or {}).items()]
+    if model := constraints.get("gpu_model"):
+        said.append(f"GPUs: {model}")
+    return ", ".join(said) or None
 
 
 def template_options(function: F) -> F:

@@ -20,7 +20,7 @@ from moorage.cli.batch import (
     waits,
 )
 from moorage.cli.explain import reason, show_dry_run
-from moorage.cli.options import Label, carried_fields, carried_options, only_given, template_options
+from moorage.cli.options import Label, carried_fields, carried_options, constraints_text, only_given, template_options
 from moorage.cli.terminal import (
     F,
     PairParameter,
@@ -119,10 +119,14 @@ def creation_fields(
     ports: tuple[int, ...],
     callback_url: str | None,
     idle_timeout: float | None,
+    resource_group: str | None,
+    host_labels: Iterable[tuple[str, str | None]],
+    apart_from: Iterable[tuple[str, str | None]],
+    agent: str | None,
     **batch: Any,
 ) -> dict[str, Any]:
     return {
-        **carried_fields(labels, ports, callback_url, idle_timeout),
+        **carried_fields(labels, ports, callback_url, idle_timeout, resource_group, host_labels, apart_from, agent),
         "mounts": [parse_mount(text) for text in mounts] or None,
         **batch_fields(**batch),
         "image": image,
@@ -326,6 +330,8 @@ def info_command(session: str, as_json: bool) -> None:
             "holds": terminal.slots_text(info.occupied_slots),
             "kernels": kernels_text(info),
             "host": (info.agent or "") + (" (does not answer)" if info.agent_lost else ""),
+            "resource group": info.resource_group or None,
+            "host has to be": constraints_text(info.constraints),
             "project": f"{info.domain}/{info.project}" if info.domain else info.project,
             "owner": info.access_key,
             "tag": info.tag,

@@ -15,6 +15,7 @@ from moorage.sync._transport import Transport
 from moorage.sync.access import Tokens, Webhooks
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
 from moorage.sync.events import server_sent
+from moorage.sync.groups import ResourceGroups
 from moorage.sync.quotas import Policies, Quotas
 from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
@@ -69,6 +70,7 @@ class Client(ClientReports):
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
         self.policies = Policies(self._transport)
+        self.resource_groups = ResourceGroups(self._transport)
         self.tokens = Tokens(self._transport)
         self.webhooks = Webhooks(self._transport)
         self.ssh_keys = SshKeys(self._transport)
