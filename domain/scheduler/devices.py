@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from itertools import combinations
+from math import comb
 from typing import Final
 
-from domain.placement import Device
+from domain.placement import DEVICE, Device, Host
 
 #: More combinations of devices than this are not compared: from there on they are gathered one by one.
 _COMPARED: Final = 2000
@@ -41,51 +42,20 @@ def idle(free: Amounts, capacity: Amounts, name: str) -> bool:
     return 0 < capacity.get(name, 0) == free.get(name, 0)
 
 
-def choose_whole(count: int, able: Sequence[Device], sizes: Amounts) -> list[Device]:
-    """`count` of these idle devices, as close to each other as they come, and such that those left are close too.
+class Site:
+    """A host, and its devices of the model that is asked for, in use or not; the smallest first."""
 
-    One alone is the one that the others miss least. Of equals: the smallest, then by name.
-    """
-    able = sorted(able, key=lambda device: (sizes[device.name], device.name))
-    if count >= len(able) or not any(device.links or device.numa is not None for device in able):
-        return able[:count]
-    if _many(len(able), count):
-        return _gather(count, able)
-    sets = combinations(able, count)
-    # min() takes the first of equals, and the sets come in the order of `able`
-    return list(min(sets, key=partial(_quality, able)))
+    def __init__(self, host: Host, model: str | None = None) -> None:
+        self.host = host
+        known = {device.name: device for device in host.devices}
+        able = (known.get(name) or Device(name=name) for name in host.capacity if name.startswith(DEVICE))
+        by_size = sorted(able, key=lambda device: (host.capacity[device.name], device.name))
+        self.able = [device for device in by_size if is_of_model(device.model, model)]
 
-
-def _quality(able: Sequence[Device], chosen: tuple[Device, ...]) -> tuple[int, int]:
-    """The less, the better."""
-    return -_bond(chosen), _torn(chosen, able)
-
-
-def _many(number: int, count: int) -> bool:
-    sets = 1
-    for step in range(min(count, number - count)):
-        sets = sets * (number - step) // (step + 1)
-    return sets > _COMPARED
-
-
-def _gather(count: int, able: Sequence[Device]) -> list[Device]:
-    best: list[Device] = []
-    for first in able:
-        chosen = [first]
-        while len(chosen) < count:
-            left = [device for device in able if device not in chosen]
-            chosen.append(max(left, key=lambda device: sum(_close(device, other) for other in chosen)))
-        if not best or _bond(chosen) > _bond(best):
-            best = chosen
-    return best
-
-
-def _bond(devices: Collection[Device]) -> int:
-    return sum(_close(one, other) for one, other in combinations(devices, 2))
-
-
-def _torn(chosen: Collection[Device], able: Sequence[Device]) -> int:
-    return sum(_close(one, other) for one in chosen for other in able if other not in chosen)
+    @cached_property
+    def bonds(self) -> list[list[int]]:
+        """How close each device is to each other."""
+        return [[0 if one is other else _close(one, other) for other in self.able] for one in self.able]
 
 
 def _close(one: Device, other: Device) -> int:
@@ -93,9 +63,47 @@ def _close(one: Device, other: Device) -> int:
     return link * _LINK + (_SAME_NODE if one.numa is not None and one.numa == other.numa else 0)
 
 
-def choose_share(amount: int, able: Sequence[Device], free: Amounts, capacity: Amounts) -> Device | None:
+def choose_whole(where: Site, count: int, free: Amounts) -> list[Device]:
+    """`count` idle devices, as close to each other as they come, and such that those left are close too; all there are
+    when they are fewer. One alone is the one that the others miss least. Of equals: the smallest, then by name.
+    """
+    able, capacity, bonds = where.able, where.host.capacity, where.bonds
+    unused = [at for at, device in enumerate(able) if 0 < capacity[device.name] == free.get(device.name, 0)]
+    if count >= len(unused):
+        return [able[at] for at in unused]
+    lonely = {at: sum(bonds[at][other] for other in unused) for at in unused}
+    if not any(lonely.values()):
+        return [able[at] for at in unused[:count]]
+    if count == 1:
+        return [able[min(unused, key=lonely.__getitem__)]]
+    if comb(len(unused), count) > _COMPARED:
+        return [able[at] for at in _gather(count, unused, bonds)]
+
+    def quality(chosen: tuple[int, ...]) -> tuple[int, int]:
+        bond = sum(bonds[one][other] for one, other in combinations(chosen, 2))
+        return -bond, sum(lonely[at] for at in chosen) - 2 * bond
+
+    return [able[at] for at in min(combinations(unused, count), key=quality)]  # of equals the first
+
+
+def _gather(count: int, unused: Sequence[int], bonds: Sequence[Sequence[int]]) -> list[int]:
+    """Too many to compare all sets: from each device on, always the one that is closest to those chosen."""
+    best, strongest = list(unused[:count]), -1
+    for first in unused:
+        chosen = [first]
+        while len(chosen) < count:
+            left = (at for at in unused if at not in chosen)
+            chosen.append(max(left, key=lambda at: sum(bonds[at][other] for other in chosen)))
+        bond = sum(bonds[one][other] for one, other in combinations(chosen, 2))
+        if bond > strongest:
+            best, strongest = chosen, bond
+    return best
+
+
+def choose_share(where: Site, amount: int, free: Amounts) -> Device | None:
     """The device on which a share fits best: one that is shared already, else the smallest that is idle."""
-    fitting = [device for device in able if not device.whole_only and free.get(device.name, 0) >= amount]
+    fitting = [device for device in where.able if not device.whole_only and free.get(device.name, 0) >= amount]
+    capacity = where.host.capacity
     return min(
         fitting,
         key=lambda device: (idle(free, capacity, device.name), free[device.name], device.name),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from domain.placement import GPU, GPU_SHARE, Group, Host, PendingSession, Reservation, Snapshot
-from domain.scheduler.room import Amounts, missing, site
+from domain.scheduler.devices import Site
+from domain.scheduler.room import Amounts, missing
 from domain.scheduler.words import names, pairs, words
 from domain.session import ClusterMode
 
@@ -95,7 +96,7 @@ def bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle
 
 def _device_bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle]:
     model, shares = session.constraints.gpu_model, any(GPU_SHARE in kernel.slots for kernel in session.kernels)
-    able = site(host, model).able
+    able = Site(host, model).able
     if model is not None and not able:
         yield _never("gpu_model", f"has no GPU that is {model}")
     if shares and not group.gpu_sharing:
@@ -117,7 +118,7 @@ def repel(session: PendingSession, labels: Mapping[str, str], apart_from: Mappin
 
 def lacks(session: PendingSession, host: Host, free: Amounts) -> list[Obstacle]:
     """Room that is missing: for all of its kernels if they share a host, else for the one that comes nearest to fitting."""
-    where = site(host, session.constraints.gpu_model)
+    where = Site(host, session.constraints.gpu_model)
     asked = [kernel.slots for kernel in session.kernels]
     choices = [asked] if session.cluster_mode is ClusterMode.SINGLE_NODE else [[slots] for slots in asked]
     gaps = [missing(where, free, choice) for choice in choices]
@@ -142,7 +143,7 @@ def no_address(session: PendingSession, host: Host, free: Amounts) -> Obstacle |
         return None
     if session.hosts - {host.id}:
         return _never("address", "has no address under which the session's other hosts reach it")
-    whole, where = [kernel.slots for kernel in session.kernels], site(host, session.constraints.gpu_model)
+    whole, where = [kernel.slots for kernel in session.kernels], Site(host, session.constraints.gpu_model)
     if not missing(where, free, whole):
         return None
     return Obstacle(

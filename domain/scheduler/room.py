@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from domain.placement import DEVICE, GPU, GPU_SHARE, Device, Host
-from domain.scheduler.devices import choose_share, choose_whole, idle, is_of_model
+from domain.placement import DEVICE, GPU, GPU_SHARE
+from domain.scheduler.devices import Site, choose_share, choose_whole, idle
 
 Amounts = Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A host, and its devices of the model that is asked for, in use or not."""
-
-    host: Host
-    able: Sequence[Device]
-
-
-def site(host: Host, model: str | None = None) -> Site:
-    known = {device.name: device for device in host.devices}
-    able = (known.get(name) or Device(name=name) for name in sorted(host.capacity) if name.startswith(DEVICE))
-    return Site(host, [device for device in able if is_of_model(device.model, model)])
 
 
 def fit(where: Site, free: Amounts, asked: Sequence[Amounts]) -> list[dict[str, int]] | None:
@@ -92,12 +77,12 @@ def _take_whole(
 ) -> None:
     for number, slots in enumerate(asked):
         if (count := slots.get(GPU, 0)) > 0:
-            unused = [device for device in where.able if idle(left, where.host.capacity, device.name)]
-            for device in choose_whole(count, unused, left):
+            chosen = choose_whole(where, count, left)
+            for device in chosen:
                 taken[number][device.name] = left[device.name]
                 left[device.name] = 0
-            if count > len(unused):
-                lacking[GPU] = lacking.get(GPU, 0) + count - len(unused)
+            if count > len(chosen):
+                lacking[GPU] = lacking.get(GPU, 0) + count - len(chosen)
 
 
 def _take_shares(
@@ -110,7 +95,7 @@ def _take_shares(
     """The largest first: what is left suits the smaller ones."""
     shares = [(-slots.get(GPU_SHARE, 0), number) for number, slots in enumerate(asked) if slots.get(GPU_SHARE, 0) > 0]
     for amount, number in ((-negative, number) for negative, number in sorted(shares)):
-        device = choose_share(amount, where.able, left, where.host.capacity)
+        device = choose_share(where, amount, left)
         if device is None:
             most = max((left.get(other.name, 0) for other in where.able if not other.whole_only), default=0)
             lacking[GPU_SHARE] = max(lacking.get(GPU_SHARE, 0), amount - most)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from domain.placement import DEVICE, GPU, GPU_SHARE, Host
-from domain.scheduler.devices import choose_share, choose_whole, idle
-from domain.scheduler.room import Site, fit, site
+from domain.scheduler.devices import Site, choose_share, choose_whole, idle
+from domain.scheduler.room import fit
 from domain.scheduler.shapes import SHARED, Demand, Part, dimension
 
 #: The dimension by which empty hosts come first; where hosts are packed, all are alike in it.
@@ -70,7 +70,7 @@ class Seat:
 
     def site(self, model: str | None) -> Site:
         if (found := self._sites.get(model)) is None:
-            self._sites[model] = found = site(self.host, model)
+            self._sites[model] = found = Site(self.host, model)
         return found
 
     def know(self, model: str | None) -> None:
@@ -114,12 +114,11 @@ class Seat:
 
     def _devices_for(self, part: Part) -> dict[str, int]:
         """The short way to what `fit` answers for one kernel."""
-        able, left, capacity = self.site(part.model).able, self.left, self.host.capacity
+        where = self.site(part.model)
         if share := part.slots[0].get(GPU_SHARE, 0):
-            device = choose_share(share, able, left, capacity)
+            device = choose_share(where, share, self.left)
             return {} if device is None else {device.name: share}
-        unused = [device for device in able if 0 < capacity[device.name] == left.get(device.name, 0)]
-        return {device.name: left[device.name] for device in choose_whole(part.slots[0][GPU], unused, left)}
+        return {device.name: self.left[device.name] for device in choose_whole(where, part.slots[0][GPU], self.left)}
 
     def take(self, amounts: Amounts) -> None:
         """Of what is left; negative amounts come back."""
