@@ -349,7 +349,11 @@ def _of_alice(answer: Any) -> bool:
     return True
 
 
-READY = Given(put=lambda connection: connection.execute("UPDATE agents SET uid = 'u'"))
+async def _hello(connection: Any) -> None:
+    await connection.execute("UPDATE agents SET uid = 'u'")
+
+
+READY = Given(put=_hello)
 
 
 @scenarios(

@@ -154,7 +154,5 @@ async def test_groups_weights_and_allocations(database: Database) -> None:
         assert one.past["cpu"] == pytest.approx(1000 * (0.5 - math.exp2(-1 - held_for / WEEK)), rel=1e-3)
         assert await count_ended(connection, now=ended) == 2
         assert (await shares(connection, after))[0].past["cpu"] == pytest.approx(one.past["cpu"])
-        counted: Mapping[str, float] = dict(
-            await connection.fetch("SELECT name, amount FROM fair_usage ORDER BY name")  # type: ignore[arg-type]
-        )
+        counted: Mapping[str, float] = dict(await connection.fetch("SELECT name, amount FROM fair_usage ORDER BY name"))
         assert counted["cpu"] == pytest.approx(1000 * held_for, rel=1e-3)  # slot-seconds

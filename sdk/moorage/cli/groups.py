@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import F, connect, details, json_option, print_json, table
+from moorage.cli.terminal import F, NumberParameter, connect, details, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import ResourceGroup, Share, ShareReport
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _UNITS: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-class Duration(click.ParamType):
+class Duration(NumberParameter):
     """90, 90s, 15m, 12h, 7d, 2w"""
 
     name = "DURATION"

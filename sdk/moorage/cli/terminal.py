@@ -43,8 +43,9 @@ _EXIT_CODES_BY_CODE |= {"invalid_resources": USAGE, "invalid_configuration": USA
 if TYPE_CHECKING:
     TextParameter = click.ParamType[str]
     PairParameter = click.ParamType[tuple[str, str]]
+    NumberParameter = click.ParamType[float]
 else:  # older ones are not generic
-    TextParameter = PairParameter = click.ParamType
+    TextParameter = PairParameter = NumberParameter = click.ParamType
 
 
 class SessionName(TextParameter):
