@@ -15,6 +15,7 @@ from domain.placement import (
     NOBODY,
     Blocked,
     Constraints,
+    Limit,
     PendingKernel,
     PendingSession,
     Placement,
@@ -23,6 +24,7 @@ from domain.placement import (
 )
 from domain.scheduler import plan
 from domain.session import ClusterMode
+from domain.simulation import excerpt
 from domain.simulation.fleet import Fleet
 from domain.simulation.policy import Policy
 from domain.simulation.room import Shape, shape
@@ -103,19 +105,18 @@ class _Replay:
         self._waiting: Counter[Shape] = Counter()  #: shapes of those in the queue
         self._outcomes: list[Outcome] = [Outcome(job=job) for job in jobs]
         self._ends: list[tuple[int, int]] = []
-        self._may_start = False  #: something has changed since the last plan that placed nobody
+        self._may_start = False  #: somebody was placed by the last plan
+        self._latest: tuple[int, datetime, SessionId] | None = None  #: who came last by priority and age
+        self._never: dict[Shape, Blocked | None] = {}
         self._plans = 0
 
     def run(self) -> Replayed:
         moments = []
         for now_ms, ending, coming in self._events():
             self._end(ending, now_ms)
-            for number in coming:
-                session = self._sessions[number]
-                self._queue[session.id] = session
-                self._waiting[self._shapes[number]] += 1
+            entered = [number for number in coming if self._comes(number, now_ms)]
             last = not self._arrivals and not self._ends
-            if self._queue and (self._always or last or self._is_worth_planning(bool(ending), coming)):
+            if self._queue and (self._always or last or self._is_worth_planning(bool(ending), entered)):
                 self._place(now_ms)
             moments.append(Moment(at=self._at(now_ms), queued=len(self._queue), **self._standing.totals))
         if moments:
@@ -147,20 +148,39 @@ class _Replay:
         if freed:
             self._standing.room.freed(freed, self._waiting)
 
+    def _comes(self, number: int, now_ms: int) -> bool:
+        """Whether it takes its place in the queue: not when the empty fleet has no room for it."""
+        session, one = self._sessions[number], self._shapes[number]
+        if one not in self._never:
+            alone = Snapshot(
+                pending=(session,), hosts=self._fleet.hosts, groups=self._groups, limits=self._limits_of_nobody(session)
+            )
+            self._never[one] = self._planner(alone, self._at(now_ms)).blocked.get(session.id)
+        if (never := self._never[one]) is not None:
+            self._outcomes[number] = replace(self._outcomes[number], never=never)
+            return False
+        self._queue[session.id] = session
+        self._waiting[one] += 1
+        return True
+
+    def _limits_of_nobody(self, session: PendingSession) -> tuple[Limit, ...]:
+        return tuple(replace(limit, held=0) for limit in self._standing.limits((session.user_id,)))
+
     def _is_worth_planning(self, freed: bool, coming: Sequence[int]) -> bool:
         """Whether somebody may start now who did not at the last plan.
 
-        Room and limits change only by ends, and an arrival adds only itself. Fair shares drift with time as well:
-        then everybody who fits may have come first by now.
+        Room and limits change only by ends, and who comes last in line changes nothing for the others. Fair shares drift
+        with time as well: then everybody who fits may have come first by now.
         """
-        room = self._standing.room
-        if not (freed or self._may_start or self._policy.fair_share):
-            return any(room.fits(self._shapes[number]) for number in coming)
-        return any(room.fits(one) for one in self._waiting)
+        room, anybody = self._standing.room, freed or self._may_start or self._policy.fair_share
+        for number in coming:
+            key = _order(self._sessions[number])
+            anybody = anybody or (self._latest is not None and key < self._latest)
+            self._latest = key if self._latest is None else max(self._latest, key)
+        return any(room.fits(one) for one in (self._waiting if anybody else [self._shapes[at] for at in coming]))
 
     def _place(self, now_ms: int) -> None:
-        now = self._at(now_ms)
-        planned = self._plan(tuple(self._queue.values()), now_ms)
+        now, planned = self._at(now_ms), self._plan_the_queue(now_ms)
         for placement in planned.placements:
             session = self._queue.pop(placement.session_id)
             number = _number(session.id)
@@ -182,6 +202,18 @@ class _Replay:
                 cut_short=cut_short,
             )
         self._may_start = bool(planned.placements)
+
+    def _plan_the_queue(self, now_ms: int) -> Plan:
+        queue = list(self._queue.values())
+        if not self._always and self._policy.backfill:
+            room = self._standing.room
+            queue = excerpt.passing(queue, lambda one: room.fits(self._shape(one)), self._shape)
+        elif not self._always:
+            return excerpt.in_line(queue, lambda some: self._plan(some, now_ms), fair_share=self._policy.fair_share)
+        return self._plan(tuple(queue), now_ms)
+
+    def _shape(self, session: PendingSession) -> Shape:
+        return self._shapes[_number(session.id)]
 
     def _plan(self, pending: tuple[PendingSession, ...], now_ms: int) -> Plan:
         self._plans += 1
@@ -215,6 +247,10 @@ class _Replay:
 
 def user_id(name: str) -> UUID:
     return uuid5(NOBODY, name)
+
+
+def _order(session: PendingSession) -> tuple[int, datetime, SessionId]:
+    return -session.priority, session.created_at, session.id
 
 
 def _number(session_id: SessionId) -> int:
