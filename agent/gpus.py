@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -45,6 +46,7 @@ class Gpus:
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         boot_no: int = 0,
+        proc: Path = Path("/proc"),
     ) -> None:
         self.settings = settings
         self.news = asyncio.Event()
@@ -54,6 +56,7 @@ class Gpus:
         self._now = now
         self._monotonic = monotonic
         self._boot_no = boot_no
+        self._proc = proc
         self._nvml = Nvml(settings.library)
         self._calls = Calls()
         self._events = Xids(self._xid)
@@ -143,7 +146,7 @@ class Gpus:
 
     async def _take(self, readings: Mapping[str, Reading]) -> None:
         self._readings = dict(readings)
-        self._seen = await asyncio.to_thread(_owners, readings, self._containers())
+        self._seen = await asyncio.to_thread(_owners, readings, self._containers(), self._proc)
         held = {uuid for holding in self.holdings() for uuid in holding.devices}
         for uuid, reading in readings.items():
             if uuid in held or self._seen[uuid] or reading.used_mib <= LEFTOVER_MIB:
@@ -181,7 +184,7 @@ class Gpus:
     async def look_at(self, gpu: Gpu) -> tuple[Reading, tuple[Seen, ...]]:
         """As it is at this moment. Raises Unanswered."""
         reading = (await self._calls(self._nvml.read, (gpu,)))[gpu.uuid]
-        seen = (await asyncio.to_thread(_owners, {gpu.uuid: reading}, self._containers()))[gpu.uuid]
+        seen = (await asyncio.to_thread(_owners, {gpu.uuid: reading}, self._containers(), self._proc))[gpu.uuid]
         self._readings[gpu.uuid], self._seen[gpu.uuid] = reading, seen
         return reading, seen
 
@@ -350,9 +353,9 @@ class Gpus:
         return GpuUse(1, min(busy, 1.0), mine * _MIB, power * part)
 
 
-def _owners(readings: Mapping[str, Reading], containers: Mapping[str, str]) -> dict[str, tuple[Seen, ...]]:
+def _owners(readings: Mapping[str, Reading], containers: Mapping[str, str], proc: Path) -> dict[str, tuple[Seen, ...]]:
     pids = {process.pid for reading in readings.values() for process in reading.processes}
-    owners = {pid: owner_of(pid, containers) for pid in pids}
+    owners = {pid: owner_of(pid, containers, proc) for pid in pids}
     return {
         uuid: tuple(Seen(process, owners[process.pid]) for process in reading.processes)
         for uuid, reading in readings.items()

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from agent.containers import Containers, EngineError
+from agent.gpus import Gpus
 from agent.kernel import Defaults, Kernel
 from agent.kernels import Kernels
 from agent.runtime import ensure_runtime
@@ -41,6 +42,7 @@ class Host:
         self.image = image
         self._runtime = runtime
         self._engine_host = engine_host
+        self.gpus: Gpus | None = None  #: for the next start
         self.kernels: Kernels
         self._store: Store
         self._watching: asyncio.Task[None] | None = None
@@ -49,8 +51,9 @@ class Host:
         self._store = await Store.open(self.data_dir / "agent.db")
         self.engine = Containers(self._engine_host, self._store.uid, NETWORK)
         await self.engine.open()
+        defaults = Defaults(network=NETWORK)
         self.kernels = Kernels(
-            self._store, self.engine, self.data_dir, self._runtime, defaults=Defaults(network=NETWORK)
+            self._store, self.engine, self.data_dir, self._runtime, defaults=defaults, gpus=self.gpus
         )
         await self.kernels.recover()
         self._watching = asyncio.create_task(self.kernels.watch())

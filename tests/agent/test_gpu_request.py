@@ -23,8 +23,8 @@ from agent.gpu_request import (
 from agent.gpu_terms import Holding
 
 DEVICES = {"GPU-a": ("0",), "MIG-b": ("1:0",)}
-RUNTIME = {"Runtimes": {"nvidia": {}, "runc": {}}}
-PLAIN = {"Runtimes": {"runc": {}}, "CDISpecDirs": None}
+RUNTIME: dict[str, Any] = {"Runtimes": {"nvidia": {}, "runc": {}}}
+PLAIN: dict[str, Any] = {"Runtimes": {"runc": {}}, "CDISpecDirs": None}
 YAML = """cdiVersion: 0.5.0
 kind: nvidia.com/gpu
 devices:
@@ -58,8 +58,8 @@ def test_nvidias_runtime_takes_uuids() -> None:
 def test_cdi_takes_the_names_of_its_specification(by_files: dict[str, Any]) -> None:
     assert cdi_names(by_files) == {"0", "1:0", "all"}
     assert request(by_files, "auto", DEVICES) == Request("cdi", ("nvidia.com/gpu=0", "nvidia.com/gpu=1:0"))
-    assert request({**RUNTIME, **{"CDISpecDirs": by_files["CDISpecDirs"]}}, "auto", DEVICES).driver == "nvidia"
-    assert request({**RUNTIME, **{"CDISpecDirs": by_files["CDISpecDirs"]}}, "cdi", DEVICES).driver == "cdi"
+    assert request({**RUNTIME, "CDISpecDirs": by_files["CDISpecDirs"]}, "auto", DEVICES).driver == "nvidia"
+    assert request({**RUNTIME, "CDISpecDirs": by_files["CDISpecDirs"]}, "cdi", DEVICES).driver == "cdi"
 
 
 def test_cdi_by_what_the_engine_lists_prefers_uuids() -> None:

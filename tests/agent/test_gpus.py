@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pynvml
@@ -26,8 +25,9 @@ pytestmark = pytest.mark.simulated
 class Bed:
     """The host's devices, kernels that hold them, and a clock."""
 
-    def __init__(self, gpus: MockGpus) -> None:
+    def __init__(self, gpus: MockGpus, proc: Path) -> None:
         self.mock = gpus
+        self.proc = proc
         self.kernels: list[StoredKernel] = []
         self.time = 1000.0
         self.overused: list[tuple[str, str, bool]] = []
@@ -35,7 +35,7 @@ class Bed:
 
     def begin(self, **settings: object) -> Gpus:
         made = GpuSettings(**{"library": self.mock.library, **settings})  # type: ignore[arg-type]
-        self.gpus = Gpus(made, now=lambda: self.time, monotonic=lambda: self.time, boot_no=3)
+        self.gpus = Gpus(made, now=lambda: self.time, monotonic=lambda: self.time, boot_no=3, proc=self.proc)
         self.gpus.states = lambda: self.kernels
         self.gpus.overused = lambda *said: self.overused.append(said)
         return self.gpus
@@ -80,8 +80,9 @@ class Bed:
 
 
 @pytest.fixture
-async def bed(mock_gpus: MockGpus) -> AsyncIterator[Bed]:
-    made = Bed(mock_gpus)
+async def bed(mock_gpus: MockGpus, tmp_path: Path) -> AsyncIterator[Bed]:
+    (tmp_path / "proc").mkdir()
+    made = Bed(mock_gpus, tmp_path / "proc")
     made.begin()
     yield made
     mock_gpus.system(hang_ms=0)
@@ -89,11 +90,10 @@ async def bed(mock_gpus: MockGpus) -> AsyncIterator[Bed]:
 
 
 @pytest.fixture
-def outsider() -> Iterator[int]:
-    """The pid of somebody who is no session's."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        yield process.pid
-        process.kill()
+def outsider(bed: Bed) -> int:
+    """The pid of somebody who is no session's: of this test."""
+    (bed.proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    return os.getpid()
 
 
 async def test_devices_are_told_with_all_that_is_known_of_them(bed: Bed) -> None:
@@ -206,7 +206,7 @@ async def test_people_outside_are_seen_and_subtracted(bed: Bed, outsider: int) -
     assert (facts[0].outside_mib, facts[0].offered_mib) == (10_240, 81_000 - 10_240)
     assert facts[0].shared_only is not None
     assert f"(pid {outsider}, " in facts[0].shared_only
-    assert facts[0].shared_only.startswith("used by people outside Moorage: python")
+    assert facts[0].shared_only.startswith("used by people outside Moorage: ")
     assert (facts[1].shared_only, facts[1].offered_mib) == (None, 81_000)  # a desktop, say
     with pytest.raises(Unfit, match=r"GPU 0 .* cannot be used: people outside Moorage use it \(10000 MiB\)") as refused:
         await bed.hand_over(bed.kernel(0))
@@ -375,18 +375,13 @@ CONTAINER = "c" * 64
 
 
 @pytest.fixture
-def session_process(monkeypatch: pytest.MonkeyPatch) -> int:
+def session_process(bed: Bed) -> int:
     """A process that is in a session's container, as its cgroup says."""
-    from agent import gpu_people
-
-    real = gpu_people.Path.read_text
-
-    def read_text(path: object, *words: object) -> str:
-        text = real(path, *words)  # type: ignore[arg-type]
-        return f"0::/docker/{CONTAINER}\n" if str(path) == f"/proc/{os.getpid()}/cgroup" else text
-
-    monkeypatch.setattr("agent.gpu_people.Path.read_text", read_text)
-    return os.getpid()
+    folder = bed.proc / "4242"
+    folder.mkdir(parents=True)
+    (folder / "cgroup").write_text(f"4:memory:/docker/{CONTAINER}\n0::/system.slice/docker-{CONTAINER}.scope\n")
+    (folder / "comm").write_text("python\n")
+    return 4242
 
 
 async def test_who_uses_more_than_its_share_is_reported_once(bed: Bed, session_process: int) -> None:
