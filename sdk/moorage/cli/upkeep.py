@@ -46,7 +46,7 @@ def fsck_command(repair: bool, yes: bool, hosts: bool, as_json: bool) -> None:
 
 def _show(report: FsckReport) -> None:
     rows = [[one.invariant, one.check, one.subject, one.detail] for one in report.findings]
-    looked = f"{len(report.checks)} checks of the database, {len(report.hosts)} hosts compared"
+    looked = f"{len(report.checks)} checks of the database, {len(report.hosts)} host{'s' * (len(report.hosts) != 1)} compared"
     table(["", "CHECK", "WHAT", "WHAT IS WRONG"], rows, empty=f"All is well: {looked}.")
     for one in {one.check: one for one in report.findings}.values():
         more = f" ({one.of} in all)" if one.of > 1 else ""
