@@ -11,6 +11,7 @@ from domain.explain.changes import at_most
 from domain.explain.trials import Trials, first_that
 from domain.explain.values import Surroundings, Way
 from domain.placement import GPU, GPU_SHARE, Constraints, Snapshot
+from domain.scheduler.fleet import PASSING_SECONDS
 from domain.session import ClusterMode
 
 #: In this order: what is scarce first. The least that is proposed, and by which steps.
@@ -164,9 +165,9 @@ def sooner(trials: Trials, base: Snapshot, around: Surroundings) -> Iterator[Way
 def _shorter(trials: Trials, base: Snapshot) -> Iterator[Way]:
     mine = trials.session.lifetime_seconds
     times = {
-        (reservation.at - trials.now).total_seconds()
+        PASSING_SECONDS if reservation.at is None else (reservation.at - trials.now).total_seconds()
         for reservation in trials.plan.reservations
-        if reservation.at is not None and reservation.session_id != trials.session.id
+        if reservation.session_id != trials.session.id
     }
     for seconds in sorted((_even(time) for time in times if time > 60), reverse=True)[:5]:
         if mine is not None and seconds >= mine:
@@ -181,4 +182,4 @@ def _shorter(trials: Trials, base: Snapshot) -> Iterator[Way]:
 def _even(seconds: float) -> int:
     """A little less, as people would say it."""
     step = 60 if seconds >= 120 else 10
-    return int(seconds - 1) // step * step
+    return int(seconds) // step * step
