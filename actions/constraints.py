@@ -81,13 +81,21 @@ async def checked_place(call: Work, asked: Constrained, *, project: str) -> Plac
 
 async def slots_of(connection: Connection, group: str, constraints: Constraints) -> Known:
     """Of the hosts of a group that are as the constraints demand."""
-    return await reported_slots(connection, only=constraints.agent, group=group, labels=constraints.labels)
+    return await reported_slots(
+        connection, only=constraints.agent, group=group, labels=constraints.labels, gpu_model=constraints.gpu_model
+    )
 
 
 async def slots_for(connection: Connection, session: Session, *, only: AgentId | None = None) -> Known:
     """Of the hosts that an existing session might get."""
-    labels, agent = session.constraints.get("labels"), session.constraints.get("agent")
-    return await reported_slots(connection, only=only or agent, group=session.resource_group, labels=labels)
+    said = session.constraints
+    return await reported_slots(
+        connection,
+        only=only or said.get("agent"),
+        group=session.resource_group,
+        labels=said.get("labels"),
+        gpu_model=said.get("gpu_model"),
+    )
 
 
 async def check_group_still(call: Work, session: Session) -> None:

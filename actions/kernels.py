@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+from actions.device_requests import SHAREABLE, fit_together
 from domain.errors import InvalidConfiguration, NoAgents, ResourcesImpossible
 from domain.ids import KernelId
+from domain.placement import GPU_SHARE
 from domain.resources import ResourceSlot
 from domain.session import ClusterMode, Session
 from repositories.clusters import MOST_KERNELS
@@ -106,16 +108,18 @@ class Hosted(Protocol):
 def check_possible(
     known: Sequence[tuple[str, Mapping[str, int]]], session: Hosted, slots: Sequence[ResourceSlot], mode: ClusterMode
 ) -> None:
-    """Refuse what no known fleet could ever hold; without any host yet, the session waits for one."""
-    fitting = [_whole_devices(free) for architecture, free in known if architecture == session.architecture]
+    """Refuse what no known fleet could ever hold; without any host yet, the session waits for one.
+
+    Devices are counted as `reported_slots` does: those of the model that is asked for.
+    """
+    fitting = [free for architecture, free in known if architecture == session.architecture]
     if known and not fitting:
         raise NoAgents(f"No host here has the architecture {session.architecture} that '{session.name}' needs.")
     if not fitting:
         return
-    one_host = [_sum(slots)] if mode is ClusterMode.SINGLE_NODE else list(slots)
-    for part in one_host:
-        if not any(part.fits_in(free) for free in fitting):
-            _refuse(part, fitting, together=len(slots) if mode is ClusterMode.SINGLE_NODE else 1)
+    for parts in [list(slots)] if mode is ClusterMode.SINGLE_NODE else [[part] for part in slots]:
+        if not any(fit_together(parts, free) for free in fitting):
+            _refuse(_sum(parts), fitting, together=len(parts))
     if mode is ClusterMode.MULTI_NODE and not _first_fit(slots, fitting):
         raise ResourcesImpossible(
             f"All hosts together could never hold these {len(slots)} kernels at once, not even if they were empty; "
@@ -124,7 +128,7 @@ def check_possible(
 
 
 def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together: int) -> None:
-    most = {name: max(free.get(name, 0) for free in fleet) for name in slots}
+    most = {name: max(_most(free, name, together) for free in fleet) for name in slots}
     over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
     largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()
     what = (
@@ -138,15 +142,25 @@ def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together
     )
 
 
+def _most(free: Mapping[str, int], name: str, together: int) -> int:
+    if name != GPU_SHARE:
+        return free.get(name, 0)
+    sizes = [amount for device, amount in free.items() if device.startswith(SHAREABLE)]
+    return sum(sizes) if together > 1 else max(sizes, default=0)
+
+
 def _first_fit(slots: Sequence[ResourceSlot], fleet: Sequence[Mapping[str, int]]) -> bool:
     """As the scheduler places them, but largest first and on empty hosts."""
     left = [dict(free) for free in fleet]
+    shares: list[list[ResourceSlot]] = [[] for _ in fleet]
     for part in sorted(slots, key=lambda part: sorted(part.items()), reverse=True):
-        host = next((free for free in left if part.fits_in(free)), None)
+        host = next((at for at, free in enumerate(left) if fit_together([*shares[at], part], free)), None)
         if host is None:
             return False
-        for name, amount in part.items():
-            host[name] -= amount
+        if GPU_SHARE in part:
+            shares[host].append(ResourceSlot.from_units({GPU_SHARE: part[GPU_SHARE]}))
+        for name in part.keys() - {GPU_SHARE}:
+            left[host][name] -= part[name]
     return True
 
 
@@ -156,9 +170,3 @@ def _sum(slots: Sequence[ResourceSlot]) -> ResourceSlot:
         for name, amount in part.items():
             amounts[name] = amounts.get(name, 0) + amount
     return ResourceSlot.from_units(amounts)
-
-
-def _whole_devices(free: Mapping[str, int]) -> dict[str, int]:
-    """With `gpu`, their number, beside `gpu/UUID`, their memory."""
-    devices = sum(name.startswith("gpu/") for name in free)
-    return {**({"gpu": devices} if devices else {}), **free}

@@ -34,6 +34,7 @@ from actions.batch import (
     checked_outputs,
 )
 from actions.constraints import check_group_still, checked_place
+from actions.device_requests import check_devices
 from actions.inference import Serves, checked_service
 from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more
 from actions.mounts import check_still_there, places_of
@@ -155,6 +156,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
         place = await checked_place(call, self, project=project)
         sizes = [group.slots for group in groups for _ in range(group.count)]
+        await check_devices(call.db.connection, place.group, place.constraints, sizes)
         check_possible(place.known, image, sizes, self.cluster_mode)
         environ, notices = checked_environ(self.environ or {})
         options = await checked_options(call, self)

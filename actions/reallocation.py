@@ -7,9 +7,11 @@ from typing import Any, Final
 
 from actions.base import Work
 from actions.constraints import slots_for
+from actions.device_requests import check_devices
 from actions.kernels import check_possible
 from domain.errors import InvalidResources, WrongStatus
 from domain.ids import KernelId
+from domain.placement import Constraints
 from domain.resources import ResourceSlot
 from domain.session import ANSWERING, ClusterMode, Session, Status
 from repositories.reallocation import memory_in_use, reallocate
@@ -27,6 +29,8 @@ async def change_resources(call: Work, session: Session, wanted: ResourceSlot, m
     connection = call.db.connection
     await call.db.sessions_of(session).lock_limits(session.id)
     if session.status is Status.PENDING:
+        asked = Constraints(gpu_model=session.constraints.get("gpu_model"))
+        await check_devices(connection, session.resource_group, asked, [slots])
         check_possible(await slots_for(connection, session), _Meant(session), [slots], ClusterMode.SINGLE_NODE)
         await reallocate(connection, session.main_kernel_id, None, slots, now=call.now)
     else:

@@ -250,7 +250,11 @@ def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
         both = name in _MERGED and isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = {**merged[name], **value} if both else value
+        before = merged.get(name)
+        if name == "resource_slots" and both and ("gpu" in value) != ("gpu-mem" in value):
+            # devices are asked for whole, or by a share: the one ends the other
+            before = {slot: amount for slot, amount in merged[name].items() if slot not in ("gpu", "gpu-mem")}
+        merged[name] = {**(before or {}), **value} if both else value
     return merged
 
 

@@ -132,6 +132,18 @@ class InvalidTemplate(InvalidConfiguration):
     code = "invalid_template"
 
 
+class GpuModelUnknown(InvalidResources):
+    """No device of the resource group is of the model that is asked for; the message names those that there are."""
+
+    code = "gpu_model_unknown"
+
+
+class GpuNotShared(InvalidResources):
+    """Devices are not shared here; ask for whole ones with gpu=1, or for a resource group that shares its devices."""
+
+    code = "gpu_not_shared"
+
+
 class ResourcesImpossible(InvalidConfiguration):
     """No host of this installation could ever hold this session, not even an empty one; ask for less."""
 

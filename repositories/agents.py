@@ -14,6 +14,8 @@ from agent.wire import AgentHello, DeviceList
 from domain.errors import AgentNotFound, AlreadyExists, Conflict, ResourceGroupNotFound, StillInUse, Unauthenticated
 from domain.ids import AgentId, SessionId
 from domain.names import as_uuid
+from domain.placement import DEVICE, GPU, GPU_SHARE
+from domain.scheduler.devices import is_of_model
 from domain.session import Event
 from repositories import devices
 from repositories.database import Connection
@@ -331,15 +333,20 @@ async def reported_slots(
     only: AgentId | None = None,
     group: str | None = None,
     labels: Mapping[str, str] | None = None,
+    gpu_model: str | None = None,
 ) -> list[tuple[str, dict[str, int]]]:
     """(architecture, {slot: amount}) of every agent that has ever said hello, used or not: what could be held at most.
 
-    `group`, `labels`: only of agents that are in this resource group and have these labels.
+    `group`, `labels`: only of agents that are in this resource group and have these labels. Devices are those of the model,
+    also if they are out and may come back: `gpu` says how many, `gpu-mem/UUID` what can be shared of each.
     """
     rows = await connection.fetch(
         """
-        SELECT a.architecture, jsonb_object_agg(r.name, r.reported) AS slots
+        SELECT a.architecture, jsonb_object_agg(r.name, greatest(r.reported, d.offered_mib)) AS slots,
+            coalesce(jsonb_object_agg(d.name, jsonb_build_object('model', d.model, 'whole_only', d.info -> 'whole_only'))
+                FILTER (WHERE d.name IS NOT NULL), '{}') AS devices
         FROM agents a JOIN resources r ON r.agent_id = a.id
+        LEFT JOIN devices d ON d.agent_id = r.agent_id AND d.name = r.name
         WHERE ($1::text IS NULL OR a.id = $1) AND ($2::text IS NULL OR a.resource_group = $2) AND a.labels @> $3
         GROUP BY a.id ORDER BY a.id
         """,
@@ -347,7 +354,18 @@ async def reported_slots(
         group,
         dict(labels or {}),
     )
-    return [(row["architecture"], row["slots"]) for row in rows]
+    return [(row["architecture"], _counted(row["slots"], row["devices"], gpu_model)) for row in rows]
+
+
+def _counted(slots: Mapping[str, int], known: Mapping[str, Mapping[str, Any]], model: str | None) -> dict[str, int]:
+    counted = {name: amount for name, amount in slots.items() if not name.startswith(DEVICE)}
+    for name in sorted(name for name, amount in slots.items() if name.startswith(DEVICE) and amount > 0):
+        device = known.get(name, {})
+        if is_of_model(device.get("model") or "", model):
+            counted[GPU] = counted.get(GPU, 0) + 1
+            if not device.get("whole_only"):
+                counted[f"{GPU_SHARE}/{name.removeprefix(DEVICE)}"] = slots[name]
+    return counted
 
 
 _AGENT: Final = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from domain.ids import AgentId
@@ -34,3 +35,26 @@ async def list_devices(connection: Connection, agent_id: AgentId | None) -> list
             agent_id,
         )
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What there is of a device when it is in and nobody has it."""
+
+    agent_id: AgentId
+    model: str
+    offered_mib: int
+    whole_only: bool
+
+
+async def offers_of(connection: Connection, group: str) -> tuple[list[Offer], bool]:
+    """Of all devices of a resource group, also those that are out and may come back; and whether the group shares them."""
+    rows = await connection.fetch(
+        """
+        SELECT d.agent_id, d.model, d.offered_mib, coalesce(d.info -> 'whole_only' = 'true', false) AS whole_only
+        FROM devices d JOIN agents a ON a.id = d.agent_id WHERE a.resource_group = $1 ORDER BY d.agent_id, d.name
+        """,
+        group,
+    )
+    shares = await connection.fetchval("SELECT gpu_sharing FROM resource_groups WHERE name = $1", group)
+    return [Offer(**{**row, "agent_id": AgentId(row["agent_id"])}) for row in rows], bool(shares)
