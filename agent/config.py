@@ -117,8 +117,8 @@ class AgentConfig:
         for name, words in choices.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} is one of {', '.join(words)}, not '{getattr(self, name)}'")
-        if isinstance(self.gpus, str) and self.gpus not in ("all", "none"):
-            raise ValueError(f"gpus is 'all', 'none' or a list of UUIDs and numbers, not '{self.gpus[:80]}'")
+        if not isinstance(self.gpus, tuple) and self.gpus not in ("all", "none"):
+            raise ValueError(f"gpus is 'all', 'none' or a list of UUIDs and numbers, not '{str(self.gpus)[:80]}'")
         if self.gpu_library and not Path(self.gpu_library).is_absolute():
             raise ValueError(f"gpu_library is an absolute path, not '{self.gpu_library}'")
         for name in ("gpu_reserve", "gpu_tolerate", "gpu_overuse_seconds"):

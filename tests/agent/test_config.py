@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig, ConfigError
+from agent.gpu_terms import GpuSettings
 
 BASE = 'agent_id = "gpu-1"\nmanagers = ["https://10.0.0.1:8471"]\n'
 
@@ -37,6 +38,33 @@ def test_everything_of_the_host_is_offered_unless_told_otherwise(tmp_path: Path)
     assert offered["mem"] > 256
 
 
+def test_all_gpus_are_offered_unless_told_otherwise(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE).gpu_settings() == GpuSettings()
+    assert load(tmp_path, BASE + 'gpus = "none"').gpu_settings().offered == ()
+    chosen = load(
+        tmp_path,
+        BASE
+        + """
+        gpus = [0, "GPU-1234"]
+        gpu_reserve = 2048
+        gpu_check = "torch"
+        gpu_overuse = "end"
+        gpu_overuse_seconds = 5
+        sample_seconds = 2
+        """,
+    )
+    assert chosen.gpu_settings() == GpuSettings(
+        offered=("0", "GPU-1234"),
+        reserve_mib=2048,
+        test="torch",
+        end_overuse=True,
+        overuse_seconds=5,
+        look_seconds=2,
+    )
+    chosen.save()
+    assert AgentConfig.load(tmp_path) == chosen
+
+
 def test_managers_are_remembered(tmp_path: Path) -> None:
     config = load(tmp_path, BASE)
     config.remember_managers(["https://10.0.0.2:1", "https://10.0.0.1:8471"])
@@ -52,6 +80,14 @@ def test_managers_are_remembered(tmp_path: Path) -> None:
         BASE + 'mem = "much"',
         BASE + 'direct = "8443"',
         BASE + 'reserve = "gpu"',
+        BASE + 'gpus = "some"',
+        BASE + "gpus = 3",
+        BASE + 'gpu_runtime = "docker"',
+        BASE + 'gpu_overuse = "kill"',
+        BASE + "gpu_reserve = -1",
+        BASE + 'gpu_reserve = "1g"',
+        BASE + "gpu_check_seconds = 0",
+        BASE + 'gpu_library = "libnvidia-ml.so.1"',
         BASE.replace("gpu-1", "../x"),
         BASE + '[[mounts]]\nsource = "here"\ntarget = "/data"',
         BASE + '[[mounts]]\nsource = "/srv"\ntarget = "/moorage/rt"',
