@@ -115,7 +115,10 @@ async def take_out(
 async def put_in(
     connection: Connection, agent_id: AgentId, device: str, *, cause: Cause, now: datetime
 ) -> tuple[str, Changed]:
-    """Offer it again; its name, and what changed. Raises AgentNotFound, DeviceNotFound, and DeviceUnhealthy while its agent says that it is bad."""
+    """Offer it again; its name, and what changed.
+
+    Raises AgentNotFound, DeviceNotFound, and DeviceUnhealthy while its agent says that it is bad.
+    """
     name = await _lock(connection, agent_id, device)
     row = (await _known(connection, agent_id))[name]
     if row["missing_since"] is not None or not row["healthy"]:
@@ -257,7 +260,7 @@ async def _lock_holders(connection: Connection, agent_id: AgentId, names: Sequen
         """
         SELECT s.id FROM sessions s WHERE s.id IN (
             SELECT k.session_id FROM allocations a JOIN kernels k ON k.id = a.kernel_id
-            WHERE a.agent_id = $1 AND a.name = ANY($2::text[])) ORDER BY s.id FOR UPDATE
+            WHERE a.agent_id = $1 AND a.name = ANY($2::text[])) ORDER BY s.id FOR NO KEY UPDATE
         """,
         agent_id,
         list(names),

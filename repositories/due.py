@@ -46,7 +46,7 @@ async def take_due(connection: Connection, *, now: datetime, limit: int = 200) -
         WHERE {tables.NOT_FINAL} AND ((expires_at <= $1 AND status IN ({_EXPIRING}))
             OR (work_until_at <= $1 AND status IN ({_WORKING}))
             OR (deadline_at <= $1 AND status IN ({_PASSING})))
-        ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+        ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
         """,
         now,
         limit,

@@ -120,7 +120,7 @@ def _facts(row: Mapping[str, Any], kernels: Sequence[KernelRow], used: Window | 
 async def lock(connection: Connection, sessions: Collection[SessionId]) -> list[SessionId]:
     """In the order of their ids; one that somebody else holds is looked at again soon."""
     rows = await connection.fetch(
-        "SELECT id FROM sessions WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED", list(sessions)
+        "SELECT id FROM sessions WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED", list(sessions)
     )
     return [SessionId(row["id"]) for row in rows]
 

@@ -20,7 +20,7 @@ SCOPES_OF: Final = """
         AS v(scope, scope_id)
 """
 #: What a session `s` is charged, by the names of limits: for all of its kernels, wherever they are.
-_CHARGES: Final = """
+CHARGES: Final = """
     (
         SELECT 'sessions' AS name, 1::bigint AS amount UNION ALL SELECT 'pending_sessions', 1
         UNION ALL SELECT 'priority', s.priority WHERE s.priority > 0
@@ -39,7 +39,7 @@ _BOUND: Final = f"""
         WHERE s.id = $1 AND s.session_type <> 'system' ORDER BY q.scope, q.scope_id, q.name FOR NO KEY UPDATE OF q
     ), bound AS MATERIALIZED (
         SELECT h.id, h.scope, h.scope_id, h.name, c.amount, h.status <> 'PENDING' AS placed
-        FROM held h JOIN sessions s ON s.id = h.id CROSS JOIN LATERAL {_CHARGES} c WHERE c.name = h.name
+        FROM held h JOIN sessions s ON s.id = h.id CROSS JOIN LATERAL {CHARGES} c WHERE c.name = h.name
     )
 """
 _INSERT: Final = "INSERT INTO quota_uses (session_id, scope, scope_id, name, amount, placed)"
@@ -175,7 +175,7 @@ class LimitRepository:
             FROM sessions s CROSS JOIN LATERAL {SCOPES_OF}
             JOIN unnest($1::text[], $2::text[], $3::text[]) AS w(scope, scope_id, name)
                 ON w.scope = v.scope AND w.scope_id = v.scope_id
-            CROSS JOIN LATERAL {_CHARGES} c
+            CROSS JOIN LATERAL {CHARGES} c
             WHERE {tables.NOT_FINAL.replace("status", "s.status")} AND s.session_type <> 'system' AND c.name = w.name
             """,
             *([row[column] for row in made] for column in ("scope", "scope_id", "name")),

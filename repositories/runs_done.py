@@ -22,7 +22,7 @@ _FINISH: Final = """
         JOIN kernels k ON k.id = f.kernel_id AND k.agent_id = f.agent_id
         WHERE (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
     ), theirs AS MATERIALIZED (
-        SELECT s.id, s.user_id, s.domain FROM sessions s WHERE s.id IN (SELECT session_id FROM told) ORDER BY s.id FOR UPDATE
+        SELECT s.id, s.user_id, s.domain FROM sessions s WHERE s.id IN (SELECT session_id FROM told) ORDER BY s.id FOR NO KEY UPDATE
     ), done AS (
         INSERT INTO executions AS e (run_id, session_id, kernel_id, agent_id, attempt, user_id, request_hash, mode, status,
             exit_code, signal, reason, started_at, finished_at, last_seq, output_bytes)

@@ -148,7 +148,7 @@ def _session(kernels: Sequence[Mapping[str, Any]], *, hosts: Iterable[str] | Non
         constraints=_constraints(one["constraints"]),
         labels=one["labels"],
         lifetime_seconds=one["timeout_seconds"],
-        scopes=_scopes(one),
+        scopes=_scopes(one) if hosts is None else (),  # what joins has been charged when it was asked for
         cluster_mode=ClusterMode(one["cluster_mode"]),
         clustered=one["clustered"],
         joins=hosts is not None,

@@ -160,7 +160,11 @@ def moving(event: Event) -> str:
         finals = ", ".join(f"'{status}'" for status in sorted(FINAL))
         quota = f", given_back AS (DELETE FROM quota_uses q USING moved m WHERE q.session_id = m.id AND m.status IN ({finals}))"
     elif Status.PENDING in targets.values():
-        quota = ", waits_again AS (UPDATE quota_uses q SET placed = false FROM moved m WHERE q.session_id = m.id AND q.placed)"
+        quota = """
+        , waits_again AS (
+            UPDATE quota_uses q SET placed = false FROM moved m
+            WHERE q.session_id = m.id AND m.status = 'PENDING' AND q.placed
+        )"""
     return f"""moved AS (
         UPDATE sessions s SET prev_status = s.status, status = {case}, version = s.version + 1,
             status_changed_at = $1::timestamptz, status_reason = {said},
