@@ -64,7 +64,10 @@ _FROM: Final = """
     ) c ON true
     LEFT JOIN LATERAL (
         SELECT jsonb_object_agg(name, amount) AS slots FROM (
-            SELECT split_part(al.name, '/', 1) AS name, sum(al.amount) AS amount
+            -- whole devices by their number, shares by their memory
+            SELECT CASE WHEN ak.slots ? 'gpu-mem' AND starts_with(al.name, 'gpu/') THEN 'gpu-mem'
+                ELSE split_part(al.name, '/', 1) END AS name,
+                sum(CASE WHEN NOT ak.slots ? 'gpu-mem' AND starts_with(al.name, 'gpu/') THEN 1 ELSE al.amount END) AS amount
             FROM allocations al JOIN kernels ak ON ak.id = al.kernel_id WHERE ak.session_id = s.id GROUP BY 1) held
     ) a ON s.status NOT IN ('PENDING', 'CANCELLED')
 """

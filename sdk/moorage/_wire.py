@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,9 @@ from moorage._errors import MoorageError, UnexpectedAnswer
 
 #: Retryable by their class, but only by the caller's decision: waiting is what has just been tried.
 _NOT_AGAIN = frozenset({"resource_unavailable", "storage_full", "session_not_ready", "transfer_failed"})
+_GPUS = re.compile(
+    r"(?:(?P<model>[A-Za-z][^:]*):)?(?P<number>\d{1,9}(?:\.\d{1,9})?)|(?P<alone>[A-Za-z][^:]*)", re.ASCII
+)
 _STANDARD = frozenset({"type", "title", "status", "detail", "code", "request_id", "instance"})
 
 
@@ -56,6 +60,16 @@ def body(**fields: Any) -> dict[str, Any]:
 def slots(**amounts: Any) -> dict[str, Any]:
     """What a session asks for, as the server takes it."""
     return {name: amount for name, amount in amounts.items() if amount not in (None, 0)}
+
+
+def gpus(gpu: float | str | None) -> tuple[float | None, str | None]:
+    """How many devices, and of which model: 2, "h100:2", or "h100" for one."""
+    if not isinstance(gpu, str):
+        return gpu, None
+    if (found := _GPUS.fullmatch(gpu.strip())) is None:
+        raise ValueError(f"'{gpu}' is neither a number of GPUs nor MODEL:NUMBER, such as h100:1")
+    number = found["number"] or "1"
+    return float(number) if "." in number else int(number), found["model"] or found["alone"]
 
 
 def error_from(status: int, content: bytes, headers: Mapping[str, str]) -> MoorageError:

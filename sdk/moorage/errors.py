@@ -37,6 +37,8 @@ __all__ = [
     "FileExists",
     "FileNotFound",
     "FilePermissionDenied",
+    "GpuModelUnknown",
+    "GpuNotShared",
     "HostStorageFull",
     "IdempotencyMismatch",
     "ImageNameTaken",
@@ -311,6 +313,26 @@ class InvalidResources(InvalidConfiguration):
     code = "invalid_resources"
     http_status = 422
     default_message = "The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."
+
+
+class GpuModelUnknown(InvalidResources):
+    """No device of the resource group is of the model that is asked for; the message names those that there are."""
+
+    code = "gpu_model_unknown"
+    http_status = 422
+    default_message = (
+        "No device of the resource group is of the model that is asked for; the message names those that there are."
+    )
+
+
+class GpuNotShared(InvalidResources):
+    """Devices are not shared here; ask for whole ones with gpu=1, or for a resource group that shares its devices."""
+
+    code = "gpu_not_shared"
+    http_status = 422
+    default_message = (
+        "Devices are not shared here; ask for whole ones with gpu=1, or for a resource group that shares its devices."
+    )
 
 
 class InvalidTemplate(InvalidConfiguration):
@@ -1178,6 +1200,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidMount.code: InvalidMount,
     SharedWithNobody.code: SharedWithNobody,
     InvalidResources.code: InvalidResources,
+    GpuModelUnknown.code: GpuModelUnknown,
+    GpuNotShared.code: GpuNotShared,
     InvalidTemplate.code: InvalidTemplate,
     ResourcesImpossible.code: ResourcesImpossible,
     NoMatchingHosts.code: NoMatchingHosts,

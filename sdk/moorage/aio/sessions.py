@@ -159,6 +159,8 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         callback_url: str | None = None,
         cpu: float | str | None = None,
         mem: int | str | None = None,
+        gpu: int | None = None,
+        gpu_mem: int | str | None = None,
         resources: Mapping[str, float | str] | None = None,
         if_unchanged: bool = False,
     ) -> Self:
@@ -166,9 +168,9 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
 
         `cluster_size` is that of a running cluster: workers come or go, those that have ended are replaced. A label of
         None goes, others stay; an `idle_timeout` of 0 and an empty `callback_url` stand for none. `cpu` and `mem` of a
-        running session change at once, as far as its host has room.
+        running session change at once, as far as its host has room; `gpu` and `gpu_mem` only while it waits.
         """
-        slots = _wire.slots(cpu=cpu, mem=mem, **(resources or {}))
+        slots = _wire.slots(cpu=cpu, mem=mem, gpu=gpu, **{"gpu-mem": gpu_mem}, **(resources or {}))
         headers = {"If-Match": self._etag or f'"{self.info.version}"'} if if_unchanged else None
         fields = _wire.body(
             name=name,
@@ -280,6 +282,8 @@ class Sessions:
         cpu: float | str = 1,
         mem: int | str = "1g",
         gpu: float | str | None = None,
+        gpu_mem: int | str | None = None,
+        gpu_model: str | None = None,
         resources: Mapping[str, float | str] | None = None,
         timeout: float | None = None,
         session_type: str | None = None,
@@ -324,16 +328,19 @@ class Sessions:
 
         `resource_group`, `host_labels` (that its host has), `apart_from` (labels of sessions of yours that are not to be on
         its host) and `agent` (for administrators) say where it may run.
-        `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
+        `gpu` is a number of whole devices, with their model "h100:2", or "h100" for one; `gpu_mem` ("20g") asks for a share
+        of one device instead. `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
         may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
         number waits so many seconds. Raises `SessionEnded` when it ended before it ran, with the reason, and
         `WaitTimeout`; a session that was made and then not waited for is destroyed, so that an exception leaves none
         behind. With `dry_run` nothing is made: the answer is an `Explanation` (see the method of this name).
         """
+        number, model = _wire.gpus(gpu)
         fields = _wire.body(
             name=name,
             image=image,
-            resource_slots=_wire.slots(cpu=cpu, mem=mem, gpu=gpu, **(resources or {})),
+            resource_slots=_wire.slots(cpu=cpu, mem=mem, gpu=number, **{"gpu-mem": gpu_mem}, **(resources or {})),
+            gpu_model=gpu_model or model,
             session_type=session_type,
             cluster_mode=cluster_mode,
             cluster_size=cluster_size,
@@ -369,7 +376,9 @@ class Sessions:
         if _template is not None:
             over = {name: value for name, value in fields.items() if value != {}} | dict(_template["overrides"])
             address = _wire.path("sessions", "from-template")
-            return await self._asked_for(address, {**_template, "overrides": over}, wait, owner, idempotency_key, dry_run)
+            return await self._asked_for(
+                address, {**_template, "overrides": over}, wait, owner, idempotency_key, dry_run
+            )
         address = _wire.path("sessions") if _cluster is None else _wire.path("sessions", "cluster")
         return await self._asked_for(address, {**fields, **(_cluster or {})}, wait, owner, idempotency_key, dry_run)
 
@@ -436,9 +445,11 @@ class Sessions:
         """Ask for a session of a main kernel and workers on a network of their own: all of them run, or none.
 
         `settings` are those of `create`, for every kernel; `main` and `worker` may set `image`, `cpu`, `mem`, `gpu`,
-        `resources` and `environ` of their role otherwise. Without `multi_node` all kernels are on one host.
+        `gpu_mem`, `resources` and `environ` of their role otherwise; all devices are of one model. Without `multi_node` all
+        kernels are on one host.
         """
         shared = {"cpu": 1, "mem": "1g", **settings}
+        settings = {**settings, "gpu_model": _one_model(settings, main, worker)}
         roles = {"main": _role(main, shared), "worker": _role(worker, shared)}
         return await self.create(
             name,
@@ -537,13 +548,32 @@ def _role(role: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> dict[str
     """A role's own settings; amounts that it does not name are those of all."""
     if role is None:
         return {}
-    known = ("cpu", "mem", "gpu", "resources", "image", "environ")
+    amounts = ("cpu", "mem", "gpu", "gpu_mem")
+    known = (*amounts, "resources", "image", "environ")
     if unknown := [name for name in role if name not in known]:
         raise TypeError(f"a role has no {unknown[0]!r}, only {', '.join(known)}")
-    amounts = {name: role.get(name, shared.get(name)) for name in ("cpu", "mem", "gpu")}
-    own = any(name in role for name in ("cpu", "mem", "gpu", "resources"))
-    slots = _wire.slots(**amounts, **(role.get("resources", shared.get("resources")) or {})) if own else None
+    wanted = {name: role.get(name, shared.get(name)) for name in amounts}
+    if "gpu" in role or "gpu_mem" in role:  # devices are asked for whole, or by a share: the one ends the other
+        wanted |= {"gpu": role.get("gpu"), "gpu_mem": role.get("gpu_mem")}
+    own = any(name in role for name in (*amounts, "resources"))
+    asked = {
+        "cpu": wanted["cpu"],
+        "mem": wanted["mem"],
+        "gpu": _wire.gpus(wanted["gpu"])[0],
+        "gpu-mem": wanted["gpu_mem"],
+    }
+    slots = _wire.slots(**asked, **(role.get("resources", shared.get("resources")) or {})) if own else None
     return _wire.body(image=role.get("image"), environ=role.get("environ"), resource_slots=slots)
+
+
+def _one_model(*settings: Mapping[str, Any] | None) -> str | None:
+    """Of the devices of all kernels. Raises ValueError when they are to be of several models."""
+    said = [
+        given for one in settings if one for given in (one.get("gpu_model"), _wire.gpus(one.get("gpu"))[1]) if given
+    ]
+    if len({model.lower() for model in said}) > 1:
+        raise ValueError(f"the GPUs of a session are of one model, and not of {' and '.join(dict.fromkeys(said))}")
+    return said[0] if said else None
 
 
 SessionList = list[Session]

@@ -12,6 +12,7 @@ import click
 from moorage._errors import MoorageError
 from moorage.cli import terminal
 from moorage.cli.explain import show_dry_run
+from moorage.cli.options import Gpus
 from moorage.cli.sessions import creation_fields, creation_options, wait_for_running
 from moorage.cli.terminal import connect, json_option, note, print_json
 
@@ -33,7 +34,8 @@ def cluster_command() -> None:
 @click.option("--worker-image", metavar="IMAGE", help="Of the workers. [default: that of the main kernel]")
 @click.option("--worker-cpu", type=float, metavar="N", help="Of each worker. [default: that of the main kernel]")
 @click.option("--worker-mem", metavar="SIZE", help="Of each worker. [default: that of the main kernel]")
-@click.option("--worker-gpu", type=float, metavar="N", help="Of each worker. [default: that of the main kernel]")
+@click.option("--worker-gpu", type=Gpus(), help="Of each worker: 2, h100:1. [default: that of the main kernel]")
+@click.option("--worker-gpu-mem", metavar="SIZE", help="A share of one GPU for each worker instead: 20g.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it runs.")
 @click.option("--dry-run", is_flag=True, help="Create nothing: say whether it would start now, and if not, why.")
 @json_option
@@ -44,7 +46,8 @@ def create(
     worker_image: str | None,
     worker_cpu: float | None,
     worker_mem: str | None,
-    worker_gpu: float | None,
+    worker_gpu: str | None,
+    worker_gpu_mem: str | None,
     no_wait: bool,
     dry_run: bool,
     as_json: bool,
@@ -58,7 +61,13 @@ def create(
     moorage exec train --all -- torchrun train.py
     moorage modify train --cluster-size 6
     """
-    given = {"image": worker_image, "cpu": worker_cpu, "mem": worker_mem, "gpu": worker_gpu}
+    given = {
+        "image": worker_image,
+        "cpu": worker_cpu,
+        "mem": worker_mem,
+        "gpu": worker_gpu,
+        "gpu_mem": worker_gpu_mem,
+    }
     worker = {name: value for name, value in given.items() if value is not None}
     with connect() as client:
         session = client.sessions.create_cluster(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moorage.cli.terminal import F, PairParameter
+from moorage.cli.terminal import F, PairParameter, TextParameter
 
 
 class Label(PairParameter):
@@ -22,6 +22,21 @@ class Label(PairParameter):
         if not name:
             self.fail(f"'{value}' is not of the form NAME=VALUE.", param, ctx)
         return name, text if equals else None
+
+
+class Gpus(TextParameter):
+    """A number of devices, with or without their model; the text stays as it is."""
+
+    name = "[MODEL:]N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from moorage._wire import gpus
+
+        try:
+            gpus(str(value))
+        except ValueError as problem:
+            self.fail(f"{problem}.", param, ctx)
+        return str(value)
 
 
 def carried_options(function: F) -> F:

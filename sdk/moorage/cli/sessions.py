@@ -20,7 +20,15 @@ from moorage.cli.batch import (
     waits,
 )
 from moorage.cli.explain import reason, show_dry_run
-from moorage.cli.options import Label, carried_fields, carried_options, constraints_text, only_given, template_options
+from moorage.cli.options import (
+    Gpus,
+    Label,
+    carried_fields,
+    carried_options,
+    constraints_text,
+    only_given,
+    template_options,
+)
 from moorage.cli.terminal import (
     F,
     PairParameter,
@@ -72,7 +80,8 @@ def creation_options(function: F) -> F:
         click.option("--image", default="python", show_default=True, help="Image or alias."),
         click.option("--cpu", type=float, default=1, show_default=True, metavar="N", help="CPUs, also fractions."),
         click.option("--mem", default="1g", show_default=True, metavar="SIZE", help="Memory: 4g, or MiB."),
-        click.option("--gpu", type=float, metavar="N", help="GPUs."),
+        click.option("--gpu", type=Gpus(), help="Whole GPUs, also of a model: 2, h100:1, h100."),
+        click.option("--gpu-mem", metavar="SIZE", help="A share of one GPU, by its memory: 20g."),
         click.option("--slot", "slots", type=Pairs(), multiple=True, help="Another resource (repeatable)."),
         click.option("-e", "--env", type=Pairs(), multiple=True, help="An environment variable (repeatable)."),
         click.option("--shm-size", metavar="SIZE", help="Shared memory. [default: half of memory]"),
@@ -103,7 +112,8 @@ def creation_fields(
     image: str,
     cpu: float,
     mem: str,
-    gpu: float | None,
+    gpu: str | None,
+    gpu_mem: str | None,
     slots: Iterable[tuple[str, str]],
     env: Iterable[tuple[str, str]],
     shm_size: str | None,
@@ -133,6 +143,7 @@ def creation_fields(
         "cpu": cpu,
         "mem": mem,
         "gpu": gpu,
+        "gpu_mem": gpu_mem,
         "resources": dict(slots),
         "environ": dict(env) or None,
         "shm_size": shm_size,
@@ -524,6 +535,8 @@ def rename_command(session: str, new_name: str, as_json: bool) -> None:
 @click.option("--idle-timeout", type=float, metavar="SECONDS", help="Another one; 0 for none.")
 @click.option("--cpu", type=float, metavar="N", help="CPUs, also while it runs.")
 @click.option("--mem", metavar="SIZE", help="Memory, also while it runs: 4g, or MiB.")
+@click.option("--gpu", type=click.IntRange(1), metavar="N", help="Whole GPUs, while it waits in the queue.")
+@click.option("--gpu-mem", metavar="SIZE", help="A share of one GPU instead, while it waits in the queue.")
 @click.option("--if-version", type=click.IntRange(1), metavar="N", help="Only while it has this version (see 'info').")
 @dependency_options
 @json_option
@@ -536,7 +549,7 @@ def modify_command(
     **given: Any,
 ) -> None:
     """Change a session's settings."""
-    plain = ("name", "priority", "tag", "cluster_size", "callback_url", "idle_timeout", "cpu", "mem")
+    plain = ("name", "priority", "tag", "cluster_size", "callback_url", "idle_timeout", "cpu", "mem", "gpu", "gpu_mem")
     asked = {name: given.pop(name) for name in plain} | {"timeout": lifetime, "labels": dict(labels) or None}
     changes = {name: value for name, value in asked.items() if value is not None}
     cluster_size, wiring = changes.get("cluster_size"), given
