@@ -108,13 +108,15 @@ def refusal(full: Mapping[str, Any]) -> str:
     asked = in_words(name, full["asked"])
     if full["alone"]:
         return f"{limit}, and this session alone asks for {asked}; ask for less, or ask an administrator for more."
-    use = [
-        f"{in_words(name, full[key])} {word}" for key, word in (("used", "running"), ("queued", "queued")) if full[key]
-    ]
+    use = [_are(in_words(name, full[key]), how) for key, how in (("used", "running"), ("queued", "queued")) if full[key]]
     return (
-        f"{limit}, in use are {' and '.join(use) or 'none'}, and {asked} more would exceed it; "
+        f"{limit}: {' and '.join(use) or 'nothing is in use'}, so that {asked} more would exceed it; "
         "end something, or ask an administrator for more."
     )
+
+
+def _are(words: str, how: str) -> str:
+    return f"{words} {'is' if words.startswith('1 ') else 'are'} {how}"
 
 
 def facts(full: Mapping[str, Any]) -> dict[str, Any]:

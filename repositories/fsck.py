@@ -98,17 +98,20 @@ CHECKS: Final = (
                 format('counts %s running and %s waiting, its sessions hold %s and %s', q.used, q.queued,
                     coalesce(u.used, 0), coalesce(u.queued, 0)) AS detail
             FROM quotas q LEFT JOIN (
-                SELECT scope, scope_id, name, coalesce(sum(amount) FILTER (WHERE placed), 0) AS used,
-                    coalesce(sum(amount) FILTER (WHERE NOT placed), 0) AS queued FROM quota_uses GROUP BY 1, 2, 3
+                SELECT scope, scope_id, name, coalesce(sum(amount) FILTER (WHERE placed AND name <> 'pending_sessions'), 0) AS used,
+                    coalesce(sum(amount) FILTER (WHERE NOT placed), 0) AS queued
+                FROM quota_uses WHERE NOT quota_is_ceiling(name) GROUP BY 1, 2, 3
             ) u USING (scope, scope_id, name)
             WHERE (q.used, q.queued) <> (coalesce(u.used, 0), coalesce(u.queued, 0))
         """,
         remedy="'moorage admin fsck --repair' counts again",
         repair="""
             UPDATE quotas q SET used = c.used, queued = c.queued FROM (
-                SELECT q.scope, q.scope_id, q.name, coalesce(sum(u.amount) FILTER (WHERE u.placed), 0)::bigint AS used,
+                SELECT q.scope, q.scope_id, q.name,
+                    coalesce(sum(u.amount) FILTER (WHERE u.placed AND q.name <> 'pending_sessions'), 0)::bigint AS used,
                     coalesce(sum(u.amount) FILTER (WHERE NOT u.placed), 0)::bigint AS queued
-                FROM quotas q LEFT JOIN quota_uses u USING (scope, scope_id, name) GROUP BY 1, 2, 3) c
+                FROM quotas q LEFT JOIN quota_uses u USING (scope, scope_id, name)
+                WHERE NOT quota_is_ceiling(q.name) GROUP BY 1, 2, 3) c
             WHERE (q.scope, q.scope_id, q.name) = (c.scope, c.scope_id, c.name)
                 AND (q.used, q.queued) <> (c.used, c.queued)
         """,

@@ -13,6 +13,7 @@ from domain.ids import SessionId
 from domain.session import SessionTypes
 from domain.watch import Window
 from repositories.database import Connection
+from repositories.limits import SCOPES_OF
 from repositories.metrics import KernelRow, MetricsRepository
 from repositories.transit import Cause, emit
 from repositories.watch import Stored, WatchRepository, settings_of, window
@@ -37,17 +38,18 @@ async def candidates(
     """Every running session that a checker may have something to say of; or those of `only`, as they are at this moment."""
     stored = await WatchRepository(connection, now=now).stored()
     rows = await connection.fetch(
-        """
+        f"""
         SELECT s.id, s.name, s.user_id, s.domain, s.project_id, s.session_type, s.started_at, s.last_activity_at,
-            s.timeout_seconds, s.expires_at, s.idle_timeout_seconds,
+            s.timeout_seconds, s.expires_at, least(s.idle_timeout_seconds, l.most) AS idle_timeout_seconds,
             x.session_id IS NOT NULL AS exempt,
             w.checker, w.warned_at, w.due_at,
             s.id IN (SELECT session_id FROM executions WHERE status = 'running') AS busy
         FROM sessions s
         LEFT JOIN idle_exemptions x ON x.session_id = s.id LEFT JOIN idle_warnings w ON w.session_id = s.id
+        CROSS JOIN LATERAL ({_LIMIT}) l
         WHERE s.status IN ('RUNNING', 'RUNNING_DEGRADED') AND s.started_at IS NOT NULL
             AND ($1::uuid[] IS NULL OR s.id = ANY($1))
-            AND ($2 OR s.idle_timeout_seconds IS NOT NULL OR s.expires_at IS NOT NULL OR w.session_id IS NOT NULL)
+            AND ($2 OR coalesce(s.idle_timeout_seconds, l.most) IS NOT NULL OR s.expires_at IS NOT NULL OR w.session_id IS NOT NULL)
         ORDER BY s.id
         """,
         None if only is None else list(only),
@@ -70,6 +72,13 @@ async def candidates(
         )
         for row in rows
     ]
+
+
+#: The tightest limit named `idle` of a session's scopes; sessions that end with their work are bound by their own only.
+_LIMIT: Final = f"""
+    SELECT min(q.max_amount)::double precision AS most FROM {SCOPES_OF} JOIN quotas q USING (scope, scope_id)
+    WHERE q.name = 'idle' AND s.session_type IN ('interactive', 'worker')
+"""
 
 
 def _watches_all(stored: Stored) -> bool:

@@ -284,3 +284,38 @@ async def test_a_session_that_ends_meanwhile_has_no_warning_left(
         await connection.execute("UPDATE sessions SET status = 'TERMINATING' WHERE id = $1", session_id)
         await checkers.step()
         assert await connection.fetchval("SELECT count(*) FROM idle_warnings") == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "own", "ends_after"),
+    [
+        ({"project": 500}, None, 500),
+        ({"project": 500, "domain": 300}, None, 300),
+        ({"domain": 300}, 200.0, 200),
+        ({"domain": 300}, 400.0, 300),
+    ],
+)
+async def test_the_tightest_limit_ends_it_however_long_it_asked_for(
+    database: Database, checkers: IdleCheckers, clock: Clock, limits: dict[str, int], own: float | None, ends_after: int
+) -> None:
+    (session_id,) = await running(database)
+    (batch,) = await running(database)
+    async with database.reader() as connection:
+        for scope, most in limits.items():
+            scope_id = str(PROJECT) if scope == "project" else "default"
+            await connection.execute(
+                "INSERT INTO quotas (scope, scope_id, name, max_amount) VALUES ($1, $2, 'idle', $3)",
+                scope,
+                scope_id,
+                most,
+            )
+        await connection.execute("UPDATE sessions SET idle_timeout_seconds = $2 WHERE id = $1", session_id, own)
+        await connection.execute("UPDATE sessions SET session_type = 'batch' WHERE id = $1", batch)
+    await checkers.step()
+    clock.turn(seconds=ends_after - 1)
+    await checkers.step()
+    assert (await status(database, session_id))[0] == "RUNNING"
+    clock.turn(seconds=ends_after)  # the warning came late, and has its time
+    await checkers.step()
+    assert (await status(database, session_id))[0] == "TERMINATING"
+    assert (await status(database, batch))[0] == "RUNNING"

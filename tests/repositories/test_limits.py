@@ -96,7 +96,7 @@ async def test_every_limit_binds_at_every_scope(database: Database, name: str, s
     else:
         await set_limits(processor, scope, **{name: 1})
         await processor.run(create("fits"), by=ALICE)
-        with pytest.raises(QuotaExceeded, match="1 session queued"):
+        with pytest.raises(QuotaExceeded, match="1 session is queued"):
             await processor.run(create("one-more"), by=ALICE)
 
 
@@ -117,7 +117,7 @@ async def test_a_refusal_says_what_runs_and_what_waits(database: Database) -> No
     with pytest.raises(QuotaExceeded) as caught:
         await processor.run(create("more", cpu=2), by=ALICE)
     assert caught.value.message == (
-        "The limit cpu of user alice@example.org is 4 CPUs, in use are 2 CPUs running and 1 CPU queued, and 2 CPUs more "
+        "The limit cpu of user alice@example.org is 4 CPUs: 2 CPUs are running and 1 CPU is queued, so that 2 CPUs more "
         "would exceed it; end something, or ask an administrator for more."
     )
 
