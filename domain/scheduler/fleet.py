@@ -8,7 +8,7 @@ from typing import Final
 
 from domain.ids import AgentId
 from domain.placement import Group, Host, PendingSession, Reservation
-from domain.scheduler.obstacles import bars
+from domain.scheduler.obstacles import misplaced
 from domain.scheduler.seats import Index, Pair, Seat
 from domain.scheduler.shapes import Part, Shape
 from domain.session import ClusterMode
@@ -104,11 +104,10 @@ class Fleet:
             session.images_on,
             session.stores,
             session.hosts if home else None,
-            constraints.gpu_model,
         )
         if (found := self._among.get(key)) is None:
-            barred = (seat.number for seat in self.seats if next(bars(session, seat.host, self.group), None) is None)
-            found = self._among[key] = frozenset(barred)
+            good = (seat.number for seat in self.seats if next(misplaced(session, seat.host), None) is None)
+            found = self._among[key] = frozenset(good)
         return key, found
 
     def everywhere(self, part: Part | None = None) -> list[Index]:

@@ -73,6 +73,13 @@ def _default_group(name: str) -> Group:
 
 def bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle]:
     """What is so however much is free: the planner looks for no room on such a host."""
+    yield from misplaced(session, host)
+    if wants_devices(session):
+        yield from _device_bars(session, host, group)
+
+
+def misplaced(session: PendingSession, host: Host) -> Iterator[Obstacle]:
+    """The bars that have nothing to do with devices."""
     constraints = session.constraints
     if host.resource_group != session.resource_group:
         yield _never("resource_group", f"is in resource group {host.resource_group}, not in {session.resource_group}")
@@ -90,8 +97,6 @@ def bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle
     home = session.hosts if session.joins and session.cluster_mode is ClusterMode.SINGLE_NODE else None
     if home and host.id not in home:
         yield _never("agent", f"is not {names(home)}, where the other kernels of the session run")
-    if wants_devices(session):
-        yield from _device_bars(session, host, group)
 
 
 def _device_bars(session: PendingSession, host: Host, group: Group) -> Iterator[Obstacle]:
