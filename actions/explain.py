@@ -52,7 +52,7 @@ from repositories.snapshot import as_pending, snapshot
 
 T = TypeVar("T")
 #: The search for ways out ends after so long, and says so.
-SEARCH_SECONDS: Final = 2.0
+SEARCH_SECONDS: Final = 3.0
 #: Plans are made beside the event loop, and so many at once: the process has other things to do.
 _PLANNERS: Final = ThreadPoolExecutor(2, "explain")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -13,8 +13,9 @@ from domain.explain.changes import ended
 from domain.explain.trials import Trials, first_that
 from domain.explain.values import Ending, Surroundings, Way
 from domain.ids import AgentId, SessionId
-from domain.placement import Holding, Snapshot
+from domain.placement import Holding, Host, PendingSession, Snapshot
 from domain.scheduler.obstacles import obstacles
+from domain.session import ClusterMode
 
 #: So many sessions, whose end could help, are tried one by one, and so many of each kind are told of.
 _TRIED: Final = 24
@@ -32,6 +33,7 @@ class Holder:
     user_id: UUID
     agents: tuple[AgentId, ...]
     ends_at: datetime | None
+    holdings: tuple[Holding, ...]
 
 
 def holders(snapshot: Snapshot) -> dict[SessionId, Holder]:
@@ -49,6 +51,7 @@ def _holder(held: Sequence[Holding]) -> Holder:
         user_id=held[0].user_id,
         agents=tuple(sorted({holding.agent_id for holding in held})),
         ends_at=None if None in ends else max(end for end in ends if end is not None),
+        holdings=tuple(held),
     )
 
 
@@ -71,24 +74,42 @@ def endings(trials: Trials, around: Surroundings) -> Iterator[Way]:
 
 def _useful(trials: Trials, found: Mapping[SessionId, Holder], around: Surroundings) -> list[Holder]:
     session, snapshot = trials.session, trials.snapshot
+    own = replace(snapshot, holdings=tuple(h for h in snapshot.holdings if h.user_id == session.user_id))
     hosts = {
         host.id
         for host in snapshot.hosts
         if host.resource_group == session.resource_group
-        and all(obstacle.code in _PASSING and not obstacle.ever for obstacle in obstacles(session, host, snapshot))
+        and all(obstacle.code in _PASSING and not obstacle.ever for obstacle in obstacles(session, host, own))
     }
+    by_id = {host.id: host for host in snapshot.hosts if host.id in hosts}
     bound = {(limit.scope, limit.name) for limit in snapshot.limits if limit.scope in session.scopes}
+    free_now = any(not obstacles(session, host, own) for host in snapshot.hosts if host.id in hosts)
+    alone = session.cluster_mode is ClusterMode.SINGLE_NODE or len(session.kernels) == 1
     useful = [
         holder
         for holder in found.values()
         if holder.id != session.id
         and (hosts.intersection(holder.agents) or bound.intersection(around.counted.get(holder.id, ())))
+        and (free_now or not alone or _makes_room(session, holder, by_id, own))
     ]
 
     def order(holder: Holder) -> tuple[bool, bool, datetime, SessionId]:
         return holder.user_id != session.user_id, holder.ends_at is None, holder.ends_at or trials.now, holder.id
 
     return sorted(useful, key=order)
+
+
+def _makes_room(session: PendingSession, holder: Holder, hosts: Mapping[AgentId, Host], own: Snapshot) -> bool:
+    """On one host alone: without this, no plan is worth making. `own`: with the holdings of its owner alone."""
+    for holding in holder.holdings:
+        if (host := hosts.get(holding.agent_id)) is not None:
+            left = own
+            if holder.user_id == session.user_id:
+                left = replace(own, holdings=tuple(h for h in own.holdings if h.session_id != holder.id))
+            free = {name: amount + holding.amounts.get(name, 0) for name, amount in host.free.items()}
+            if not obstacles(session, host, left, free=free):
+                return True
+    return False
 
 
 def latest(trials: Trials, around: Surroundings) -> Iterator[Way]:
@@ -105,7 +126,7 @@ def latest(trials: Trials, around: Surroundings) -> Iterator[Way]:
     at = first_that(times, lambda at: trials.would(without(at), at))
     if at is None or not trials.would_indeed(without(at), at):
         return
-    over = gone(at)
+    over = _enough(trials, gone(at), at, around)
     if len(over) == 1:
         which, limit = _named(_ending(over[0], trials, around)), "its lifetime limit"
     else:
@@ -115,6 +136,15 @@ def latest(trials: Trials, around: Surroundings) -> Iterator[Way]:
         limit = "their lifetime limits"
     text = f"at the latest at {words.moment(at, trials.now)}, when {which} will have reached {limit}"
     yield Way(kind="time", text=text, at=at, endings=tuple(_ending(h, trials, around) for h in over[:20]))
+
+
+def _enough(trials: Trials, over: list[Holder], at: datetime, around: Surroundings) -> list[Holder]:
+    """Of these, the ones that held something where it would start then, if they are enough."""
+    hosts = trials.places_on(ended(trials.snapshot, [h.id for h in over], around.counted), at)
+    bound = {(limit.scope, limit.name) for limit in trials.snapshot.limits if limit.scope in trials.session.scopes}
+    fewer = [h for h in over if hosts.intersection(h.agents) or bound.intersection(around.counted.get(h.id, ()))]
+    changed = ended(trials.snapshot, [h.id for h in fewer], around.counted)
+    return fewer if trials.would(changed, at) and trials.would_indeed(changed, at) else over
 
 
 def _ending(holder: Holder, trials: Trials, around: Surroundings) -> Ending:

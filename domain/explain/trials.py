@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from domain.explain.changes import instead
 from domain.explain.values import Surroundings
-from domain.ids import SessionId
+from domain.ids import AgentId, SessionId
 from domain.placement import PendingSession, Plan, Snapshot
 from domain.scheduler import plan
 
@@ -49,6 +49,12 @@ class Trials:
     def would_indeed(self, changed: Snapshot, at: datetime | None = None) -> bool:
         """For what has been found, and `would` has said yes to: with all of them."""
         return not self._behind or places(self._run(changed, at or self.now), self.session.id)
+
+    def places_on(self, changed: Snapshot, at: datetime) -> set[AgentId]:
+        """The hosts that it would get."""
+        made = self._run(changed, at)
+        mine = (one for one in made.placements if one.session_id == self.session.id and not one.joins)
+        return {kernel.agent_id for one in mine for kernel in one.kernels}
 
     def with_session(self, base: Snapshot, **changes: object) -> Snapshot:
         return instead(base, replace(self.session, **changes))  # type: ignore[arg-type]

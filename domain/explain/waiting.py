@@ -16,6 +16,7 @@ from domain.explain.values import Before, Explanation, Held, HostCount, Surround
 from domain.explain.ways import elsewhere, fewer, kernels, sooner, without
 from domain.ids import SessionId
 from domain.placement import Group, PendingSession, Plan, Reservation, Snapshot
+from domain.scheduler.order import Standing, capacity_of
 
 #: A plan for so many sessions and hosts is one of several hundred that may be made; larger ones, fewer.
 _PLANNED_AT_ALL: Final = 400_000
@@ -87,8 +88,8 @@ def _now(trials: Trials, around: Surroundings, *, never: bool) -> Iterator[Way]:
     yield from more_quota(trials, base)
     if not never:
         yield from latest(trials, around)
-        yield from sooner(trials, base, around)
         yield from endings(trials, around)
+        yield from sooner(trials, base, around)
 
 
 def _without_repetition(ways: tuple[Way, ...]) -> tuple[Way, ...]:
@@ -114,20 +115,27 @@ def _queue(session: PendingSession, snapshot: Snapshot, made: Plan) -> tuple[dic
     queue = {one.id: one for one in snapshot.pending if not one.joins}
     group = next((g for g in snapshot.groups if g.name == session.resource_group), Group(name=session.resource_group))
     rules: dict[str, list[PendingSession]] = {"priority": [], "share": [], "age": []}
+    standing = _standing(session.resource_group, snapshot)
     for session_id in order[:at]:
         if (one := queue.get(session_id)) is not None:
-            rules[_rule(one, session, group)].append(one)
+            rules[_rule(one, session, standing if group.fair_share else None)].append(one)
     before = tuple(_before(rule, ones, session) for rule, ones in rules.items() if ones)
     return {"position": at + 1, "queued": len(order)}, before
 
 
-def _rule(one: PendingSession, session: PendingSession, group: Group) -> str:
+def _standing(group: str, snapshot: Snapshot) -> Standing:
+    capacity = capacity_of(host for host in snapshot.hosts if host.resource_group == group)
+    return Standing((share for share in snapshot.shares if share.resource_group == group), capacity)
+
+
+def _rule(one: PendingSession, session: PendingSession, standing: Standing | None) -> str:
     """By which of them it comes first: it is in front of the session."""
     if one.priority > session.priority:
         return "priority"
-    if group.fair_share and one.user_id != session.user_id and one.priority == session.priority:
-        return "share"
-    return "age"
+    if standing is None or one.user_id == session.user_id:
+        return "age"
+    later = (one.created_at, one.id) > (session.created_at, session.id)
+    return "share" if later or standing.share(one.user_id) < standing.share(session.user_id) else "age"
 
 
 _RULES: Final = {
