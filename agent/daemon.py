@@ -87,6 +87,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         kernels.credentials = links.credentials
         try:
             await kernels.recover()
+            await gpus.look()  # now it is known which processes are sessions'
             log.info("boot %d of %s: %d kernels known", store.boot_no, config.agent_id, len(kernels.inventory()))
             if config.direct:
                 await _serve_directly(host, config, address, kernels.now)

@@ -42,14 +42,12 @@ _NO_DRIVER: Final = {
     "restart the host (or reload the module nvidia)",
     pynvml.NVML_ERROR_NO_PERMISSION: "the agent may not talk to NVIDIA's driver: it needs the device files /dev/nvidia*",
 }
-_NOT_THERE: Final = (
-    pynvml.NVML_ERROR_NOT_SUPPORTED,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    pynvml.NVML_ERROR_INVALID_ARGUMENT,
-    pynvml.NVML_ERROR_NO_DATA,
-    pynvml.NVML_ERROR_NO_PERMISSION,
-    pynvml.NVML_ERROR_NOT_READY,
+#: What is not taken for "it does not tell": nothing more can be learned of the device, or of any.
+_FATAL: Final = (
+    pynvml.NVML_ERROR_GPU_IS_LOST,
+    pynvml.NVML_ERROR_RESET_REQUIRED,
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    *_NO_DRIVER,
 )
 
 
@@ -318,9 +316,9 @@ def _ask(question: Callable[..., Any], *words: Any) -> Any:
     try:
         return question(*words)
     except pynvml.NVMLError as error:
-        if error.value in _NOT_THERE or (error.value == pynvml.NVML_ERROR_NOT_FOUND and words):
-            return None
-        raise
+        if error.value in _FATAL and error.value != pynvml.NVML_ERROR_NO_PERMISSION:
+            raise
+        return None
 
 
 def _said(error: pynvml.NVMLError) -> str:

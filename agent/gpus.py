@@ -102,6 +102,8 @@ class Gpus:
 
     async def look(self) -> None:
         """At everything; what has changed is told."""
+        if self._nothing_here:
+            return
         try:
             since = self._discovered_at
             if since is None or self._monotonic() - since >= _DISCOVER_SECONDS:
@@ -114,7 +116,9 @@ class Gpus:
         except (NoDriver, Unanswered) as error:
             if self._silent is None:
                 log.warning("no GPU can be used: %s", error)
-            self._silent, self._discovered_at = str(error), None
+            if self._silent is None or isinstance(error, NoDriver):
+                self._silent = str(error)
+            self._discovered_at = None
         else:
             self._silent = None
             await self._take(readings)

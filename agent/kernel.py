@@ -273,7 +273,7 @@ class Kernel:
         try:
             await hand_over(gpus, holding)
         except Unfit as unfit:
-            raise StartFailed(exit_record("device_failed", f"{unfit}.")) from None
+            raise StartFailed(exit_record("device_failed", str(unfit))) from None
         if said := gpu_request.cuda_mismatch(image.environ, gpus.cuda, gpus.driver):
             self._note("cuda_mismatch", said)
 

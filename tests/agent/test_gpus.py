@@ -428,3 +428,23 @@ async def test_use_of_whole_devices_is_theirs(bed: Bed) -> None:
 async def test_a100s_and_h100s_are_both_there(bed: Bed) -> None:
     models = [fact.model for fact in (await bed.facts()).values()]
     assert (models.count(H100), models.count(A100)) == (4, 4)
+
+
+@pytest.mark.real_gpus
+async def test_a_device_of_this_machine_is_handed_over_and_taken_back() -> None:
+    """As far as no fault is needed, the same as above."""
+    pynvml.nvmlLib = None
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    gpus = Gpus(GpuSettings())
+    await gpus.open()
+    try:
+        if not (free := [fact for fact in gpus.facts() if fact.healthy and not fact.shared_only]):
+            pytest.skip("this machine has no free GPU to test on; the same was tested on simulated ones")
+        devices = {free[0].name.removeprefix("gpu/"): free[0].memory_mib}
+        holding = Holding(kernel_id="k", session_id="s", attempt=1, container_id="c" * 64, devices=devices, share=False)
+        await hand_over(gpus, holding)
+        await take_back(gpus, holding)
+        assert [(one.phase, one.passed) for one in gpus.pending_checks()] == [("handover", True), ("release", True)]
+        assert not free[0].simulated
+    finally:
+        await gpus.close()
