@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -47,6 +49,20 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
         uvloop.run(run_agent(config))
     except (ConfigError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+
+
+@agent.command()
+@_data_dir
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def doctor(data_dir_before: Path | None, data_dir: Path | None, as_json: bool) -> None:
+    """Look at this host: its engine, disks, limits and files. Changes nothing. Exit code 1: something is bad."""
+    from agent.doctor import examine
+    from domain.doctor import show
+
+    found = asyncio.run(examine((data_dir or data_dir_before or _default_data_dir()).absolute()))
+    click.echo(json.dumps([asdict(one) for one in found]) if as_json else show(found))
+    sys.exit(1 if any(one.level == "bad" for one in found) else 0)
 
 
 @agent.command()

@@ -148,6 +148,16 @@ class Containers:
             "warnings": warnings,
         }
 
+    async def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the engine says of itself and of its parts; connects, and makes nothing."""
+
+        def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+            options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
+            self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
+            return self._client.info(), self._client.version()
+
+        return await self._call(ask)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for client in (self._client, self._patient):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,32 @@ def manager(data_dir: Path | None, role: str | None, **given: Any) -> None:
         daemon.run(config, role)
     except (ConfigError, daemon.CannotServe) as error:
         raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@_data_dir
+@click.option("--json", "as_json", is_flag=True)
+def doctor(data_dir: Path | None, as_json: bool) -> None:
+    """Look at this machine's installation: database, files, engine, disks, clock. Changes nothing.
+
+    On a host that has nothing but an agent: 'moorage agent doctor'. Exit code 1: something is bad.
+    """
+    from datetime import UTC, datetime
+
+    from domain.doctor import Diagnosis, show
+    from manager import up as installing
+
+    installation = installing.Installation.at(data_dir)
+    found: list[Diagnosis] = []
+    if (installation.data_dir / "manager.toml").exists():
+        from manager.doctor import examine
+
+        found += asyncio.run(examine(installation.data_dir, now=datetime.now(UTC)))
+    if (installation.agent_dir / "agent.toml").exists():
+        found += installing.examine_agent(installation)
+    if not found:
+        raise click.ClickException(
+            f"No manager is installed in {installation.data_dir}; name its folder with --data-dir."
+        )
+    click.echo(json.dumps([asdict(one) for one in found]) if as_json else show(found))
+    sys.exit(1 if any(one.level == "bad" for one in found) else 0)

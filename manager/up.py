@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from domain.doctor import Diagnosis, Level, bad
 from manager.bootstrap import Credentials, bootstrap, new_join_token
 from manager.config import ManagerConfig, default_data_dir
 from manager.postgres import EmbeddedPostgres, PostgresFailed
@@ -196,6 +197,16 @@ def _ensure_image() -> str:
             "No Docker engine answers; install Docker and start it, or set DOCKER_HOST ('docker version' must work)."
         )
     return done.stdout.strip().splitlines()[-1]
+
+
+def examine_agent(installation: Installation) -> list[Diagnosis]:
+    """What `moorage agent doctor` says of the host of this installation's agent."""
+    words = ("agent", "doctor", "--json", "--data-dir", str(installation.agent_dir))
+    done = subprocess.run([*moorage_command(), *words], capture_output=True, text=True, check=False)
+    try:
+        return [Diagnosis(**{**one, "level": Level(one["level"])}) for one in json.loads(done.stdout)]
+    except ValueError:
+        return [bad("agent", "cannot be looked at", done.stderr.strip()[-400:])]
 
 
 def _spawn(installation: Installation, *words: str) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 import migrations
 from repositories.database import sqlalchemy_url
@@ -18,6 +19,13 @@ def config(dsn: str) -> Config:
     made.set_main_option("script_location", str(Path(migrations.__file__).parent))
     made.set_main_option("sqlalchemy.url", sqlalchemy_url(dsn).replace("%", "%%"))
     return made
+
+
+def newest_revision() -> str:
+    """Of this version."""
+    revision = ScriptDirectory(str(Path(migrations.__file__).parent)).get_current_head()
+    assert revision is not None
+    return revision
 
 
 def upgrade(dsn: str, revision: str = "head") -> None:
