@@ -56,7 +56,7 @@ def parse(name: str, value: object, *, waits: bool = False) -> Wanted:
             f"'{name[:80]}' is no limit: name a resource, session.RESOURCE, or one of {_known()}.", name=name
         )
     if waits and not may_wait(name):
-        raise InvalidLimit(f"What exceeds {name} is refused: nothing can wait for it. Leave 'waits' out.", name=name)
+        raise InvalidLimit(f"What exceeds {name} is refused: nothing can wait for it.", name=name)
     if slot is not None:
         amount = ResourceSlot({slot: value}).get(slot, 0)
     elif name in ("lifetime", "idle"):

@@ -43,7 +43,7 @@ _CHECK: Final = """
         FROM {asked} a JOIN quotas q USING (scope, scope_id, name)
         WHERE a.amount > q.max_amount OR (NOT quota_is_ceiling(q.name) AND CASE
             WHEN NOT q.waits THEN q.used + q.queued > q.max_amount WHEN a.placed THEN q.used > q.max_amount END)
-        ORDER BY q.name, q.max_amount - q.used - q.queued, position(q.scope IN 'keypair user project domain') LIMIT 1;
+        ORDER BY alone DESC, q.name, q.max_amount - q.used - q.queued, position(q.scope IN 'keypair user project domain') LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'quota exceeded' USING ERRCODE = 'check_violation', CONSTRAINT = 'quotas_limit_check',
             DETAIL = jsonb_build_object('scope', full_one.scope, 'of', quota_owner(full_one.scope, full_one.scope_id),

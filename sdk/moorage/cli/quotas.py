@@ -98,7 +98,7 @@ def _row(quota: Quota) -> list[object]:
         used,
         queued if quota.queued else "",
         free,
-        "waits" if quota.waits else "refused",
+        "waits" if quota.waits else "ended" if quota.name == "idle" else "refused",
         f"policy {quota.policy}" if quota.policy else "own setting",
     ]
 
@@ -114,6 +114,8 @@ def _bar(quota: Quota) -> str:
 def _words(name: str, amount: int) -> str:
     """2 CPUs, 1.5 GiB, 12h; a bare number for what has no unit."""
     kind = name.removeprefix("session.")
+    if not amount:
+        return "0"
     if kind in ("mem", "gpu-mem"):
         return f"{amount / 1024:.4g} GiB" if amount >= 1024 else f"{amount} MiB"
     if kind in ("lifetime", "idle"):
@@ -222,8 +224,9 @@ def show_policy(policy: Policy, as_json: bool) -> None:
     if as_json:
         print_json(policy.to_json())
         return
+    width = max((len(one.name) for one in policy.limits), default=0)
     limits = "\n".join(
-        f"{one.name}  {_words(one.name, one.max)}{', beyond it sessions wait' if one.waits else ''}"
+        f"{one.name.ljust(width)}  {_words(one.name, one.max)}{', beyond it sessions wait' if one.waits else ''}"
         for one in policy.limits
     )
     assigned = "\n".join(f"{one.scope} {one.of}" for one in policy.assigned)
