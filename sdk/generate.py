@@ -234,6 +234,14 @@ MODELS = {
         "Why a session is where it is, and what it would start with: `text`, `details` and `ways` for people.",
         {"name", "code", "text"},
     ),
+    "CheckData": ("DeviceCheck", "What was found when a device was handed over, given back, or watched.", {"phase", "passed"}),
+    "DeviceHolder": ("DeviceHolder", "A container that holds a device or a part of it.", {"session_id", "session"}),
+    "DeviceData": ("Device", "A GPU, or one instance of MIG.", {"agent", "device", "state"}),
+    "SessionDevice": ("SessionDevice", "A device of a session's container.", {"kernel", "device", "kind"}),
+    "DeviceUse": ("DeviceUse", "What one container uses of its devices, all of them together.", {"kernel"}),
+    "EarlierCheck": ("EarlierCheck", "Of a device of an earlier attempt.", {"attempt", "device", "check"}),
+    "Guarantee": ("Guarantee", "What is seen to of a kind of device, and what is not.", {"kind"}),
+    "SessionDevices": ("SessionDevices", "A session's GPUs, with their checks.", {"session_id", "name"}),
     "WhoAmI": ("WhoAmI", "Who the server takes the caller for.", {"access_key"}),
 }
 #: Fields that the document leaves open: their types, and how they are read.

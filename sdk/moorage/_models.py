@@ -21,6 +21,11 @@ __all__ = [
     "Completions",
     "Delivery",
     "DependencyGraph",
+    "Device",
+    "DeviceCheck",
+    "DeviceHolder",
+    "DeviceUse",
+    "EarlierCheck",
     "Ending",
     "Event",
     "Explanation",
@@ -30,6 +35,7 @@ __all__ = [
     "GraphEdge",
     "GraphNode",
     "GroupCapacity",
+    "Guarantee",
     "HeldRoom",
     "HistoryEntry",
     "HostCount",
@@ -58,6 +64,8 @@ __all__ = [
     "RunInfo",
     "ServiceInfo",
     "ServiceInstance",
+    "SessionDevice",
+    "SessionDevices",
     "SessionInfo",
     "Share",
     "ShareReport",
@@ -1078,6 +1086,153 @@ class Explanation(Model):
         "per_host": many(HostReport.from_json),
         "reservation": HeldRoom.from_json,
         "ways": many(Way.from_json),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCheck(Model):
+    """What was found when a device was handed over, given back, or watched."""
+
+    phase: str
+    passed: bool
+    message: str = ""
+    at: datetime | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHolder(Model):
+    """A container that holds a device or a part of it."""
+
+    session_id: str
+    session: str
+    owner: str = ""
+    project: str = ""
+    kernel: str = ""
+    held_mib: int = 0
+    whole: bool = False
+    busy: float | None = None
+    used_mib: float | None = None
+    power_watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device(Model):
+    """A GPU, or one instance of MIG."""
+
+    agent: str
+    device: str
+    model: str = ""
+    kind: str = ""
+    state: str
+    memory_mib: int = 0
+    offered_mib: int = 0
+    held_mib: int = 0
+    index: int | None = None
+    numa: int | None = None
+    links: dict[str, int] = field(default_factory=dict)
+    parent: str | None = None
+    profile: str | None = None
+    whole_only: bool = False
+    shared_only: str | None = None
+    outside_mib: int = 0
+    driver: str = ""
+    cuda: str = ""
+    simulated: bool = False
+    healthy: bool = False
+    missing_since: datetime | None = None
+    out_since: datetime | None = None
+    out_reason: str | None = None
+    out_by: str | None = None
+    seen_at: datetime | None = None
+    holders: list[DeviceHolder] = field(default_factory=list)
+    last_check: DeviceCheck | None = None
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "missing_since": when,
+        "out_since": when,
+        "seen_at": when,
+        "holders": many(DeviceHolder.from_json),
+        "last_check": DeviceCheck.from_json,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionDevice(Model):
+    """A device of a session's container."""
+
+    kernel: str
+    agent: str = ""
+    device: str
+    model: str = ""
+    kind: str
+    memory_mib: int | None = None
+    held_mib: int = 0
+    share: float = 0.0
+    held: bool = False
+    index: int | None = None
+    numa: int | None = None
+    profile: str | None = None
+    links: dict[str, int] = field(default_factory=dict)
+    driver: str = ""
+    cuda: str = ""
+    simulated: bool = False
+    out_reason: str | None = None
+    checks: list[DeviceCheck] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"checks": many(DeviceCheck.from_json)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse(Model):
+    """What one container uses of its devices, all of them together."""
+
+    kernel: str
+    devices: int = 0
+    busy: float = 0.0
+    used_mib: float = 0.0
+    power_watts: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierCheck(Model):
+    """Of a device of an earlier attempt."""
+
+    attempt: int
+    agent: str = ""
+    device: str
+    check: DeviceCheck
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"check": DeviceCheck.from_json}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantee(Model):
+    """What is seen to of a kind of device, and what is not."""
+
+    kind: str
+    enforced: str = ""
+    not_enforced: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionDevices(Model):
+    """A session's GPUs, with their checks."""
+
+    session_id: str
+    name: str
+    devices: list[SessionDevice] = field(default_factory=list)
+    used: list[DeviceUse] = field(default_factory=list)
+    earlier: list[EarlierCheck] = field(default_factory=list)
+    guarantees: list[Guarantee] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "devices": many(SessionDevice.from_json),
+        "used": many(DeviceUse.from_json),
+        "earlier": many(EarlierCheck.from_json),
+        "guarantees": many(Guarantee.from_json),
     }
 
 

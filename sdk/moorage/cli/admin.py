@@ -11,6 +11,7 @@ from moorage._models_base import Model
 from moorage.cli import terminal
 from moorage.cli.access import token_command
 from moorage.cli.batch import transit_command
+from moorage.cli.gpus import admin_gpu
 from moorage.cli.groups import admin_resource_group
 from moorage.cli.hosts import agent_cordon, agent_drain, agent_modify, agent_uncordon, show_agent, state_of
 from moorage.cli.quotas import policy_command, quota_command
@@ -38,6 +39,7 @@ def admin_command() -> None:
 
 
 admin_command.add_command(admin_resource_group)
+admin_command.add_command(admin_gpu)
 admin_command.add_command(transit_command)
 admin_command.add_command(usage_command)
 admin_command.add_command(fsck_command)
@@ -393,6 +395,9 @@ def agent_ls(as_json: bool) -> None:
     ]
     empty = "No hosts; 'moorage admin agent token' shows how to add one."
     table(["ID", "GROUP", "STATE", "CAPACITY", "USED", "LAST SEEN"], rows, empty=empty)
+    for a in found:
+        for trouble in (a.info.get("gpus") or {}).get("trouble") or []:
+            terminal.note(f"moorage: {a.id}: {trouble}")
 
 
 @agent.command("show")

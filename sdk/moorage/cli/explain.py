@@ -86,9 +86,11 @@ def _hosts(told: Explanation) -> str:
     """A table, by hand: it is part of a longer text."""
     if not told.hosts or told.code == "starting":
         return ""
+    if told.hosts_total == 1:
+        return f"The one host of the group, {told.hosts[0].agents[0]}: {told.hosts[0].text}."
     rows = [(_counted(one.hosts), one.text, _such_as(one.agents, one.hosts)) for one in told.hosts]
     widths = [max(len(row[at]) for row in rows) for at in (0, 1)]
-    title = f"Of the {_counted(told.hosts_total)} of the group:" if told.hosts_total > 1 else "The host of the group:"
+    title = f"Of the {_counted(told.hosts_total)} of the group:"
     lines = [f"  {count.rjust(widths[0])}  {text.ljust(widths[1])}  {names}".rstrip() for count, text, names in rows]
     return "\n".join([title, *lines])
 

@@ -100,9 +100,16 @@ def show_agent(agent: Agent, as_json: bool) -> None:
             "containers": agent.kernels,
             "capacity": terminal.slots_text(agent.capacity),
             "used": terminal.slots_text(agent.used),
+            "GPU driver": _driver(agent),
+            "warnings": "\n".join(agent.info.get("warnings") or []),
             "last seen": terminal.local_time(agent.last_seen_at),
         }
     )
+
+
+def _driver(agent: Agent) -> str | None:
+    gpus = agent.info.get("gpus") or {}
+    return f"{gpus['driver']}, CUDA up to {gpus.get('cuda')}" if gpus.get("driver") else None
 
 
 def state_of(agent: Agent) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moorage.cli import terminal
+from moorage.cli.gpus import show_top, watts
 from moorage.cli.sessions import find
 from moorage.cli.terminal import connect, json_option, note, print_json, session_argument, table
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     )
     from moorage.sync import Session
 
-_HEADERS = ["KERNEL", "CPU", "MEM", "DISK", "NET IN/s", "NET OUT/s", "READ/s", "WRITE/s", "PIDS", "GPU", "GPU MEM"]
+_HEADERS = ["KERNEL", "CPU", "MEM", "DISK", "NET IN/s", "NET OUT/s", "READ/s", "WRITE/s", "PIDS"]
+_GPU_HEADERS = ["GPU", "GPU MEM", "POWER"]
 _MIB = 1024 * 1024
 
 
@@ -76,8 +79,8 @@ def _show(session: Session, metrics: Metrics) -> None:
     rows = [_row(kernel) for kernel in metrics.kernels if kernel.now is not None]
     if rows:
         gpus = any(kernel.now.gpu is not None for kernel in metrics.kernels if kernel.now is not None)
-        width = len(_HEADERS) if gpus else len(_HEADERS) - 2
-        table(_HEADERS[:width], [row[:width] for row in rows], empty="")
+        headers = _HEADERS + (_GPU_HEADERS if gpus else [])
+        table(headers, [row[: len(headers)] for row in rows], empty="")
         return
     last = max((point.at for kernel in metrics.kernels for point in kernel.points), default=None)
     if session.status in ("RUNNING", "RUNNING_DEGRADED") and last is None:
@@ -102,6 +105,7 @@ def _row(kernel: KernelMetrics) -> list[object]:
         now.pids,
         "" if now.gpu is None else _of(f"{now.gpu:.2f}", now.gpu, kernel.held.get("gpu")),
         "" if now.gpu_mem is None else f"{now.gpu_mem:.0f} MiB",
+        watts(now.gpu_power),
     ]
 
 
@@ -129,22 +133,32 @@ def _plot(metrics: Metrics, target: str, as_json: bool) -> None:
 # -- everybody's ---------------------------------------------------------------------------------------------------------
 @click.command("top")
 @click.option("-a", "--all", "everybodys", is_flag=True, help="Everybody's, and the hosts; for administrators.")
+@click.option("--gpu", "gpus", is_flag=True, help="Device by device: who uses how much of it; for administrators.")
 @click.option("--sort", type=click.Choice(["cpu", "mem", "gpu", "held"]), default="cpu", show_default=True)
 @click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, until Ctrl-C.")
 @click.option("--every", type=click.FloatRange(0.5), default=2.0, show_default=True, help="Seconds, with --watch.")
 @json_option
-def top_command(everybodys: bool, sort: str, limit: int | None, watch: bool, every: float, as_json: bool) -> None:
+def top_command(
+    everybodys: bool, gpus: bool, sort: str, limit: int | None, watch: bool, every: float, as_json: bool
+) -> None:
     """Show who holds and who uses which CPU, memory and GPU."""
     with connect() as client:
+        found: Any
+        show: Callable[[], None]
         while True:
-            top = client.top(all=everybodys, sort=sort)
+            if gpus:
+                devices = client.devices.list()
+                found, show = [device.to_json() for device in devices], partial(show_top, devices)
+            else:
+                top = client.top(all=everybodys, sort=sort)
+                found, show = top.to_json(), partial(_show_top, top, limit, everybodys)
             if as_json:
-                terminal.print_line(top.to_json()) if watch else print_json(top.to_json())
+                terminal.print_line(found) if watch else print_json(found)
             else:
                 if watch and sys.stdout.isatty():
                     click.clear()
-                _show_top(top, limit, everybodys)
+                show()
             if not watch:
                 return
             time.sleep(every)
@@ -155,7 +169,7 @@ def _show_top(top: Top, limit: int | None, everybodys: bool) -> None:
         rows = [[host.agent + (" (lost)" if host.lost else ""), *_host_cells(host)] for host in top.hosts]
         table(["HOST", "CPU HELD", "MEM HELD", "GPU HELD"], rows, empty="")
         click.echo()
-    headers = ["SESSION", "HOST", "CPU", "MEM", "GPU", "GPU MEM", "PIDS", "AGE"]
+    headers = ["SESSION", "HOST", "CPU", "MEM", "GPU", "GPU MEM", "POWER", "PIDS", "AGE"]
     rows = [_top_row(row) for row in top.sessions[:limit]]
     if everybodys:
         headers.insert(1, "OWNER")
@@ -181,11 +195,20 @@ def _top_row(row: TopSession) -> list[object]:
         ", ".join(row.agents),
         _used(row.cpu, row.held.get("cpu"), "{:.2f}"),
         _used(row.mem, row.held.get("mem"), "{:.0f}") + (" MiB" if row.held.get("mem") else ""),
-        _used(row.gpu, row.held.get("gpu"), "{:.2f}") if row.held.get("gpu") else "",
+        _gpus(row),
         "" if row.gpu_mem is None else f"{row.gpu_mem:.0f} MiB",
+        watts(row.gpu_power),
         row.pids,
         terminal.age(row.started_at),
     ]
+
+
+def _gpus(row: TopSession) -> str:
+    """Busy devices of those that are held, or of a share."""
+    if row.held.get("gpu"):
+        return _used(row.gpu, row.held.get("gpu"), "{:.2f}")
+    share = row.held.get("gpu-mem")
+    return f"{'-' if row.gpu is None else f'{row.gpu:.2f}'} of {terminal.memory(share)}" if share else ""
 
 
 def _used(used: float | None, held: float | None, form: str) -> str:

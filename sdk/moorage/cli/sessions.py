@@ -20,6 +20,7 @@ from moorage.cli.batch import (
     waits,
 )
 from moorage.cli.explain import reason, show_dry_run
+from moorage.cli.gpus import show_session
 from moorage.cli.options import (
     Gpus,
     Label,
@@ -306,7 +307,8 @@ def session_row(info: SessionInfo) -> list[object]:
         remark = f"ends {terminal.due_in(info.idle_warning.due_at)}: {info.idle_warning.reason}"
     elif info.status in FINAL and info.exit_code not in (None, 0):
         remark = f"exit code {info.exit_code}" + (f", {remark}" if remark else "")
-    cells = [slots.get("cpu"), terminal.memory(slots.get("mem")), slots.get("gpu")]
+    gpus = slots.get("gpu") or (terminal.memory(slots["gpu-mem"]) if slots.get("gpu-mem") else None)
+    cells = [slots.get("cpu"), terminal.memory(slots.get("mem")), gpus]
     image = info.image or ""
     if image.startswith("moorage/snapshot-"):  # by the name that its owner gave it
         image = image.partition(":")[2]
@@ -315,11 +317,16 @@ def session_row(info: SessionInfo) -> list[object]:
 
 @click.command("info")
 @session_argument
+@click.option("--gpu", "gpus", is_flag=True, help="Its GPUs: what they are, their checks, and what is enforced of them.")
 @json_option
-def info_command(session: str, as_json: bool) -> None:
+def info_command(session: str, gpus: bool, as_json: bool) -> None:
     """Show everything about a session."""
     with connect() as client:
         found = find(client, session)
+        if gpus:
+            devices = found.gpus()
+            print_json(devices.to_json()) if as_json else show_session(devices)
+            return
         info = found.info
         why = reason(found) if info.status == "PENDING" and not as_json else None
     if as_json:

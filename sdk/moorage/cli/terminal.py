@@ -213,8 +213,13 @@ def local_time(moment: datetime | None) -> str:
 
 
 def slots_text(slots: Mapping[str, Any]) -> str:
-    """cpu 2, mem 4g, gpu 1"""
-    return ", ".join(f"{name} {memory(amount) if name == 'mem' else amount}" for name, amount in slots.items())
+    """cpu 2, mem 4g, gpu 1; a host's devices are counted"""
+    plain = {name: amount for name, amount in slots.items() if not name.startswith("gpu/")}
+    if len(plain) < len(slots):
+        plain["gpu"] = len(slots) - len(plain)
+    return ", ".join(
+        f"{name} {memory(amount) if name in ('mem', 'gpu-mem') else amount}" for name, amount in plain.items()
+    )
 
 
 @contextmanager

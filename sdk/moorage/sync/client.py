@@ -14,6 +14,7 @@ from moorage.config import load_config
 from moorage.sync._transport import Transport
 from moorage.sync.access import Tokens, Webhooks
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.sync.devices import Devices
 from moorage.sync.events import server_sent
 from moorage.sync.groups import ResourceGroups
 from moorage.sync.quotas import Policies, Quotas
@@ -63,6 +64,7 @@ class Client(ClientReports):
         self.images = Images(self._transport)
         self.registries = Registries(self._transport)
         self.agents = Agents(self._transport)
+        self.devices = Devices(self._transport)
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from moorage import _wire
-from moorage._models import AbuseReport, FsckReport, Metrics, SessionInfo, Top, Usage, WatchRules
+from moorage._models import AbuseReport, FsckReport, Metrics, SessionDevices, SessionInfo, Top, Usage, WatchRules
 from moorage.sync._transport import Transport, decoded
 
 
@@ -40,6 +40,10 @@ class SessionReports:
         asked = _wire.query(range=_span(range), step=_span(step), until=_time(until), kernel=kernel)
         params = {**self._owner, **asked}
         return Metrics.from_json(self._transport.get(f"{self._base}/metrics", **params))
+
+    def gpus(self) -> SessionDevices:
+        """Its GPUs: model, UUID, share, the checks at hand-over and release, use now, and what is seen to of them."""
+        return SessionDevices.from_json(self._transport.get(f"{self._base}/gpus", **self._owner))
 
     def abuse_report(self) -> AbuseReport:
         """Whether it wastes or harms what is shared, rule by rule, with figures, times and thresholds."""
