@@ -338,23 +338,27 @@ class Gpus:
             if (reading := self._readings.get(uuid)) is not None and not reading.lost
         ]
         return GpuUse(
-            devices=len(uses),
+            devices=sum(use.devices for use in uses),
             busy=sum(use.busy for use in uses),
             mem_bytes=sum(use.mem_bytes for use in uses),
             power_watts=sum(use.power_watts for use in uses),
         )
 
     def _use(self, uuid: str, holding: Holding) -> GpuUse:
-        """Of a shared device, its processes' part; where the driver does not tell of processes, all when it is alone."""
+        """Of a shared device, its processes' part. A device counts as one that tells when it says how busy it is: that
+        nobody knows must not look idle.
+        """
         reading, seen = self._readings[uuid], self._seen.get(uuid, ())
         power = reading.power_watts or 0.0
         alone = sum(uuid in other.devices for other in self.holdings()) == 1 and not self.outsiders(uuid)
         if not holding.share or alone:
-            return GpuUse(1, reading.busy or 0.0, reading.used_mib * _MIB, power)
+            return GpuUse(int(reading.busy is not None), reading.busy or 0.0, reading.used_mib * _MIB, power)
+        own = [one.process for one in seen if one.owner.kernel_id == holding.kernel_id]
         mine = used_mib(holding.kernel_id, seen) or 0
-        busy = sum(one.process.busy or 0.0 for one in seen if one.owner.kernel_id == holding.kernel_id)
         part = min(mine / reading.used_mib, 1.0) if reading.used_mib else 0.0
-        return GpuUse(1, min(busy, 1.0), mine * _MIB, power * part)
+        tells = not own or any(process.busy is not None for process in own)
+        busy = min(sum(process.busy or 0.0 for process in own), 1.0)
+        return GpuUse(int(tells), busy, mine * _MIB, power * part)
 
 
 def _owners(readings: Mapping[str, Reading], containers: Mapping[str, str], proc: Path) -> dict[str, tuple[Seen, ...]]:

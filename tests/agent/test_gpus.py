@@ -425,6 +425,16 @@ async def test_use_of_whole_devices_is_theirs(bed: Bed) -> None:
     assert bed.gpus.use(bed.kernel()) == GpuUse()
 
 
+async def test_a_device_that_does_not_say_how_busy_it_is_does_not_look_idle(bed: Bed) -> None:
+    bed.mock.divide(7, "3g.20gb")
+    kernel = bed.kernel(7)
+    assert kernel.spec is not None
+    kernel.spec.devices.clear()
+    kernel.spec.devices[f"gpu/{bed.mock.mig_uuid(7, 0)}"] = 20480
+    await bed.facts()
+    assert bed.gpus.use(kernel) == GpuUse(devices=0, mem_bytes=2 << 20)
+
+
 async def test_a100s_and_h100s_are_both_there(bed: Bed) -> None:
     models = [fact.model for fact in (await bed.facts()).values()]
     assert (models.count(H100), models.count(A100)) == (4, 4)
