@@ -62,7 +62,7 @@ def read(
             raise InvalidTrace(f"The trace has more than {MOST_SESSIONS:,} sessions.", line=line, field=None)
     if not jobs:
         raise InvalidTrace(f"{name} has no session that can be replayed.", line=None, field=None)
-    notes = [f"{number:,} lines are {what}, and were left out" for what, number in left_out.items()]
+    notes = [f"{number:,} left out: {what}" for what, number in left_out.items()]
     if found == "philly":
         notes.append(philly.ASSUMED)
     return Workload(

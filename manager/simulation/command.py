@@ -214,7 +214,5 @@ def _headline(workload: Workload, fleets: Sequence[Fleet]) -> str:
         lines.append(f"on {fleet.name}: {has.hosts} hosts, {has.cpus:g} CPUs, {has.mem_gib:,.0f} GiB, {gpus}")
     if workload.skipped:
         first = workload.skipped[0]
-        lines.append(
-            f"{len(workload.skipped):,} lines with holes were left out, such as line {first.line}: {first.reason}"
-        )
+        lines.append(f"{len(workload.skipped):,} left out for their holes, such as line {first.line}: {first.reason}")
     return "\n".join([*lines, *workload.notes, ""])
