@@ -21,10 +21,12 @@ _YAML_NAME: Final = re.compile(
     r"""^\s*-\s*name:\s*["']?([\w.:-]+)["']?\s*$|^\s+name:\s*["']?([\w.:-]+)["']?\s*$""", re.MULTILINE
 )
 _YAML_KIND: Final = re.compile(r"""^\s*kind:\s*["']?nvidia\.com/gpu["']?\s*$""", re.MULTILINE)
-MISSING: Final = (
-    "the container engine hands no GPUs to containers: install nvidia-container-toolkit on the host, then run "
-    "'nvidia-ctk runtime configure --runtime=docker' and restart the engine; or, with CDI, 'nvidia-ctk cdi generate'"
+_REMEDY: Final = (
+    "install nvidia-container-toolkit on the host, then run 'nvidia-ctk runtime configure --runtime=docker' and restart "
+    "the engine; or, with CDI, 'nvidia-ctk cdi generate'"
 )
+MISSING: Final = f"the container engine hands no GPUs to containers: {_REMEDY}"
+DOUBTFUL: Final = f"it does not look as if the container engine could hand GPUs to containers: {_REMEDY}"
 #: What an image says of devices counts for nothing: it would open devices that the kernel does not have.
 _NEUTRAL: Final = dict.fromkeys(
     (
@@ -76,7 +78,7 @@ def trouble(info: Mapping[str, Any], wanted: str) -> str | None:
     listed = bool(cdi_names(info))
     if wanted == CDI and not listed:
         return "gpu_runtime is cdi, and no CDI specification names a GPU that the engine could use: run 'nvidia-ctk cdi generate'"
-    return MISSING if not runtime and (wanted == NVIDIA or not listed) else None
+    return DOUBTFUL if not runtime and (wanted == NVIDIA or not listed) else None
 
 
 def is_refusal(said: str) -> bool:

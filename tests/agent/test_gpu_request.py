@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.gpu_request import (
-    MISSING,
+    DOUBTFUL,
     NoWay,
     Request,
     cdi_names,
@@ -75,11 +75,11 @@ def test_a_device_that_no_specification_names_is_refused(by_files: dict[str, Any
 
 def test_an_engine_that_cannot_is_told_of_beforehand(by_files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.gpu_request.shutil.which", lambda _name: None)
-    assert trouble(PLAIN, "auto") == MISSING
+    assert trouble(PLAIN, "auto") == DOUBTFUL
     assert trouble(RUNTIME, "auto") is None
     assert trouble(by_files, "auto") is None
     assert "no CDI specification" in (trouble(RUNTIME, "cdi") or "")
-    assert trouble(by_files, "nvidia") == MISSING
+    assert trouble(by_files, "nvidia") == DOUBTFUL
 
 
 def test_the_engines_refusals_are_known() -> None:
