@@ -9,7 +9,7 @@ from bench.installation import installation
 from bench.report import Row, save, show
 
 #: In this order; each module's `run(installation)` yields rows.
-NAMES = ("memory", "create", "execute", "pty", "rest_reads", "files", "small_files", "proxy")
+NAMES = ("memory", "create", "execute", "pty", "rest_reads", "files", "small_files", "proxy", "placement", "scheduled")
 
 
 def main(wanted: list[str]) -> int:
