@@ -99,6 +99,7 @@ from actions.policies import (
     UnassignPolicyAction,
 )
 from actions.quotas import ListQuotasAction, SetQuotaAction
+from actions.recording import GetTraceAction
 from actions.resource_groups import (
     CreateResourceGroupAction,
     DeleteResourceGroupAction,
@@ -226,6 +227,7 @@ __all__ = [
     "GetTaskAction",
     "GetTemplateAction",
     "GetTopAction",
+    "GetTraceAction",
     "GetUsageAction",
     "GetUserAction",
     "GetVolumeAction",

@@ -205,6 +205,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("PUT", "/v1/policies/watch", a.SetWatchRulesAction, rename={"rules": "settings"}),
     _row("GET", "/v1/usage", a.GetUsageAction, handler=reports.usage, query=("format",),
          media=("application/json", "text/csv")),
+    _row("GET", "/v1/usage/trace", a.GetTraceAction),
     _row("GET", "/v1/fsck", a.FsckAction),
     _row("POST", "/v1/fsck/repair", a.FsckRepairAction),
     # who may ask

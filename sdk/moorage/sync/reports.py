@@ -87,6 +87,15 @@ class ClientReports:
         params = _wire.query(by=by, since=_time(since), until=_time(until), user=user, project=project)
         return Usage.from_json(self._transport.get(_wire.path("usage"), **params))
 
+    def trace(self, *, since: datetime | str | None = None, until: datetime | str | None = None) -> dict[str, Any]:
+        """What everybody's sessions asked for and how long they ran: `sessions`, in the fields of docs/simulation.md.
+
+        For administrators and monitors. By default of the last 30 days.
+        """
+        params = _wire.query(since=_time(since), until=_time(until))
+        answer: dict[str, Any] = self._transport.get(_wire.path("usage", "trace"), **params)
+        return answer
+
     def fsck(self, *, hosts: bool = True) -> FsckReport:
         """Check every invariant in the database and, with `hosts`, of each host's containers; changes nothing. For
         administrators and monitors."""
