@@ -51,6 +51,7 @@ def panels(metrics: Metrics) -> list[Panel]:
         panel("Memory", "MiB", "mem", limit="mem"),
         panel("GPU", "GPUs", "gpu", limit="gpu"),
         panel("GPU memory", "MiB", "gpu_mem"),
+        panel("GPU power", "W", "gpu_power"),
         panel("Network received", "MiB/s", "net_rx", scale=MIB),
         panel("Network sent", "MiB/s", "net_tx", scale=MIB),
         panel("Disk", "MiB", "disk"),
