@@ -57,7 +57,7 @@ class Desk:
         outlasts = self._outlasts(session.lifetime_seconds)
         ask = (shape, key, outlasts)
         if avoid or ask not in self._hopeless:
-            indices = self.fleet.open_to(shape.whole, session.lifetime_seconds)
+            indices = self.fleet.open_to(shape, session.lifetime_seconds)
             if (taken := self.fleet.place(session, shape, indices, among, avoid)) is not None:
                 self._changes += 1
                 self._remember(session, taken)
@@ -118,7 +118,7 @@ class Desk:
 
     def _try(self, session: PendingSession, shape: Shape, among: Numbers | None, avoid: Numbers) -> list[Taken] | None:
         """Whether all that is free would do, kept or not."""
-        taken = self.fleet.place(session, shape, self.fleet.everywhere(shape.whole), among, avoid)
+        taken = self.fleet.place(session, shape, self.fleet.everywhere(shape), among, avoid)
         self.fleet.give_back(taken or ())
         return taken
 

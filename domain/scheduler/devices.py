@@ -86,6 +86,12 @@ def choose_whole(where: Site, count: int, free: Amounts) -> list[Device]:
     return [able[at] for at in min(combinations(unused, count), key=quality)]  # of equals the first
 
 
+def least_shareable(where: Site, count: int, free: Amounts) -> list[Device]:
+    """`count` idle devices such that there is room for shares on the others."""
+    unused = (device for device in where.able if idle(free, where.host.capacity, device.name))
+    return sorted(unused, key=lambda device: not device.whole_only)[:count]
+
+
 def _gather(count: int, unused: Sequence[int], bonds: Sequence[Sequence[int]]) -> list[int]:
     """Too many to compare all sets: from each device on, always the one that is closest to those chosen."""
     best, strongest = list(unused[:count]), -1

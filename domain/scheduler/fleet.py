@@ -110,21 +110,21 @@ class Fleet:
             found = self._among[key] = frozenset(good)
         return key, found
 
-    def everywhere(self, part: Part | None = None) -> list[Index]:
+    def everywhere(self, shape: Shape | None = None) -> list[Index]:
         """All that is free, the hosts that are preferred first."""
-        return [*self._unkept(part), *(kept.real for kept in self.kept)]
+        return [*self._unkept(shape), *(kept.real for kept in self.kept)]
 
-    def open_to(self, part: Part, lifetime_seconds: float | None) -> list[Index]:
+    def open_to(self, shape: Shape, lifetime_seconds: float | None) -> list[Index]:
         """What a session may take without delaying those for which room is kept."""
         return [
-            *self._unkept(part),
+            *self._unkept(shape),
             *(kept.real if ends_in_time(kept, lifetime_seconds) else kept.capped for kept in self.kept),
         ]
 
-    def _unkept(self, part: Part | None) -> list[Index]:
+    def _unkept(self, shape: Shape | None) -> list[Index]:
         if self.group.spread:
             return [self._common]
-        if part is not None and part.devices and part.sharing is None:
+        if shape is not None and shape.only_devices:
             return [self._with_devices]
         return [self._common, self._with_devices]
 

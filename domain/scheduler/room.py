@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from domain.placement import DEVICE, GPU, GPU_SHARE
-from domain.scheduler.devices import Site, choose_share, choose_whole, idle
+from domain.scheduler.devices import Site, choose_share, choose_whole, idle, least_shareable
 
 Amounts = Mapping[str, int]
 
@@ -75,9 +75,10 @@ def _take_whole(
     taken: Sequence[dict[str, int]],
     lacking: dict[str, int],
 ) -> None:
+    shares = any(slots.get(GPU_SHARE, 0) > 0 for slots in asked)
     for number, slots in enumerate(asked):
         if (count := slots.get(GPU, 0)) > 0:
-            chosen = choose_whole(where, count, left)
+            chosen = least_shareable(where, count, left) if shares else choose_whole(where, count, left)
             for device in chosen:
                 taken[number][device.name] = left[device.name]
                 left[device.name] = 0

@@ -48,6 +48,8 @@ class Shape:
     model: str | None
     devices: bool
     shares: bool
+    #: every kernel asks for whole devices: hosts without idle ones need not be looked at
+    only_devices: bool
 
 
 class Shapes:
@@ -87,6 +89,7 @@ def compiled(session: PendingSession) -> Shape:
         model=model if whole.devices else None,
         devices=whole.devices,
         shares=GPU_SHARE in totals,
+        only_devices=bool(slots) and all(GPU in one for one in slots),
     )
 
 
