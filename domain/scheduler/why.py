@@ -92,7 +92,8 @@ def apart(session: PendingSession) -> Blocked:
 
 def reserved(reservation: Reservation) -> Blocked:
     at = "" if reservation.at is None else f", which starts at {reservation.at:%Y-%m-%d %H:%M:%S} at the latest"
-    detail = f"room that is free is kept for session {reservation.session_id}{at}, and it would delay that"
+    comma = "," if at else ""
+    detail = f"room that is free is kept for session {reservation.session_id}{at}{comma} and this one would delay it"
     return Blocked(code="reserved", detail=detail, behind=reservation.session_id)
 
 
