@@ -28,14 +28,16 @@ _FOR_ROOM: Final = frozenset({"insufficient", "reserved", "behind"})
 _WORTH_A_LOOK: Final = frozenset({"no_room", "quota", "changed"})
 
 
+#: From so many sessions on, a plan is made beside the event loop, on which agents and others wait for answers.
+MANY: Final = 500
+
+
 class Scheduler(Loop):
     """Plans whenever something may be schedulable. Any number of them is safe: placing checks everything again."""
 
     name = "scheduler"
     #: Sessions placed by one statement; their locks are held until it has committed.
     batch: Final = 500
-    #: From so many sessions on, a plan is made beside the event loop, on which agents and others wait for answers.
-    aside_from: Final = 500
     #: Of the time that a look takes: how long others have the machine after it, and after one that could change nothing.
     rest_factor: float = 1.0
     unchanged_factor: float = 20.0
@@ -58,18 +60,20 @@ class Scheduler(Loop):
         started = time.monotonic()
         seen = await self._look(holdings=self._needs_holdings)
         if self._is_known_to_be_fruitless(seen):
+            await self._breathe(time.monotonic() - started, seen)
             return self._until_next(seen)
-        planned = await self._plan(seen)
+        planned = await think(seen, self._clock())
         short = waits_for_room(planned, seen)
         if short and not self._needs_holdings:
             seen = await self._look(holdings=True)
-            planned = await self._plan(seen)
+            planned = await think(seen, self._clock())
         self._needs_holdings = short
+        thought = time.monotonic()
         conflicts = await self._write(planned.placements, seen)
-        took = time.monotonic() - started
         if not planned.placements:
-            self._fruitless = _without_time(seen), time.monotonic() + self.unchanged_factor * took
-        await self._breathe(took, seen)
+            self._fruitless = _without_time(seen), thought + self.unchanged_factor * (thought - started)
+        # while it was written, others had their turn
+        await self._breathe(thought - started - (time.monotonic() - thought), seen)
         again = bool(_WORTH_A_LOOK & conflicts.keys())
         self._conflicts_in_a_row = self._conflicts_in_a_row + 1 if again else 0
         if self._conflicts_in_a_row == 10:
@@ -82,12 +86,12 @@ class Scheduler(Loop):
     # -- looking -----------------------------------------------------------------------------------------------------
     async def _look(self, *, holdings: bool) -> Snapshot:
         async with self._database.reader() as connection:
-            return await snapshot(connection, now=self._clock(), holdings=holdings, known=self._known)
-
-    async def _plan(self, seen: Snapshot) -> Plan:
-        if len(seen.pending) < self.aside_from:
-            return plan(seen, self._clock())
-        return await asyncio.to_thread(plan, seen, self._clock())
+            if not holdings:
+                return await snapshot(connection, now=self._clock(), known=self._known)
+            # What is free and who holds the rest are of one moment: of two, something would seem to be held by nobody whose
+            # end is known, and what outlasts the one who waits longest would pass.
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return await snapshot(connection, now=self._clock(), holdings=True, known=self._known)
 
     def _is_known_to_be_fruitless(self, seen: Snapshot) -> bool:
         """Only time has passed since a look that led to nothing; shares decay by it, so it is not for ever."""
@@ -107,7 +111,7 @@ class Scheduler(Loop):
 
     async def _breathe(self, took: float, seen: Snapshot) -> None:
         """Others work too: after a long look at a long queue, rest as long as it took, whatever wakes us."""
-        if took > 0.05 and len(seen.pending) >= self.aside_from:
+        if took > 0.05 and len(seen.pending) >= MANY:
             await asyncio.sleep(took * self.rest_factor)
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -152,6 +156,10 @@ class Scheduler(Loop):
             self._herald.announce("dispatch")
             self._herald.announce("sessions", *placed)
             self._herald.announce("events")
+
+
+async def think(seen: Snapshot, now: datetime) -> Plan:
+    return plan(seen, now) if len(seen.pending) < MANY else await asyncio.to_thread(plan, seen, now)
 
 
 def waits_for_room(planned: Plan, seen: Snapshot) -> bool:
