@@ -69,6 +69,7 @@ from repositories.transit import Moved
 
 #: A runner with its worker needs about 30 MiB; below this, sessions die at their first import.
 MIN_MEMORY_MIB: Final = 64
+DEFAULT_PRIORITY: Final = 10
 DEFAULT_SLOTS: Final = ResourceSlot(cpu=1, mem=1024)
 MAX_SCRIPT_BYTES: Final = 1024 * 1024
 _ENVIRON_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")
@@ -106,7 +107,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     tag: Annotated[str, Field(max_length=256)] | None = None
     environ: Mapping[str, str] | None = None
     shm_size: int | str | None = None  #: MiB, or with a suffix; half of the memory when left out
-    priority: Annotated[int, Field(ge=0, le=100)] = 10
+    priority: Annotated[int, Field(ge=0, le=100)] | None = None  #: 10 when left out, or what limits allow
     reuse_if_exists: bool = False
     starts_at: AwareDatetime | None = None  #: not placed before
     depends_on: Dependencies = ()  #: sessions that have to end first; a plain name: that have to succeed
@@ -179,7 +180,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
             bootstrap_required=self.bootstrap_required,
             startup_command=self.startup_command,
             shm_mib=shm_mib,
-            priority=self.priority,
+            priority=DEFAULT_PRIORITY if self.priority is None else self.priority,
             timeout_seconds=self.timeout,
             max_wait_seconds=self.max_wait,
             starts_at=self.starts_at,
@@ -200,7 +201,9 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         member = None if call.owner.is_admin else call.owner.user_id
         project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
         kernels = kernels_of_groups(session, groups, partial(self._kernel, owner=call.owner), call.new_id)
-        made = await call.db.sessions.create(session, kernels, project_id=project_id)
+        timed = {"lifetime": self.timeout, "priority": self.priority}
+        chosen = [name for name, value in timed.items() if value is not None]
+        made = await call.db.sessions.create(session, kernels, project_id=project_id, chosen=chosen)
         if not made:
             return await self._reuse(call, name, image)
         if places:

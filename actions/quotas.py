@@ -71,9 +71,11 @@ class ListQuotasAction(ScopeAction[Reading, QuotaPage]):
                 raise InvalidRequest(
                     "Say whose limits: user:E-MAIL, project:NAME, domain:NAME or keypair:KEY.", field="of"
                 )
-            scopes = await policies.scopes_around(await policies.scope(kind, name, domain=call.by.domain))
+            whose = await policies.scope(kind, name, domain=call.by.domain)
         else:
-            scopes = None if self.everybody else await policies.scopes_around(("user", str(call.by.user_id)))
+            whose = ("user", str(call.by.user_id))
+        all_of_them = self.everybody and not self.of
+        scopes = None if all_of_them else await policies.scopes_around(whose)
         rows = await policies.limits(scopes, viewer=call.by.user_id)
         return QuotaPage(items=[QuotaData.of_row(row) for row in rows])
 

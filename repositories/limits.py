@@ -43,10 +43,18 @@ _BOUND: Final = f"""
     )
 """
 _INSERT: Final = "INSERT INTO quota_uses (session_id, scope, scope_id, name, amount, placed)"
+#: $2: of which limits it takes what there is, because nobody has chosen: `lifetime`, `priority`.
 _CHARGE: Final = f"""
-    WITH {_BOUND}, charged AS ({_INSERT} SELECT id, scope, scope_id, name, amount, placed FROM bound)
-    SELECT h.max_amount, h.scope, quota_owner(h.scope, h.scope_id) AS of FROM held h JOIN sessions s ON s.id = h.id
-    WHERE h.name = 'lifetime' AND s.timeout_seconds IS NULL ORDER BY h.max_amount LIMIT 1
+    WITH {_BOUND}, asked AS (
+        SELECT b.*, CASE WHEN name = ANY($2::text[]) THEN (SELECT min(h.max_amount) FROM held h WHERE h.name = b.name) END AS most
+        FROM bound b
+    ), charged AS (
+        {_INSERT} SELECT id, scope, scope_id, name, least(amount, most), placed FROM asked WHERE least(amount, most) > 0
+    )
+    SELECT h.name, h.max_amount, h.scope, quota_owner(h.scope, h.scope_id) AS of FROM held h JOIN sessions s ON s.id = h.id
+    WHERE h.name = ANY($2::text[]) AND CASE h.name WHEN 'priority' THEN s.priority > h.max_amount
+        WHEN 'lifetime' THEN coalesce(s.timeout_seconds, 'infinity') > h.max_amount END
+    ORDER BY h.max_amount DESC, position(h.scope IN 'keypair user project domain') DESC
 """
 _CHARGE_ANEW: Final = f"""
     WITH {_BOUND}, gone AS (
@@ -60,21 +68,34 @@ _CHARGE_ANEW: Final = f"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lifetime:
-    """What a session gets that has none of its own."""
+class Granted:
+    """A lifetime or priority that is nobody's choice but the limit's."""
 
     amount: int
-    source: str
-
-    @property
-    def words(self) -> str:
-        return in_words("lifetime", self.amount)
+    message: str
 
 
-async def charge(connection: Connection, session_id: UUID) -> Lifetime | None:
-    """Of a session that holds nothing yet: it asks for all that it would hold. Raises QuotaExceeded."""
-    row = await connection.fetchrow(_CHARGE, session_id)
-    return row and Lifetime(amount=row["max_amount"], source=f"the limit lifetime of {row['scope']} {row['of']}")
+async def charge(connection: Connection, session_id: UUID, chosen: Collection[str]) -> dict[str, Granted]:
+    """Of a session that holds nothing yet: it asks for all that it would hold. Raises QuotaExceeded.
+
+    What was not `chosen` of lifetime and priority is what the limits allow; by name, where that is less.
+    """
+    rows = await connection.fetch(_CHARGE, session_id, sorted({"lifetime", "priority"} - set(chosen)))
+    return {
+        row["name"]: Granted(
+            amount=row["max_amount"],
+            message=_GRANTED[row["name"]].format(
+                in_words(row["name"], row["max_amount"]), f"{row['scope']} {row['of']}"
+            ),
+        )
+        for row in rows
+    }
+
+
+_GRANTED: Final = {
+    "lifetime": "It ends {} after its start: the limit lifetime of {}.",
+    "priority": "Its priority is {}: the limit priority of {}.",
+}
 
 
 async def charge_anew(connection: Connection, session_id: UUID) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -201,9 +201,17 @@ class SessionRepository:
         return session_from_row(row)
 
     async def create(
-        self, session: Session, kernels: Sequence[NewKernel], *, project_id: UUID
+        self,
+        session: Session,
+        kernels: Sequence[NewKernel],
+        *,
+        project_id: UUID,
+        chosen: Collection[str] = ("lifetime", "priority"),
     ) -> bool:
-        """Insert a PENDING session; False when the owner has a live one of this name. Raises QuotaExceeded."""
+        """Insert a PENDING session; False when the owner has a live one of this name. Raises QuotaExceeded.
+
+        What is not `chosen` of its lifetime and priority becomes what its limits allow.
+        """
         row = await self._connection.fetchrow(
             """
             WITH made AS (
@@ -273,18 +281,24 @@ class SessionRepository:
         )
         if row is None:
             return False
-        await self._charge(session.id)
+        await self._charge(session.id, chosen)
         return True
 
-    async def _charge(self, session_id: SessionId) -> None:
-        """Charge every limit that binds it, with a lifetime that is nobody's choice but the limit's."""
-        if (limit := await charge(self._connection, session_id)) is None:
+    async def _charge(self, session_id: SessionId, chosen: Collection[str]) -> None:
+        """Charge every limit that binds it, and tell its owner of what the limits have chosen."""
+        if not (granted := await charge(self._connection, session_id, chosen)):
             return
+        amounts = {name: limit.amount for name, limit in granted.items()}
         await self._connection.execute(
-            "UPDATE sessions SET timeout_seconds = $2, notices = notices || $3::jsonb WHERE id = $1",
+            """
+            UPDATE sessions SET timeout_seconds = coalesce($2, timeout_seconds), priority = coalesce($3, priority),
+                notices = notices || $4::jsonb
+            WHERE id = $1
+            """,
             session_id,
-            float(limit.amount),
-            [{"kind": "lifetime", "message": f"It ends {limit.words} after its start: {limit.source}."}],
+            amounts.get("lifetime"),
+            amounts.get("priority"),
+            [{"kind": name, "message": limit.message} for name, limit in sorted(granted.items())],
         )
         await charge_anew(self._connection, session_id)
 
@@ -410,7 +424,7 @@ class SessionRepository:
                 self._now,
                 kernels[0].id,
             )
-            await self._charge(session.id)
+            await self._charge(session.id, ())  # it begins again, with what limits allow now
             if session.waits_for or session.starts_at is not None:
                 await rearm(self._connection, [session.id], now=self._now)
         return moved

@@ -144,16 +144,24 @@ def imagify(image: str = PUSHED, **fields: Any) -> ConvertSessionToImageAction:
             do=commit(),
             then_rows=(f"+images {TRAINED}", "+tasks commit_session"),
         ),
-        "more_than_the_quota": TestScenario(
-            given=(
-                a_session(),
-                a_snapshot("other"),
-                a_row("quotas", scope="user", scope_id=str(ALICE.user_id), name="images", max_amount=1),
-            ),
-            do=commit(),
-            error=QuotaExceeded,
-            then_audit=None,
-        ),
+        **{
+            f"more_than_a_{scope}_allows": TestScenario(
+                given=(
+                    a_session(),
+                    a_snapshot("other"),
+                    a_row("quotas", scope=scope, scope_id=scope_id, name="images", max_amount=1),
+                ),
+                do=commit(),
+                error=QuotaExceeded,
+                then_audit=None,
+            )
+            for scope, scope_id in (
+                ("user", str(ALICE.user_id)),
+                ("keypair", ALICE.access_key),
+                ("project", str(PROJECT)),
+                ("domain", "default"),
+            )
+        },
         "a_name_is_made_when_none_is_given": TestScenario(
             given=(a_session(),),
             do=commit(None),

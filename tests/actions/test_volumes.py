@@ -20,6 +20,7 @@ from domain.errors import (
     InvalidRequest,
     InvalidVolumeName,
     NoVolumeStore,
+    QuotaExceeded,
     SharedWithNobody,
     ShareNotFound,
     UserNotFound,
@@ -115,6 +116,34 @@ def mounted(read_only: bool = False, *, volume: UUID = VOLUME, path: str = "/hom
             do=CreateVolumeAction(name="set", store="nas"),
             error=NoVolumeStore,
             then_audit=None,
+        ),
+        **{
+            f"as_many_as_a_{scope}_allows": TestScenario(
+                given=(
+                    a_store,
+                    a_volume("other"),
+                    a_volume("going", id=OTHER_VOLUME, status="removing"),
+                    a_row("quotas", scope=scope, scope_id=scope_id, name="volumes", max_amount=1),
+                ),
+                do=CreateVolumeAction(name="set"),
+                error=QuotaExceeded,
+                then_audit=None,
+            )
+            for scope, scope_id in (
+                ("user", str(ALICE.user_id)),
+                ("keypair", ALICE.access_key),
+                ("project", str(PROJECT)),
+                ("domain", "default"),
+            )
+        },
+        "each_user_may_have_as_many": TestScenario(
+            given=(
+                a_store,
+                a_volume("other", owner=MALLORY),
+                a_row("quotas", scope="domain", scope_id="default", name="volumes", max_amount=1),
+            ),
+            do=CreateVolumeAction(name="set"),
+            then_rows=("+volumes set",),
         ),
         "a_negative_quota": TestScenario(
             given=(a_store,),

@@ -147,6 +147,30 @@ async def test_a_priority_is_checked_when_it_is_changed(database: Database) -> N
     await processor.run(ModifySessionAction(session_name="train", tag="x"), by=ALICE)
 
 
+async def test_a_priority_that_nobody_has_named_is_what_limits_allow(database: Database) -> None:
+    processor = await stage(database)
+    await set_limits(processor, priority=5)
+    await set_limits(processor, "project", priority=7)
+    made = (await processor.run(create("train"), by=ALICE)).session_data
+    assert (made.priority, made.notices[-1]["message"]) == (
+        5,
+        "Its priority is 5: the limit priority of user alice@example.org.",
+    )
+    with pytest.raises(QuotaExceeded, match="The limit priority of user"):
+        await processor.run(create("other", priority=6), by=ALICE)
+
+
+async def test_a_restart_begins_with_what_limits_allow_by_then(database: Database) -> None:
+    processor = await stage(database)
+    made = await processor.run(create("train", timeout=7200, priority=50), by=ALICE)
+    await processor.run(DestroySessionAction(session_name="train"), by=ALICE)
+    await set_limits(processor, priority=20, lifetime="1h")
+    session = (await processor.run(RestartSessionAction(session_name=str(made.session_data.id)), by=ALICE)).session_data
+    assert (session.priority, session.timeout) == (20, 3600)
+    assert [notice["kind"] for notice in session.notices] == ["lifetime", "priority"]
+    await processor.run(ModifySessionAction(session_name="train", timeout=1800, priority=1), by=ALICE)
+
+
 async def test_a_place_in_the_queue_is_given_back_when_a_session_is_placed(database: Database) -> None:
     processor = await stage(database)
     await set_limits(processor, pending_sessions=1)
@@ -404,11 +428,12 @@ class Life:
     async def limit(self, _number: int) -> None:
         name = self.dice.choice(["cpu", "mem", "sessions", "pending_sessions", "session.cpu"])
         most = self.dice.choice([None, 2, 6, 300, waits(4) if name in ("cpu", "sessions") else 5])
-        scope = self.dice.choice(list(SCOPES))
+        scope: Any = self.dice.choice(list(SCOPES))
         await self.processor.run(SetQuotaAction(scope=scope, of=SCOPES[scope], limits={name: most}), by=ROOT)
 
     async def policy(self, _number: int) -> None:
-        scope, name = self.dice.choice(list(SCOPES)), self.dice.choice(SOME_POLICIES)
+        scope: Any = self.dice.choice(list(SCOPES))
+        name = self.dice.choice(SOME_POLICIES)
         kind = self.dice.choice([AssignPolicyAction, AssignPolicyAction, UnassignPolicyAction])
         await self.processor.run(kind(policy=name, scope=scope, of=SCOPES[scope]), by=ROOT)
 
@@ -416,8 +441,9 @@ class Life:
 @pytest.mark.parametrize("seed", range(6))
 async def test_whatever_happens_the_counters_are_right(database: Database, seed: int) -> None:
     processor = await stage(database)
-    for name, limits in zip(SOME_POLICIES, ({"cpu": 4, "mem": "1g"}, {"cpu": waits(6), "sessions": 8}), strict=True):
-        await processor.run(CreatePolicyAction(policy=name, limits=limits), by=ROOT)
+    small, large = SOME_POLICIES
+    await processor.run(CreatePolicyAction(policy=small, limits={"cpu": 4, "mem": "1g"}), by=ROOT)
+    await processor.run(CreatePolicyAction(policy=large, limits={"cpu": waits(6), "sessions": 8}), by=ROOT)
     life, done = Life(database, processor, seed), []
     for number in range(250):
         done.append(await life.step(number))

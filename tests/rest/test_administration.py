@@ -115,6 +115,33 @@ async def test_quotas(root: Caller, alice: Caller) -> None:
     assert (full.status, full.code) == (422, "quota_exceeded")
     assert len((await alice.get("/v1/quota")).json["items"]) == 2
     assert (await root.ask("PUT", "/v1/quota/planet/earth", {"limits": {}})).code == "invalid_request"
+    facts = [full.json[name] for name in ("limit", "scope", "of", "max")]
+    assert facts == ["sessions", "user", "alice@example.org", 2]
+    assert (await alice.get("/v1/quota?everybody=true")).code == "permission_denied"
+    assert len((await root.get("/v1/quota?of=user:alice@example.org")).json["items"]) == 2
+
+
+async def test_policies(root: Caller, alice: Caller) -> None:
+    limits = {"cpu": {"max": 8, "waits": True}, "mem": "32g"}
+    made = await root.post("/v1/policies", {"name": "students", "limits": limits})
+    assert (made.status, made.json["limits"]) == (
+        201,
+        [{"name": "cpu", "max": 8000, "waits": True}, {"name": "mem", "max": 32768, "waits": False}],
+    )
+    assert (await root.post("/v1/policies", {"name": "students", "limits": limits})).code == "already_exists"
+    wrong = await root.post("/v1/policies", {"name": "wrong", "limits": {"cpu": 1, "session.cpu": 2}})
+    assert (wrong.status, wrong.code) == (422, "invalid_policy")
+    address = "/v1/policies/students/assignments/user/alice@example.org"
+    assert (await alice.ask("PUT", address)).code == "permission_denied"
+    assert (await root.ask("PUT", address)).json["assigned"] == [{"scope": "user", "of": "alice@example.org"}]
+    assert {item["policy"] for item in (await alice.get("/v1/quota")).json["items"]} == {"students"}
+    changed = await root.ask("PATCH", "/v1/policies/students", {"limits": {"mem": None, "sessions": 3}})
+    assert [one["name"] for one in changed.json["limits"]] == ["cpu", "sessions"]
+    assert (await root.ask("DELETE", "/v1/policies/students")).code == "policy_in_use"
+    assert (await root.ask("DELETE", address)).json["assigned"] == []
+    assert (await root.ask("DELETE", "/v1/policies/students")).status == 204
+    assert (await root.get("/v1/policies/students")).code == "policy_not_found"
+    assert (await root.get("/v1/policies")).json["items"] == []
 
 
 async def test_logs(alice: Caller, installation: Installation) -> None:
