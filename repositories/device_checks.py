@@ -85,15 +85,14 @@ async def of_session(connection: Connection, session_id: SessionId) -> list[Held
     """The devices of the present attempt, as the scheduler gave them to its kernels."""
     rows = await connection.fetch(
         """
-        SELECT k.id, k.role || k.idx AS kernel, coalesce(k.agent_id, u.agent_id) AS agent_id, u.name, u.amount, u.held,
-            k.slots ? 'gpu' AS whole, CASE WHEN d.name IS NOT NULL THEN to_jsonb(d) END AS device
+        SELECT k.id, k.role || k.idx AS kernel, k.agent_id, v.name, v.amount::bigint AS amount, k.slots ? 'gpu' AS whole,
+            EXISTS (SELECT FROM allocations a WHERE a.kernel_id = k.id AND a.name = v.name) AS held,
+            CASE WHEN d.name IS NOT NULL THEN to_jsonb(d) END AS device
         FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
-        JOIN LATERAL (
-            SELECT DISTINCT ON (name) agent_id, name, amount, until_at IS NULL AS held FROM usage
-            WHERE kernel_id = k.id AND starts_with(name, 'gpu/') ORDER BY name, since_at DESC
-        ) u ON true
-        LEFT JOIN devices d ON d.agent_id = u.agent_id AND d.name = u.name
-        WHERE s.id = $1 AND k.left_at IS NULL ORDER BY k.id <> s.main_kernel_id, k.role, k.idx, d.info -> 'index', u.name
+        CROSS JOIN LATERAL jsonb_each_text(coalesce(k.spec -> 'devices', '{}')) AS v(name, amount)
+        LEFT JOIN devices d ON d.agent_id = k.agent_id AND d.name = v.name
+        WHERE s.id = $1 AND k.left_at IS NULL AND k.agent_id IS NOT NULL
+        ORDER BY k.id <> s.main_kernel_id, k.role, k.idx, d.info -> 'index', v.name
         """,
         session_id,
     )

@@ -120,7 +120,7 @@ def _facts(row: Mapping[str, Any], kernels: Sequence[KernelRow], used: Window | 
         expires_at=row["expires_at"],
         exempt=row["exempt"],
         held_cpu=sum(kernel.slots.get("cpu", 0) for kernel in kernels) / 1000,
-        held_gpus=sum(kernel.slots.get("gpu", 0) for kernel in kernels),
+        held_gpus=sum(kernel.gpus for kernel in kernels),
         window=used,
         warned=warned,
     )

@@ -47,6 +47,7 @@ class KernelRow:
     agent_id: AgentId | None
     observed: KernelState | None
     slots: dict[str, int]
+    gpus: int  #: devices of which it was given something, as allocations say while it has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ class MetricsRepository:
     async def kernels(self, sessions: Sequence[UUID], *, present_only: bool = False) -> list[KernelRow]:
         rows = await self._connection.fetch(
             """
-            SELECT k.id, k.session_id, k.role || k.idx AS name, k.agent_id, k.observed, k.slots
+            SELECT k.id, k.session_id, k.role || k.idx AS name, k.agent_id, k.observed, k.slots,
+                (SELECT count(*) FROM jsonb_object_keys(coalesce(k.spec -> 'devices', '{}'))) AS gpus
             FROM kernels k JOIN sessions s ON s.id = k.session_id
             WHERE k.session_id = ANY($1::uuid[]) AND (NOT $2 OR (k.attempt = s.attempt AND k.left_at IS NULL))
             ORDER BY k.session_id, k.attempt DESC, k.id <> s.main_kernel_id, k.idx
@@ -97,6 +99,7 @@ class MetricsRepository:
                 agent_id=AgentId(row["agent_id"]) if row["agent_id"] else None,
                 observed=KernelState(row["observed"]) if row["observed"] else None,
                 slots=row["slots"],
+                gpus=row["gpus"],
             )
             for row in rows
         ]

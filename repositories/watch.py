@@ -130,7 +130,7 @@ def _watched(session: Session, kernels: Sequence[KernelRow], windows: Any, until
     return Watched(
         held_cpu=held("cpu") / 1000,
         held_mem=held("mem"),
-        held_gpus=held("gpu"),
+        held_gpus=float(sum(kernel.gpus for kernel in kernels)),
         running_seconds=0.0 if started is None else max(0.0, (until - started).total_seconds()),
         windows=windows,
     )

@@ -28,6 +28,7 @@ from tests.scenario import (
     TestScenario,
     a_row,
     a_session,
+    insert,
     kernel_of,
     scenarios,
 )
@@ -52,7 +53,21 @@ def a_device(uuid: str, *, offered: int = 81920, **columns: Any) -> tuple[Given,
 
 
 def held(uuid: str, mib: int = 81920) -> Given:
-    return a_row("allocations", kernel_id=kernel_of(ID), agent_id=HOST, name=f"gpu/{uuid}", amount=mib)
+    async def put(connection: Connection) -> None:
+        allocation = {"kernel_id": kernel_of(ID), "agent_id": HOST, "name": f"gpu/{uuid}", "amount": mib}
+        await insert(connection, "allocations", allocation)
+        await connection.execute(
+            """
+            UPDATE kernels SET slots = slots || jsonb_build_object(CASE WHEN $3 < 81920 THEN 'gpu-mem' ELSE 'gpu' END, 1),
+                spec = jsonb_set(jsonb_build_object('devices', '{}'::jsonb) || spec, ARRAY['devices', $2::text], to_jsonb($3))
+            WHERE id = $1
+            """,
+            kernel_of(ID),
+            f"gpu/{uuid}",
+            mib,
+        )
+
+    return Given(put=put)
 
 
 def a_check(phase: str, *, passed: bool = True, **columns: Any) -> Given:

@@ -206,7 +206,10 @@ def a_big_session(hours: float = 2, **columns: Any) -> Given:
 
     async def put(connection: Connection) -> None:
         await plain.put(connection)
-        await connection.execute("UPDATE kernels SET slots = $2 WHERE id = $1", kernel_of(ID), BIG)
+        devices = {"devices": {"gpu/one": 81920, "gpu/two": 81920}}
+        await connection.execute(
+            "UPDATE kernels SET slots = $2, spec = spec || $3 WHERE id = $1", kernel_of(ID), BIG, devices
+        )
 
     return Given(put=put)
 

@@ -1,7 +1,7 @@
 """Eight made-up devices of two models in thousands of random operations, through the scheduler and the statement that
 takes slots: whole devices, instances of MIG and shares.
 
-MOORAGE_GPU_OPERATIONS says how many (10,000 when nothing is said), MOORAGE_GPU_SEED with which seed.
+MOORAGE_GPU_OPERATIONS says how many (4,000 when nothing is said: a few seconds), MOORAGE_GPU_SEED with which seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from repositories.snapshot import snapshot
 from tests.control.gpus import A40, MIG, a_device, add_gpu_host, tell_devices
 from tests.control.rows import NOW, TEST, add_sessions, assert_slots_add_up, plan_and_place
 
-OPERATIONS: Final = int(os.environ.get("MOORAGE_GPU_OPERATIONS", "10000"))
+OPERATIONS: Final = int(os.environ.get("MOORAGE_GPU_OPERATIONS", "4000"))
 SEED: Final = int(os.environ.get("MOORAGE_GPU_SEED", "20300101"))
 HOSTS: Final = {
     "a": [
