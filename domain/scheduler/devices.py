@@ -55,7 +55,11 @@ class Site:
     @cached_property
     def bonds(self) -> list[list[int]]:
         """How close each device is to each other."""
-        return [[0 if one is other else _close(one, other) for other in self.able] for one in self.able]
+        bonds = [[0] * len(self.able) for _ in self.able]
+        if any(device.links or device.numa is not None for device in self.able):
+            for (at, one), (there, other) in combinations(enumerate(self.able), 2):
+                bonds[at][there] = bonds[there][at] = _close(one, other)
+        return bonds
 
 
 def _close(one: Device, other: Device) -> int:

@@ -9,6 +9,8 @@ from typing import Final
 from domain.ids import AgentId
 from domain.placement import Group, Host, PendingSession, Reservation
 from domain.scheduler.obstacles import misplaced
+from domain.scheduler.reserve import arrange, loads_of
+from domain.scheduler.room import fit
 from domain.scheduler.seats import Index, Pair, Seat
 from domain.scheduler.shapes import Part, Shape
 from domain.session import ClusterMode
@@ -136,14 +138,15 @@ class Fleet:
         if shape.single:
             return self._on_one(shape, indices, among, avoid)
         if not shape.clustered:
-            return self._on_many(shape, indices, among, avoid)
+            return self._on_many(shape, indices, among, avoid) or self._unlike(shape, among, avoid)
         # Hosts that cannot reach each other share no network: either all of them can, or one host holds everything.
         here = self.numbers(session.hosts)
         if not session.joins or self._addressed is None or here <= self._addressed:
             reachable = None if self._addressed is None else self._addressed | here
-            if (found := self._on_many(shape, indices, both(reachable, among), avoid)) is not None:
+            wide = both(reachable, among)
+            if found := self._on_many(shape, indices, wide, avoid) or self._unlike(shape, wide, avoid):
                 return found
-        if self._addressed is None and not session.joins:
+        if self._addressed is None and not session.joins and not shape.whole.intricate:
             return None  # what holds on no hosts together holds on no single one
         one = both(here if session.joins else None, among)
         return self._on_one(shape, indices, one, avoid) if len(session.hosts) <= 1 else None
@@ -166,6 +169,25 @@ class Fleet:
             taken.append(self._take(seat, seat.amounts_for(part)[0]))
         ordered = sorted(zip(shape.places, taken, strict=True), key=lambda one: one[0])
         return [one for _, one in ordered]
+
+    def _unlike(self, shape: Shape, among: Numbers | None, avoid: Numbers) -> list[Taken] | None:
+        """Kernels that are not alike may fit another way than one by one: in the way in which room is kept for them."""
+        if shape.alike:
+            return None
+        rooms = [(seat, seat.free) for seat in self.unkept_seats(among, avoid)]
+        places = {
+            id(part.slots[0]): [at for at, p in zip(shape.places, shape.each, strict=True) if p is part]
+            for part in shape.each
+        }
+        found: dict[int, Taken] = {}
+        for number, asked in (arrange(loads_of(shape, together=False), rooms) or {}).items():
+            seat = self.seats[number]
+            for slots, amounts in zip(asked, fit(seat.site(shape.model), seat.free, asked) or (), strict=False):
+                found[places[id(slots)].pop(0)] = self._take(seat, amounts)
+        if len(found) < len(shape.each):
+            self.give_back(found.values())
+            return None
+        return [found[at] for at in range(len(shape.each))]
 
     def _best(self, part: Part, indices: Sequence[Index], among: Numbers | None, avoid: Numbers) -> Seat | None:
         if part.sharing is not None and not self.group.spread:

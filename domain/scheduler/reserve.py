@@ -24,7 +24,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
+class Load:
     """Kernels that are alike, and where all of one of these is on one host."""
 
     slots: tuple[Amounts, ...]  #: one kernel, or all that go together
@@ -39,12 +39,12 @@ class _Load:
 
 def choose(shape: Shape, seats: Sequence[Seat], endings: Endings, now: datetime, *, together: bool) -> Choice | None:
     """Where these hosts hold it first, on one of them if `together`; None: not even all of them when they are empty."""
-    loads = _loads(shape, together=together)
-    if arrange(loads, [(seat, dict(seat.host.capacity)) for seat in seats]) is None:
-        return None
+    loads = loads_of(shape, together=together)
     if (at := _earliest(loads, seats, endings, now)) is not None:
         rooms = [(seat, room_at(seat, endings, at)) for seat in seats]
         return Choice(at=at, spares=_spares(loads, rooms, rooms))
+    if arrange(loads, [(seat, dict(seat.host.capacity)) for seat in seats]) is None:
+        return None
     known = [(seat, room_at(seat, endings, None)) for seat in seats]
     return Choice(at=None, spares=_spares(loads, known, _nearest(loads, known)))
 
@@ -55,7 +55,7 @@ def holds(seat: Seat, free: Amounts, part: Part) -> bool:
 
 def hold_together(shape: Shape, kinds: Sequence[tuple[Seat, int]]) -> bool:
     """Whether so many hosts of these kinds hold all kernels when they are empty."""
-    loads = _loads(shape, together=False)
+    loads = loads_of(shape, together=False)
     if len(loads) == 1:
         number = sum(loads[0].copies(seat, seat.host.capacity) * count for seat, count in kinds)
         return number >= loads[0].number
@@ -74,13 +74,13 @@ def room_at(seat: Seat, endings: Endings, at: datetime | None) -> dict[str, int]
     return free
 
 
-def _loads(shape: Shape, *, together: bool) -> list[_Load]:
+def loads_of(shape: Shape, *, together: bool) -> list[Load]:
     if together or len(shape.each) == 1:
-        return [_Load(shape.whole.slots, 1, shape.model)]
-    return [_Load(part.slots, number, shape.model) for part, number in Counter(shape.each).items()]
+        return [Load(shape.whole.slots, 1, shape.model)]
+    return [Load(part.slots, number, shape.model) for part, number in Counter(shape.each).items()]
 
 
-def arrange(loads: Sequence[_Load], rooms: Sequence[tuple[Seat, dict[str, int]]]) -> dict[int, list[Amounts]] | None:
+def arrange(loads: Sequence[Load], rooms: Sequence[tuple[Seat, dict[str, int]]]) -> dict[int, list[Amounts]] | None:
     """By the numbers of the hosts, in their order, what each kernel there asks for; None when it does not all fit."""
     placed: dict[int, list[Amounts]] = {}
     rooms = list(rooms)
@@ -100,7 +100,7 @@ def arrange(loads: Sequence[_Load], rooms: Sequence[tuple[Seat, dict[str, int]]]
     return placed
 
 
-def _earliest(loads: Sequence[_Load], seats: Sequence[Seat], endings: Endings, now: datetime) -> datetime | None:
+def _earliest(loads: Sequence[Load], seats: Sequence[Seat], endings: Endings, now: datetime) -> datetime | None:
     if len(loads) == 1:
         return _earliest_alike(loads[0], seats, endings, now)
     times = [now, *sorted({ends_at for seat in seats for ends_at, _ in endings.get(seat.number, ()) if ends_at > now})]
@@ -115,8 +115,14 @@ def _earliest(loads: Sequence[_Load], seats: Sequence[Seat], endings: Endings, n
     return times[low] if low < len(times) else None
 
 
-def _earliest_alike(load: _Load, seats: Sequence[Seat], endings: Endings, now: datetime) -> datetime | None:
+def _earliest_alike(load: Load, seats: Sequence[Seat], endings: Endings, now: datetime) -> datetime | None:
     """Alike kernels do not get into each other's way: hosts are counted one by one."""
+    if load.number == 1:
+        best: datetime | None = None
+        for seat in seats:
+            for at, _ in _steps(load, seat, endings.get(seat.number, ()), now, until=best):
+                best = at
+        return best
     more = sorted(step for seat in seats for step in _steps(load, seat, endings.get(seat.number, ()), now))
     total = 0
     for at, number in more:
@@ -127,14 +133,19 @@ def _earliest_alike(load: _Load, seats: Sequence[Seat], endings: Endings, now: d
 
 
 def _steps(
-    load: _Load, seat: Seat, endings: Sequence[tuple[datetime, Amounts]], now: datetime
+    load: Load,
+    seat: Seat,
+    endings: Sequence[tuple[datetime, Amounts]],
+    now: datetime,
+    *,
+    until: datetime | None = None,
 ) -> Iterator[tuple[datetime, int]]:
-    """When so many more of them fit on a host."""
+    """When so many more of them fit on a host; only before `until`."""
     free, capacity = seat.free, seat.host.capacity
-    if fitting := load.copies(seat, free):
+    if (fitting := load.copies(seat, free)) and (until is None or now < until):
         yield now, fitting
     for ends_at, amounts in sorted(endings, key=lambda ending: ending[0]):
-        if fitting >= load.number:
+        if fitting >= load.number or (until is not None and ends_at >= until):
             return
         for name, amount in amounts.items():
             if name in free:
@@ -144,7 +155,7 @@ def _steps(
             fitting = then
 
 
-def _nearest(loads: Sequence[_Load], known: Sequence[tuple[Seat, dict[str, int]]]) -> list[tuple[Seat, dict[str, int]]]:
+def _nearest(loads: Sequence[Load], known: Sequence[tuple[Seat, dict[str, int]]]) -> list[tuple[Seat, dict[str, int]]]:
     """Empty hosts, those first on which the least has to come free: they are the same the next time, and nearer."""
 
     def lacking(place: tuple[Seat, dict[str, int]]) -> tuple[float, int]:
@@ -160,7 +171,7 @@ def _nearest(loads: Sequence[_Load], known: Sequence[tuple[Seat, dict[str, int]]
 
 
 def _spares(
-    loads: Sequence[_Load],
+    loads: Sequence[Load],
     rooms: Sequence[tuple[Seat, dict[str, int]]],
     targets: Sequence[tuple[Seat, dict[str, int]]],
 ) -> dict[int, dict[str, int]]:

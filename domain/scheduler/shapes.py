@@ -48,6 +48,7 @@ class Shape:
     model: str | None
     devices: bool
     shares: bool
+    alike: bool  #: all kernels ask for the same
     #: every kernel asks for whole devices: hosts without idle ones need not be looked at
     only_devices: bool
 
@@ -89,6 +90,7 @@ def compiled(session: PendingSession) -> Shape:
         model=model if whole.devices else None,
         devices=whole.devices,
         shares=GPU_SHARE in totals,
+        alike=len(parts) < 2,
         only_devices=bool(slots) and all(GPU in one for one in slots),
     )
 
