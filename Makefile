@@ -1,8 +1,8 @@
 # Each of these sets up what it needs on a bare machine, and does nothing that is done already.
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench fuzz-plan clean
 
 help:   ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 setup:  ## the virtual environment, the engine and the kernel image
 	@scripts/image >/dev/null
@@ -19,6 +19,10 @@ check:  ## format, lint, types, import contracts, links, generated files
 
 bench:  ## benchmarks beside their references, in one run
 	@scripts/bench
+
+fuzz-plan: ## 100,000 generated plans, checked one by one
+	@scripts/setup
+	@.venv/bin/python -m tests.domain.long_plan
 
 clean:  ## remove what the above made, the engine included
 	@scripts/clean

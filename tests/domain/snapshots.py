@@ -95,7 +95,7 @@ def seeded(seed: int, *, hosts: int = 4, pending: int = 8) -> Snapshot:
 
 
 def _snapshot(pick: Pick, hosts: int, pending: int) -> Snapshot:
-    machines = [_host(pick, number) for number in range(pick([*range(hosts + 1), hosts]))]
+    machines = [_host(pick, number) for number in range(pick([0, *[*range(1, hosts + 1)] * 5]))]
     there = [host for host, _ in machines]
     limits = [_limit(pick) for _ in range(pick([0, 0, 1, 3]))]
     return Snapshot(
