@@ -95,4 +95,5 @@ def said(change: LimitChange) -> str:
 
 
 def whose(limit: Limit) -> str:
-    return _SCOPES[limit.scope[0]].format(limit.of or limit.scope[1])
+    """the project P"""
+    return f"the {limit.scope[0]} {limit.of or limit.scope[1]}"

@@ -112,7 +112,7 @@ def _placed(session: Session, now: datetime, history: Sequence[Mapping[str, Any]
             waited = words.span((row["timestamp"] - before["timestamp"]).total_seconds())
             at = words.moment(row["timestamp"], now).removesuffix(" (now)")
             again = f", for attempt {session.attempt}" if session.attempt > 1 else ""
-            return [f"It was given {_hosts(session)} at {at}{again}, after {waited} in the queue."]
+            return [f"It was placed on {_hosts(session)} at {at}{again}, after {waited} in the queue."]
     return []
 
 

@@ -57,8 +57,7 @@ def _holder(held: Sequence[Holding]) -> Holder:
 
 def endings(trials: Trials, around: Surroundings) -> Iterator[Way]:
     """Single sessions whose end is enough: its owner's own ones first, then others', those that end soonest first."""
-    found = holders(trials.snapshot)
-    useful = _useful(trials, found, around)
+    useful = _useful(trials, holders(trials.snapshot), around, alone=True)
     told = {True: 0, False: 0}
     for holder in useful[:_TRIED]:
         own = holder.user_id == trials.session.user_id
@@ -70,9 +69,57 @@ def endings(trials: Trials, around: Surroundings) -> Iterator[Way]:
             ending = _ending(holder, trials, around)
             text = f"when {_named(ending)} ends" + _latest(holder.ends_at, trials.now)
             yield Way(kind="ends", text=text, endings=(ending,))
+    if not any(told.values()):
+        yield from _several(trials, around)
 
 
-def _useful(trials: Trials, found: Mapping[SessionId, Holder], around: Surroundings) -> list[Holder]:
+def _several(trials: Trials, around: Surroundings) -> Iterator[Way]:
+    """If no single one is enough: of the owner's own ones together, else of those on one host, no more than it takes."""
+    useful = _useful(trials, holders(trials.snapshot), around, alone=False)
+    own = [holder for holder in useful if holder.user_id == trials.session.user_id]
+    by_host: dict[AgentId, list[Holder]] = {}
+    for holder in useful:
+        for agent_id in holder.agents:
+            by_host.setdefault(agent_id, []).append(holder)
+    choices = [own, *sorted(by_host.values(), key=len)[:3]]
+    for choice in choices:
+        if not 1 < len(choice) <= _TRIED or not _do(trials, choice, around):
+            continue
+        for holder in reversed(choice):  # others' ones first
+            fewer = [other for other in choice if other is not holder]
+            if _do(trials, fewer, around):
+                choice = fewer  # noqa: PLW2901  # what is left is looked at further
+        ends = tuple(_ending(holder, trials, around) for holder in choice)
+        if _do(trials, choice, around, indeed=True):
+            yield Way(kind="ends", text=f"when {_all_named(ends)} have ended", endings=ends)
+            return
+
+
+def _do(trials: Trials, gone: Sequence[Holder], around: Surroundings, *, indeed: bool = False) -> bool:
+    changed = ended(trials.snapshot, [holder.id for holder in gone], around.counted)
+    return trials.would_indeed(changed) if indeed else trials.would(changed)
+
+
+def _all_named(endings: Sequence[Ending]) -> str:
+    """sessions a and b on host-1, and 2 sessions of other users on host-2"""
+    shown = [ending for ending in endings if ending.session_id is not None]
+    others = [ending for ending in endings if ending.session_id is None]
+    parts = []
+    if shown:
+        names = [str(ending.name or ending.session_id) for ending in shown]
+        parts.append(f"session{'s' if len(names) > 1 else ''} {words.listed(names)}{_somewhere(shown)}")
+    if others:
+        parts.append(f"{words.counted(len(others), 'session')} of other users{_somewhere(others)}")
+    return words.listed(parts)
+
+
+def _somewhere(endings: Sequence[Ending]) -> str:
+    hosts = sorted({agent for ending in endings for agent in ending.agents})
+    return f" on {words.listed(hosts[:3])}" + (" and others" if len(hosts) > 3 else "")
+
+
+def _useful(trials: Trials, found: Mapping[SessionId, Holder], around: Surroundings, *, alone: bool) -> list[Holder]:
+    """`alone`: whose end, and nothing else, could be enough."""
     session, snapshot = trials.session, trials.snapshot
     own = replace(snapshot, holdings=tuple(h for h in snapshot.holdings if h.user_id == session.user_id))
     hosts = {
@@ -84,13 +131,13 @@ def _useful(trials: Trials, found: Mapping[SessionId, Holder], around: Surroundi
     by_id = {host.id: host for host in snapshot.hosts if host.id in hosts}
     bound = {(limit.scope, limit.name) for limit in snapshot.limits if limit.scope in session.scopes}
     free_now = any(not obstacles(session, host, own) for host in snapshot.hosts if host.id in hosts)
-    alone = session.cluster_mode is ClusterMode.SINGLE_NODE or len(session.kernels) == 1
+    one_host = session.cluster_mode is ClusterMode.SINGLE_NODE or len(session.kernels) == 1
     useful = [
         holder
         for holder in found.values()
         if holder.id != session.id
         and (hosts.intersection(holder.agents) or bound.intersection(around.counted.get(holder.id, ())))
-        and (free_now or not alone or _makes_room(session, holder, by_id, own))
+        and (free_now or not (alone and one_host) or _makes_room(session, holder, by_id, own))
     ]
 
     def order(holder: Holder) -> tuple[bool, bool, datetime, SessionId]:
@@ -160,7 +207,7 @@ def _ending(holder: Holder, trials: Trials, around: Surroundings) -> Ending:
 
 
 def _named(ending: Ending) -> str:
-    where = f" on {words.listed(ending.agents[:3])}" + (" and others" if len(ending.agents) > 3 else "")
+    where = _somewhere([ending])
     if ending.session_id is None:
         return f"a session of another user{where}"
     return f"session {ending.name or ending.session_id}{where}"

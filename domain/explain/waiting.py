@@ -93,9 +93,11 @@ def _now(trials: Trials, around: Surroundings, *, never: bool) -> Iterator[Way]:
 
 
 def _without_repetition(ways: tuple[Way, ...]) -> tuple[Way, ...]:
-    """The end of one session may be told of as that, with its time."""
-    single = {way.endings for way in ways if way.kind == "ends"}
-    return tuple(way for way in ways if way.kind != "time" or way.endings not in single)
+    """The end of one session is told of as that, with its time; that of several with the time, if that is known."""
+    ends = {frozenset(way.endings) for way in ways if way.kind == "ends" and len(way.endings) == 1}
+    times = {frozenset(way.endings) for way in ways if way.kind == "time"} - ends
+    twice = {"time": ends, "ends": times}
+    return tuple(way for way in ways if frozenset(way.endings) not in twice.get(way.kind, ()))
 
 
 def _ever(trials: Trials, empty: Snapshot, around: Surroundings) -> Iterator[Way]:
@@ -167,7 +169,7 @@ def _sentence(trials: Trials, around: Surroundings, counts: tuple[HostCount, ...
         asked = words.amount(limit.name, wants(session)[limit.name])
         holds = words.amount(limit.name, limit.held)
         most = words.amount(limit.name, limit.max_amount)
-        return f"It waits for quota: it asks for {asked}, but {holds} of the limit of {most} {whose(limit)} are held."
+        return f"It waits for quota: {whose(limit)} may hold {most} at once and holds {holds} already; it asks for {asked}."
     if blocked.behind is not None:
         first = _called(blocked.behind, trials.snapshot, around, session)
         return f"It waits because {first} comes first, and what is free is kept for that."

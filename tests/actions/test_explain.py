@@ -253,7 +253,7 @@ def limit(name: str, most: int, *, waits: bool = False) -> Given:
             do=dry(resource_slots=ResourceSlot(cpu=2, mem=512)),
             answer=lambda a: (
                 a.code == "quota"
-                and "of the limit of 2 CPUs in project default" in a.text
+                and "the project default may hold 2 CPUs at once and holds 1 CPU already" in a.text
                 and "with 1 more CPU of quota in project default" in [way.text for way in a.ways]
                 and any(way.kind == "ends" and way.endings[0].name == "secret-plan" for way in a.ways)
             ),

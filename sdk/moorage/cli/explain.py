@@ -110,13 +110,12 @@ def _ways(told: Explanation) -> str:
         ("It would start", [way.text for way in told.ways if way.kind in later]),
         ("It could start, though not now", [way.text for way in told.ways if not way.now]),
     )
-    lines = []
-    for title, texts in sections:
-        if texts:
-            lines += [title, *(f"  - {text}" for text in texts)]
+    parts = ["\n".join([title, *(f"  - {text}" for text in texts)]) for title, texts in sections if texts]
+    if not told.ways and told.hosts and told.code != "starting" and not told.cut_off:
+        parts.append("No single change would let it start now.")
     if told.cut_off:
-        lines.append("There may be other ways: the search was ended after a while.")
-    return "\n".join(lines)
+        parts.append("There may be other ways: the search was ended after a while.")
+    return "\n\n".join(parts)
 
 
 def reason(session: Session) -> str | None:
