@@ -78,8 +78,8 @@ async def _fill(database: Database, sessions: int, hosts: int) -> None:
             agent_id = await add_agent(connection, f"host{number:05}")
             devices = {f"gpu/{number:05}-{at}": 80_000 for at in range(8)}
             await set_resources(connection, agent_id, {"cpu": 64_000, "mem": 512 * 1024, **devices})
-        for each in ({"cpu": 1000}, {"cpu": 2000}, {"cpu": 4000}, {"cpu": 2000}, {"cpu": 4000, "gpu": 1}):
-            await add_sessions(connection, sessions // 5, **each, mem=8192)
+        for cpu, gpus in ((1000, 0), (2000, 0), (4000, 0), (2000, 0), (4000, 1)):
+            await add_sessions(connection, sessions // 5, cpu=cpu, mem=8192, gpu=gpus)
         await connection.execute(
             """
             INSERT INTO users (id, email, username, domain)
@@ -176,7 +176,7 @@ async def _place_next(connection: Connection) -> None:
     session = await connection.fetchrow(
         """
         SELECT s.id, k.id AS kernel_id, k.slots FROM sessions s JOIN kernels k ON k.id = s.main_kernel_id
-        WHERE s.status = 'PENDING' AND NOT k.slots ? 'gpu'
+        WHERE s.status = 'PENDING' AND (k.slots ->> 'gpu')::bigint = 0
         ORDER BY s.priority DESC, s.created_at, s.id LIMIT 1 FOR UPDATE OF s SKIP LOCKED
         """
     )
@@ -193,10 +193,11 @@ async def _place_next(connection: Connection) -> None:
     )
     await transit(connection, SessionId(session["id"]), Event.SCHEDULE, cause=SCHEDULER, now=NOW)
     await connection.execute(
-        "INSERT INTO allocations (kernel_id, agent_id, name, amount) SELECT $1, $2, key, value::bigint FROM jsonb_each_text($3)",
+        "INSERT INTO allocations (kernel_id, agent_id, name, amount) SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[])",
         session["kernel_id"],
         host,
-        session["slots"],
+        ["cpu", "mem"],
+        [session["slots"]["cpu"], session["slots"]["mem"]],
     )
     await connection.execute("UPDATE quota_uses SET placed = true WHERE session_id = $1", session["id"])
     await connection.execute(

@@ -10,14 +10,14 @@ from typing import Final
 
 from domain.ids import SessionId
 from domain.placement import Blocked
-from domain.scheduler import plan
 from domain.session import DEADLINES
 from manager.herald import Herald
 from manager.loop import Loop
+from manager.scheduling import think
 from repositories.agents import find_lost
 from repositories.database import Database
-from repositories.due import Due, DueSession, next_due, take_due
-from repositories.snapshot import snapshot
+from repositories.due import Due, DueSession, a_wait_is_over, next_due, take_due
+from repositories.snapshot import one_moment, snapshot
 from repositories.transit import Asked, Cause, transit_many
 
 DEADLINE: Final = Cause(by="deadline")
@@ -43,10 +43,9 @@ class Deadlines(Loop):
         return 0.0 if await self._end_what_is_due(now) else 0.1
 
     async def _end_what_is_due(self, now: datetime) -> bool:
+        blocked = await self._blocked(now)
         async with self._database.transaction() as connection:
             due = await take_due(connection, now=now)
-            waited = any(one.due is Due.WAIT for one in due)
-            blocked = plan(await snapshot(connection, now=now), now).blocked if waited else {}
             moved = []
             for event, sessions in groupby(sorted(due, key=lambda one: one.event), key=lambda one: one.event):
                 asked = [Asked(session_id=one.session_id, reason=reason_of(one, blocked)) for one in sessions]
@@ -56,6 +55,15 @@ class Deadlines(Loop):
             for topic in ("dispatch", "queue", "events"):
                 self._herald.announce(topic)
         return bool(moved)
+
+    async def _blocked(self, now: datetime) -> Mapping[SessionId, Blocked]:
+        """Why sessions wait, when there is one that has waited long enough: by the plan that the scheduler makes."""
+        async with self._database.reader() as connection:
+            if not await a_wait_is_over(connection, now=now):
+                return {}
+            async with one_moment(connection):
+                seen = await snapshot(connection, now=now, holdings=True)
+        return (await think(seen, now)).blocked
 
 
 def reason_of(due: DueSession, blocked: Mapping[SessionId, Blocked]) -> str:

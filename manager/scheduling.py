@@ -13,14 +13,15 @@ from typing import Final
 
 from domain.ids import SessionId
 from domain.placement import Placement, Plan, Reservation, Snapshot
-from domain.scheduler import plan
+from domain.scheduler import plan as plan
 from manager.herald import Herald
 from manager.loop import Loop
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
+from repositories.fleet import holdings_of
 from repositories.gangs import join_cluster, place_apart, place_cluster
 from repositories.placement import place
-from repositories.snapshot import Remembered, snapshot
+from repositories.snapshot import Remembered, one_moment, snapshot
 
 #: Why a session waits when others have what it needs: what they hold, and until when, decides who may pass it.
 _FOR_ROOM: Final = frozenset({"insufficient", "reserved", "behind"})
@@ -88,10 +89,11 @@ class Scheduler(Loop):
         async with self._database.reader() as connection:
             if not holdings:
                 return await snapshot(connection, now=self._clock(), known=self._known)
-            # What is free and who holds the rest are of one moment: of two, something would seem to be held by nobody whose
-            # end is known, and what outlasts the one who waits longest would pass.
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return await snapshot(connection, now=self._clock(), holdings=True, known=self._known)
+            async with one_moment(connection):
+                seen = await snapshot(connection, now=self._clock(), known=self._known)
+                if self._is_known_to_be_fruitless(seen):
+                    return seen
+                return replace(seen, holdings=await holdings_of(connection, now=self._clock()))
 
     def _is_known_to_be_fruitless(self, seen: Snapshot) -> bool:
         """Only time has passed since a look that led to nothing; shares decay by it, so it is not for ever."""

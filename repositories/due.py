@@ -66,6 +66,15 @@ async def next_due(connection: Connection) -> datetime | None:
     return min((at for at in times or () if at is not None), default=None)
 
 
+async def a_wait_is_over(connection: Connection, *, now: datetime) -> bool:
+    """A session is still in the queue although its max_wait has passed."""
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM sessions WHERE status = 'PENDING' AND expires_at <= $1)", now
+        )
+    )
+
+
 def _due(row: Mapping[str, Any]) -> DueSession:
     session_id, status = SessionId(row["id"]), Status(row["status"])
     if status is Status.PENDING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -64,6 +65,14 @@ async def snapshot(
         holdings=await holdings_of(connection, now=now) if holdings or apart else (),
         next_start_at=next_start_at,
     )
+
+
+@asynccontextmanager
+async def one_moment(connection: Connection) -> AsyncIterator[None]:
+    """For a snapshot with holdings: what is free and who holds the rest are of one moment. Of two, something would seem to
+    be held by nobody whose end is known, and what outlasts the one who waits longest would pass."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        yield
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------

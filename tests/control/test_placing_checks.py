@@ -42,7 +42,7 @@ async def put(connection: Connection, session_id: SessionId, agent: str = "a", *
     return Placement(session_id=session_id, kernels=(placed,))
 
 
-async def outcome(database: Database, session_id: SessionId, **amounts: int) -> str | None:
+async def outcome(database: Database, session_id: SessionId, **amounts: Any) -> str | None:
     async with database.transaction() as connection:
         placed = await place(connection, [await put(connection, session_id, **amounts)], now=NOW)
     assert (placed.sessions == (session_id,)) == (placed.conflicts == {})
@@ -143,7 +143,7 @@ async def test_a_session_that_waits_for_something_else_now_is_not_pending(
     ],
 )
 async def test_a_device_is_handed_out_whole_or_shared_as_its_group_says(
-    database: Database, a: AgentId, asked: dict[str, int], change: str, amount: int, expected: str | None
+    database: Database, a: AgentId, asked: dict[str, Any], change: str, amount: int, expected: str | None
 ) -> None:
     async with database.transaction() as connection:
         [session_id] = await add_sessions(connection, **asked)
@@ -157,7 +157,8 @@ async def test_a_whole_device_has_one_holder_and_a_share_leaves_none_whole(datab
     async with database.transaction() as connection:
         await connection.execute("UPDATE resource_groups SET gpu_sharing = true")
         whole, late = await add_sessions(connection, 2, gpu=1)
-        [share] = await add_sessions(connection, **{"gpu-mem": 4000})
+        asked: dict[str, Any] = {"gpu-mem": 4000}
+        [share] = await add_sessions(connection, **asked)
     assert await outcome(database, share, gpu=4000) is None
     assert await outcome(database, whole, gpu=24000) == "no_room"
     assert await outcome(database, late, gpu=24000) == "no_room"
