@@ -157,7 +157,7 @@ async def _move(
         return
     ids = [row["id"] for row in sessions]
     await connection.execute("UPDATE sessions SET moves_from = $2 WHERE id = ANY($1::uuid[])", ids, agent_id)
-    why = f"its host {agent_id} is drained; it begins again on another"
+    why = f"its host {agent_id} is drained"
     asked = [Asked(session_id=SessionId(one), reason=why) for one in ids]
     await transit_many(connection, Event.MOVE, asked, cause=DRAIN, now=now)
 

@@ -33,9 +33,8 @@ async def three(database: Database) -> AsyncIterator[Manager]:
         for host in HOSTS:
             await add_agent(connection, host, cpu=4000, mem=4 * GIB, now=clock())
         for user, name in ((ALICE, "alice"), (BOB, "bob")):
-            await insert(
-                connection, "users", {"id": user, "email": f"{name}@x.org", "username": name, "domain": "default"}
-            )
+            row: dict[str, Any] = {"id": user, "email": f"{name}@x.org", "username": name, "domain": "default"}
+            await insert(connection, "users", row)
     async with manager(database, ScriptedAgents(*HOSTS), clock) as made:
         yield made
 

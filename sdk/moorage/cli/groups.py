@@ -246,7 +246,7 @@ def _who(group: ResourceGroup) -> str:
         return "nobody: inactive"
     if group.open:
         return "everybody"
-    return ", ".join(f"{one.scope} {one.of}" for one in group.access) or ("you" if group.may_use else "nobody")
+    return ", ".join(f"{one.scope} {one.of}" for one in group.access) or "who is allowed"
 
 
 def _show_shares(report: ShareReport) -> None:
@@ -272,9 +272,8 @@ def _share_row(share: Share) -> list[object]:
 
 
 def _amounts(amounts: Mapping[str, float]) -> str:
-    said = [
-        f"{amount:.3g} {what}" for name, what in (("cpu", "CPUs"), ("gpu", "GPUs")) if (amount := amounts.get(name))
-    ]
-    if memory := amounts.get("mem"):
-        said.insert(1, terminal.memory(round(memory)))
+    kinds = (("cpu", "CPUs"), ("gpu", "GPUs"))
+    said = [f"{amounts[name]:.3g} {what}" for name, what in kinds if amounts.get(name, 0) >= 0.001]
+    if memory := round(amounts.get("mem", 0)):
+        said.insert(1, terminal.memory(memory))
     return ", ".join(said)
