@@ -110,7 +110,7 @@ class Desk:
             return why.reserved(self._owner(taken, session.lifetime_seconds))
         if avoid and self._try(session, shape, among, _NOWHERE) is not None:
             return why.apart(session)
-        blocked = why.insufficient(session, shape, self.fleet)
+        blocked = why.insufficient(session, shape, self.fleet, among)
         pool = (key, shape.devices, shape.model)
         if pool not in self._pools and len(self.reservations) < _RESERVATIONS:
             self._keep(session, shape, pool, among, avoid)

@@ -112,6 +112,12 @@ class Fleet:
             found = self._among[key] = frozenset(good)
         return key, found
 
+    def most(self, dim: str, among: Numbers | None) -> int:
+        """The most that is free of it on one host, of all or of these."""
+        if among is None:
+            return max(index.most(dim) for index in self.everywhere())
+        return max((self.seats[number].dims.get(dim, 0) for number in among), default=0)
+
     def everywhere(self, shape: Shape | None = None) -> list[Index]:
         """All that is free, the hosts that are preferred first."""
         return [*self._unkept(shape), *(kept.real for kept in self.kept)]

@@ -52,4 +52,4 @@ def _sentence(account: _Account, amount: int) -> str:
     limit, name = account.limit, account.name
     kind, which = limit.scope
     most, held, asked = (amount_words(name, number) for number in (limit.max_amount, account.held, amount))
-    return f"{kind} {limit.of or which} may hold {most} {unit(name)} at once and holds {held}; this asks for {asked}"
+    return f"{kind} {limit.of or which} may hold {most} {unit(name, limit.max_amount)} at once and holds {held}; this asks for {asked}"

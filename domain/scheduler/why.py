@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domain.placement import DEFAULT_GROUP, Blocked, PendingSession, Reservation
-from domain.scheduler.fleet import Fleet
+from domain.scheduler.fleet import Fleet, Numbers
 from domain.scheduler.obstacles import bars
 from domain.scheduler.shapes import Part, Shape, added
 from domain.scheduler.words import names, words
@@ -64,15 +64,15 @@ def impossible(shape: Shape, part: Part | None) -> Blocked:
     return Blocked(code="impossible", detail=detail)
 
 
-def insufficient(session: PendingSession, shape: Shape, fleet: Fleet) -> Blocked:
+def insufficient(session: PendingSession, shape: Shape, fleet: Fleet, among: Numbers | None) -> Blocked:
     parts = [shape.whole] if session.cluster_mode is ClusterMode.SINGLE_NODE else shape.each
-    indices = fleet.everywhere()
+    some = "" if among is None else " that meets its constraints"
     for part in parts:
-        most = {dim: max((index.most(dim) for index in indices), default=0) for dim, _ in part.demand}
+        most = {dim: fleet.most(dim, among) for dim, _ in part.demand}
         if short := {dim.partition(":")[0]: amount for dim, amount in part.demand if amount > most[dim]}:
             free = {dim.partition(":")[0]: most[dim] for dim, amount in part.demand if amount > most[dim]}
             model = f" of model {shape.model}" if shape.model and short.keys() & {"gpu", "gpu-mem"} else ""
-            detail = f"needs {words(short)}{model}; the most that is free on one host is {words(free)}"
+            detail = f"needs {words(short)}{model}; the most that is free on one host{some} is {words(free)}"
             return Blocked(code="insufficient", detail=detail)
     if session.images_on:
         host = names(session.images_on)
@@ -80,7 +80,10 @@ def insufficient(session: PendingSession, shape: Shape, fleet: Fleet) -> Blocked
         return Blocked(code="insufficient", detail=detail)
     if session.constraints.agent is not None:
         return Blocked(code="insufficient", detail=f"{session.constraints.agent} has not enough free")
-    return Blocked(code="insufficient", detail="no host has all of it free at the same time")
+    if not shape.single and len(shape.each) > 1:
+        detail = f"not all of its {len(shape.each)} kernels find room at the same time"
+        return Blocked(code="insufficient", detail=detail)
+    return Blocked(code="insufficient", detail=f"no host{some} has all of it free at the same time")
 
 
 def apart(session: PendingSession) -> Blocked:

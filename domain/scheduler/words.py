@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+_ONE: Final = {"cpu": "CPU", "gpu": "GPU", "sessions": "session"}
 _UNITS: Final = {"cpu": "CPUs", "mem": "MiB of memory", "gpu": "GPUs", "gpu-mem": "MiB of one GPU"}
 
 
 def words(slots: Mapping[str, int]) -> str:
-    return ", ".join(f"{amount_words(name, amount)} {unit(name)}" for name, amount in slots.items())
+    return ", ".join(f"{amount_words(name, amount)} {unit(name, amount)}" for name, amount in slots.items())
 
 
-def unit(name: str) -> str:
-    return _UNITS.get(name, name)
+def unit(name: str, amount: int = 2) -> str:
+    one = 1000 if name == "cpu" else 1
+    return _ONE[name] if amount == one and name in _ONE else _UNITS.get(name, name)
 
 
 def amount_words(name: str, amount: int) -> str:

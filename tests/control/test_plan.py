@@ -137,7 +137,7 @@ def test_what_is_lacking_is_said_in_words() -> None:
     assert said == {
         3: ("impossible", "no host that takes sessions has 64 CPUs, not even when it is empty"),
         4: ("no_hosts", "no host of architecture aarch64 takes sessions at the moment"),
-        6: ("impossible", "no host that takes sessions has 1 GPUs, not even when it is empty"),
+        6: ("impossible", "no host that takes sessions has 1 GPU, not even when it is empty"),
     }
     fuller = (pending(1, cpu=4000), pending(2, cpu=3000), pending(3, cpu=2000, mem=1024))
     planned = plan(Snapshot(pending=fuller, hosts=fleet), NOW)
