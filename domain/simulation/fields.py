@@ -59,12 +59,12 @@ def word(field: str, value: Any) -> str:
 
 
 def moment(field: str, value: Any) -> datetime:
-    """ISO 8601, of UTC where no zone is said; or seconds since 1970."""
+    """ISO 8601, of UTC where no zone is said; or seconds since 1970. To the millisecond, as virtual time runs."""
     if isinstance(value, int | float) or (isinstance(value, str) and _is_number(value)):
         seconds = _number(field, value)
         if not 0 <= seconds < _LATEST.timestamp():
             raise Hole(field, f"{_shown(value)} is no time between 1970 and 3000")
-        return datetime.fromtimestamp(seconds, UTC)
+        return _whole_ms(datetime.fromtimestamp(seconds, UTC))
     try:
         at = datetime.fromisoformat(str(value))
     except ValueError:
@@ -72,7 +72,7 @@ def moment(field: str, value: Any) -> datetime:
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     if at >= _LATEST:
         raise Hole(field, f"{_shown(value)} is too late")
-    return at
+    return _whole_ms(at)
 
 
 def seconds(field: str, value: Any) -> float:
@@ -145,6 +145,10 @@ def memory(field: str, value: Any) -> int:
         return parse_memory_mib(value)
     except InvalidResources as error:
         raise Hole(field, _inner(error)) from None
+
+
+def _whole_ms(at: datetime) -> datetime:
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def _number(field: str, value: Any) -> float:

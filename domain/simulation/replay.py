@@ -239,7 +239,7 @@ class _Replay:
             self._outcomes[number] = replace(self._outcomes[number], never=blocked.get(session_id, unknown))
 
     def _ms(self, at: datetime) -> int:
-        return (at - self._origin) // _MS
+        return -((self._origin - at) // _MS)
 
     def _at(self, now_ms: int) -> datetime:
         return self._origin + now_ms * _MS

@@ -92,7 +92,6 @@ _trace_options: Sequence[Callable[[Any], Any]] = (
 @click.option(
     "--save-trace", type=click.Path(dir_okay=False, path_type=Path), help="Write the workload down (.csv, .jsonl)."
 )
-@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Of the manager, for --fleet live.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @_told
 def run(
@@ -103,7 +102,6 @@ def run(
     plot: Path | None,
     by_user: int,
     save_trace: Path | None,
-    data_dir: Path | None,
     as_json: bool,
     **workload_options: Any,
 ) -> None:
@@ -118,7 +116,7 @@ def run(
 
     if plot is not None:
         plots.check(plot)
-    chosen = _fleets(fleets, data_dir)
+    chosen = _fleets(fleets)
     ruled = [_policy(said) for said in (*policies, *(compare or ()))] or [_policy("default")]
     cases = [(fleet, policy) for fleet in chosen for policy in ruled]
     if len(cases) > _MOST_CASES:
@@ -143,17 +141,46 @@ def run(
         note(f"drawn into {plot}")
 
 
-for _option in reversed(_trace_options):
+for _option in _trace_options:
     run = _option(run)
 
 
+@simulate.command("record")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A file: .csv, or .jsonl.  [default: CSV to the terminal]",
+)
+@click.option("--since", help="Submitted since: a time, or how long ago (30d).  [default: 30 days ago]")
+@click.option("--until", help="Submitted before.  [default: now]")
+@click.option("--anonymous", is_flag=True, help="Number users and projects instead of naming them.")
+@_told
+def record(out: Path | None, since: str | None, until: str | None, anonymous: bool) -> None:
+    """Write down what has really run here, as a trace to be replayed. For administrators and monitors."""
+    from domain.simulation.native import as_csv
+    from manager.simulation.live import live_workload
+
+    workload = live_workload(since, until, anonymous=anonymous)
+    if out is None:
+        for line in as_csv(workload.jobs):
+            click.echo(line, nl=False)
+    else:
+        _save(workload, out)
+    for told in (workload.source + (f" written to {out}" if out else ""), *workload.notes):
+        note(told)
+
+
 def _policy(said: str) -> Policy:
+    if said == "live" or said.startswith("live:"):
+        from manager.simulation.live import live_policy
+
+        return live_policy(said.partition(":")[2])
     from manager.simulation.inputs import read_policy
 
     return read_policy(said)
 
 
-def _fleets(said: Iterable[str], data_dir: Path | None) -> list[Fleet]:
+def _fleets(said: Iterable[str]) -> list[Fleet]:
     from manager.simulation import inputs
 
     found = []
@@ -161,7 +188,7 @@ def _fleets(said: Iterable[str], data_dir: Path | None) -> list[Fleet]:
         if one == "live":
             from manager.simulation.live import live_fleet
 
-            found.append(live_fleet(data_dir))
+            found.append(live_fleet())
         else:
             found.append(inputs.read_fleet(Path(one)))
     return found or [inputs.example_fleet()]
@@ -211,7 +238,8 @@ def _headline(workload: Workload, fleets: Sequence[Fleet]) -> str:
     for fleet in fleets:
         has = totals(fleet)
         gpus = ", ".join(f"{count} {model or 'GPUs'}" for model, count in has.gpus.items()) or "no GPUs"
-        lines.append(f"on {fleet.name}: {has.hosts} hosts, {has.cpus:g} CPUs, {has.mem_gib:,.0f} GiB, {gpus}")
+        hosts = "1 host" if has.hosts == 1 else f"{has.hosts:,} hosts"
+        lines.append(f"on {fleet.name}: {hosts}, {has.cpus:g} CPUs, {has.mem_gib:,.0f} GiB, {gpus}")
     if workload.skipped:
         first = workload.skipped[0]
         lines.append(f"{len(workload.skipped):,} left out for their holes, such as line {first.line}: {first.reason}")
