@@ -242,7 +242,7 @@ async def _flag(
             SELECT s.id FROM sessions s WHERE s.agent_lost <> $2 AND s.ended_at IS NULL AND s.id IN (
                 SELECT session_id FROM kernels
                 WHERE agent_id = ANY($1::text[]) AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE')
-            ORDER BY s.id FOR UPDATE
+            ORDER BY s.id FOR NO KEY UPDATE
         ), flagged AS (
             UPDATE sessions s SET agent_lost = $2, activity = activity + 1,
                 status_reason = CASE WHEN $2 AND s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN $3::text
@@ -272,7 +272,7 @@ async def _lock_sessions(connection: Connection, agents: Sequence[str]) -> list[
         SELECT id FROM sessions WHERE id IN (
             SELECT session_id FROM kernels
             WHERE agent_id = ANY($1::text[]) AND want <> 'NONE' AND observed IS DISTINCT FROM 'GONE')
-        ORDER BY id FOR UPDATE
+        ORDER BY id FOR NO KEY UPDATE
         """,
         list(agents),
     )

@@ -92,7 +92,7 @@ async def join_cluster(connection: Connection, placement: Placement, *, pool: IP
 
 async def _lock(connection: Connection, session_id: SessionId, *statuses: str) -> bool:
     found = await connection.fetchval(
-        "SELECT true FROM sessions WHERE id = $1 AND status = ANY($2::text[]) FOR UPDATE", session_id, list(statuses)
+        "SELECT true FROM sessions WHERE id = $1 AND status = ANY($2::text[]) FOR NO KEY UPDATE", session_id, list(statuses)
     )
     return bool(found)
 
@@ -105,7 +105,7 @@ async def _keep_still(connection: Connection, session_id: SessionId) -> None:
             SELECT x.id FROM sessions s JOIN sessions x ON x.user_id = s.user_id AND x.ended_at IS NULL
             WHERE s.id = $1 AND s.constraints ? 'apart_from' AND (x.id = s.id OR EXISTS (
                 SELECT FROM jsonb_each(s.constraints -> 'apart_from') f WHERE x.labels @> jsonb_build_object(f.key, f.value))))
-        ORDER BY o.id FOR UPDATE
+        ORDER BY o.id FOR NO KEY UPDATE
         """,
         session_id,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from domain.errors import QuotaExceeded
+import asyncpg
+
+from domain.errors import QuotaExceeded, RequestInProgress
 from domain.limits import Wanted, in_words
 from repositories import tables
 from repositories.database import Connection
@@ -104,7 +107,8 @@ async def charge_anew(connection: Connection, session_id: UUID) -> None:
 
 
 async def lock_limits(connection: Connection, session_id: UUID) -> None:
-    """Before resources are locked: whoever locks both begins with the limits."""
+    """Before resources are locked: whoever locks both begins with the limits. And not while others set limits."""
+    await connection.execute("LOCK TABLE quota_uses IN ROW EXCLUSIVE MODE")
     await connection.execute(
         f"""
         SELECT FROM quotas q JOIN (SELECT v.* FROM sessions s CROSS JOIN LATERAL {SCOPES_OF} WHERE s.id = $1) v
@@ -125,7 +129,21 @@ class LimitRepository:
         self._connection = connection
 
     async def alone(self) -> None:
-        await self._connection.execute("LOCK TABLE quota_uses IN SHARE ROW EXCLUSIVE MODE")
+        """Raises RequestInProgress when it does not come to that within some seconds.
+
+        Whoever waits for the lock makes all others wait behind it, also one for whom somebody waits who has it: so it waits
+        for short times only, and lets others go first in between.
+        """
+        for patience in (50, 100, 200, 400, 800, 800, 800, 800):
+            try:
+                async with self._connection.transaction():
+                    await self._connection.execute(f"SET LOCAL lock_timeout = {patience}")
+                    await self._connection.execute("LOCK TABLE quota_uses IN SHARE ROW EXCLUSIVE MODE")
+                    await self._connection.execute("SET LOCAL lock_timeout = 0")
+                    return
+            except asyncpg.LockNotAvailableError:
+                await asyncio.sleep(patience / 2000)
+        raise RequestInProgress("Too much is being created and ended just now; ask again in a moment.")
 
     async def limits(self, scopes: Collection[Scope] | None, *, viewer: UUID) -> list[dict[str, Any]]:
         """Those of the scopes, or all. What belongs to users is counted for the user, or for the viewer."""

@@ -351,6 +351,8 @@ class Life:
     def __init__(self, database: Database, processor: Processor, seed: int) -> None:
         self.database, self.processor, self.dice = database, processor, random.Random(seed)
         self.seq = 10
+        self.kinds = ["create", "create", "create", "place", "start", "end", "gone", "restart", "modify", "grow"]
+        self.kinds += ["limit", "policy"]
 
     async def live(self, *statuses: str) -> SessionId | None:
         async with self.database.reader() as connection:
@@ -361,22 +363,7 @@ class Life:
 
     async def step(self, number: int) -> str:
         self.seq += 10
-        kind = self.dice.choice(
-            [
-                "create",
-                "create",
-                "create",
-                "place",
-                "start",
-                "end",
-                "gone",
-                "restart",
-                "modify",
-                "grow",
-                "limit",
-                "policy",
-            ]
-        )
+        kind = self.dice.choice(self.kinds)
         try:
             await getattr(self, kind)(number)
         except MoorageError as error:
@@ -450,3 +437,35 @@ async def test_whatever_happens_the_counters_are_right(database: Database, seed:
         async with database.reader() as connection:
             await assert_limits_add_up(connection)
     assert {"create", "place", "end", "limit", "policy", "create: quota_exceeded"} <= set(done), Counter(done)
+
+
+async def test_limits_change_while_everything_else_goes_on(database: Database) -> None:
+    """Nobody waits for somebody who waits for them: no call is refused because two were in each other's way."""
+    processor = await stage(database)
+    for name in SOME_POLICIES:
+        await processor.run(CreatePolicyAction(policy=name, limits={"cpu": 200, "sessions": 300}), by=ROOT)
+    done: Counter[str] = Counter()
+
+    async def somebody(seed: int) -> None:
+        life = Life(database, processor, seed)
+        life.kinds = ["create", "create", "end", "restart", "modify", "gone", "start"]
+        for number in range(30):
+            done[await life.step(100 * seed + number)] += 1
+
+    async def scheduler() -> None:
+        for _ in range(15):
+            await schedule(database)
+
+    async def administrator(seed: int) -> None:
+        life = Life(database, processor, seed)
+        life.kinds = ["policy"]
+        for number in range(20):
+            done[await life.step(number)] += 1
+
+    await asyncio.gather(
+        *(somebody(seed) for seed in range(8)), scheduler(), scheduler(), administrator(1), administrator(2)
+    )
+    assert done["create"] > 50
+    assert not {outcome for outcome in done if "request_in_progress" in outcome}
+    async with database.reader() as connection:
+        await assert_limits_add_up(connection)
