@@ -9,6 +9,7 @@ from typing import Final
 from domain.placement import Blocked, Holding, PendingSession, Reservation
 from domain.scheduler import reserve, why
 from domain.scheduler.fleet import PASSING_SECONDS, Fleet, Numbers, Taken, ends_in_time
+from domain.scheduler.hopeless import Hopeless
 from domain.scheduler.neighbours import Neighbours
 from domain.scheduler.shapes import Part, Shape
 
@@ -30,7 +31,7 @@ class Desk:
         self._holdings = holdings
         self._neighbours = neighbours
         self._now = now
-        self._hopeless: set[tuple[Shape, object, int]] = set()
+        self._hopeless = Hopeless()
         self._never: dict[_Ask, Blocked | None] = {}
         self._said: dict[tuple[Shape, object, int], tuple[int, Blocked]] = {}
         self._changes = 0  #: counted up with every placement: what was said before may be less true now
@@ -56,14 +57,14 @@ class Desk:
         avoid = self._avoid(session)
         outlasts = self._outlasts(session.lifetime_seconds)
         ask = (shape, key, outlasts)
-        if avoid or ask not in self._hopeless:
+        if avoid or not self._hopeless.holds(shape, (key, outlasts)):
             indices = self.fleet.open_to(shape, session.lifetime_seconds)
             if (taken := self.fleet.place(session, shape, indices, among, avoid)) is not None:
                 self._changes += 1
                 self._remember(session, taken)
                 return taken
             if not avoid:
-                self._hopeless.add(ask)
+                self._hopeless.add(shape, (key, outlasts))
         return self._blocked(session, shape, ask, among, avoid)
 
     def _avoid(self, session: PendingSession) -> Numbers:
@@ -98,16 +99,20 @@ class Desk:
         if not avoid and (said := self._said.get(ask)) is not None and said[0] == self._changes:
             return said[1]
         if (blocked := self.never(session, shape)) is None:
-            blocked = self._for_now(session, shape, ask[1], among, avoid)
+            blocked = self._for_now(session, ask, among, avoid)
         if not avoid:
             self._said[ask] = self._changes, blocked
         return blocked
 
     def _for_now(
-        self, session: PendingSession, shape: Shape, key: object, among: Numbers | None, avoid: Numbers
+        self, session: PendingSession, ask: tuple[Shape, object, int], among: Numbers | None, avoid: Numbers
     ) -> Blocked:
-        if self.fleet.kept and (taken := self._try(session, shape, among, avoid)) is not None:
-            return why.reserved(self._owner(taken, session.lifetime_seconds))
+        shape, key, outlasts = ask
+        if (avoid or outlasts) and not self._hopeless.holds(shape, (key, 0)):
+            if (taken := self._try(session, shape, among, avoid)) is not None:
+                return why.reserved(self._owner(taken, session.lifetime_seconds))
+            if not avoid:
+                self._hopeless.add(shape, (key, 0))
         if avoid and self._try(session, shape, among, _NOWHERE) is not None:
             return why.apart(session)
         blocked = why.insufficient(session, shape, self.fleet, among)

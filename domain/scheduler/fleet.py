@@ -19,6 +19,9 @@ from domain.session import ClusterMode
 #: more, and hosts do not idle for ever.
 PASSING_SECONDS: Final = 3600.0
 
+#: How often in one plan kernels that are not alike are tried another way: it takes a while.
+_TRIES: Final = 32
+
 Numbers = frozenset[int]
 #: A host and what a kernel takes of it.
 Taken = tuple[Seat, dict[str, int]]
@@ -48,6 +51,7 @@ class Fleet:
         self._common = self._index(seat for seat, idle in zip(self.seats, apart, strict=True) if not idle)
         self._with_devices = self._index(seat for seat, idle in zip(self.seats, apart, strict=True) if idle)
         self.kept: list[Kept] = []
+        self._unlike_tries = _TRIES
         self._among: dict[object, Numbers] = {}
         self._kinds: dict[Numbers | None, list[tuple[Seat, int]]] = {}
         self._addressed: Numbers | None = frozenset(s.number for s in self.seats if s.host.address is not None)
@@ -99,16 +103,19 @@ class Fleet:
         constraints = session.constraints
         home = session.joins and session.cluster_mode is ClusterMode.SINGLE_NODE
         if not (constraints.agent or constraints.labels or session.images_on or session.stores or home):
-            return None, None
+            return (session.hosts if session.joins else None), None
         key = (
             constraints.agent,
             frozenset(constraints.labels.items()),
             session.images_on,
             session.stores,
-            session.hosts if home else None,
+            session.hosts if session.joins else None,
+            home,
         )
         if (found := self._among.get(key)) is None:
-            good = (seat.number for seat in self.seats if next(misplaced(session, seat.host), None) is None)
+            only = session.images_on if constraints.agent is None else {constraints.agent}
+            seats = [self.seats[number] for number in self.numbers(only)] if only else self.seats
+            good = (seat.number for seat in seats if next(misplaced(session, seat.host), None) is None)
             found = self._among[key] = frozenset(good)
         return key, found
 
@@ -178,8 +185,9 @@ class Fleet:
 
     def _unlike(self, shape: Shape, among: Numbers | None, avoid: Numbers) -> list[Taken] | None:
         """Kernels that are not alike may fit another way than one by one: in the way in which room is kept for them."""
-        if shape.alike:
+        if shape.alike or not self._unlike_tries:
             return None
+        self._unlike_tries -= 1
         rooms = [(seat, seat.free) for seat in self.unkept_seats(among, avoid)]
         places = {
             id(part.slots[0]): [at for at, p in zip(shape.places, shape.each, strict=True) if p is part]

@@ -51,7 +51,7 @@ class _Planner:
         shares = _by_group(snapshot.shares)
         for name in sorted(pending):
             group = group_of(snapshot.groups, name)
-            there = hosts.get(name, [])
+            there = hosts.get(name, []) if group.active else []
             self._queues[name] = Queue(pending[name], group, shares.get(name, ()), capacity_of(there))
             self._order[name] = []
             self._open_desks(group, there)
@@ -97,7 +97,7 @@ class _Planner:
         """None: it is placed."""
         desk = self._desks.get((session.resource_group, session.architecture))
         if desk is None:
-            return why.no_hosts(session)
+            return why.no_hosts(session, group_of(self._snapshot.groups, session.resource_group))
         shape = self._shapes.of(session)
         if shape.model is not None:
             desk.fleet.know(shape.model)

@@ -59,7 +59,8 @@ def hold_together(shape: Shape, kinds: Sequence[tuple[Seat, int]]) -> bool:
     if len(loads) == 1:
         number = sum(loads[0].copies(seat, seat.host.capacity) * count for seat, count in kinds)
         return number >= loads[0].number
-    seats = [(seat, dict(seat.host.capacity)) for seat, count in kinds for _ in range(count)]
+    enough = len(shape.each)  # more hosts than kernels are of no use
+    seats = [(seat, dict(seat.host.capacity)) for seat, count in kinds for _ in range(min(count, enough))]
     return arrange(loads, seats) is not None
 
 

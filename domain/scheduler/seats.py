@@ -16,7 +16,7 @@ FULLNESS: Final = ""
 _SCALE: Final = 1 << 20
 _NOBODY: Final[list[int]] = []
 #: So few hosts are looked at one by one.
-_FEW: Final = 16
+_FEW: Final = 64
 
 Amounts = Mapping[str, int]
 
@@ -236,12 +236,16 @@ class Index:
         Spread: the emptiest.
         """
         keys, start = self._scarcest(demand)
-        if among is not None and len(among) <= _FEW:
-            keys, start = self._keys(among, self._order(demand)), 0
-        elif self._spread and keys:
-            few = len(keys) - start <= _FEW
-            near = (key & self._mask for key in keys[start:]) if few else ()
-            keys, start = (self._keys(near, FULLNESS), 0) if few else (self._lists[FULLNESS], 0)
+        if (left := len(keys) - start) == 0:
+            return None
+        if among is not None and len(among) <= max(_FEW, left // 4):
+            order = FULLNESS if self._spread or not demand else demand[0][0]
+            return self._least(among, order, part, demand, avoid)
+        if self._spread:
+            if left <= _FEW:
+                near = [key & self._mask for key in keys[start:] if among is None or key & self._mask in among]
+                return self._least(near, FULLNESS, part, demand, avoid)
+            keys, start = self._lists[FULLNESS], 0
         return self._first(keys, start, part, demand, among, avoid)
 
     def _scarcest(self, demand: Demand) -> tuple[list[int], int]:
@@ -258,12 +262,23 @@ class Index:
                 best, start, fewest = keys, at, left
         return best, start
 
-    def _order(self, demand: Demand) -> str:
-        return FULLNESS if self._spread or not demand else demand[0][0]
-
-    def _keys(self, numbers: Iterable[int], dim: str) -> list[int]:
-        seats = (self._seats.get(number) for number in numbers)
-        return sorted(seat.dims.get(dim, 0) << self._bits | seat.number for seat in seats if seat is not None)
+    def _least(
+        self, numbers: Iterable[int], dim: str, part: Part, demand: Demand, avoid: Collection[int]
+    ) -> Seat | None:
+        """Of these hosts, the one that fits and has the least of a dimension."""
+        best, found = 0, None
+        for number in numbers:
+            if (seat := self._seats.get(number)) is None or number in avoid:
+                continue
+            dims = seat.dims
+            for name, amount in demand:
+                if dims.get(name, 0) < amount:
+                    break
+            else:
+                key = dims.get(dim, 0) << self._bits | number
+                if (found is None or key < best) and seat.fits(part):
+                    best, found = key, seat
+        return found
 
     def _first(
         self,

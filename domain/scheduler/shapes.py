@@ -25,6 +25,7 @@ class Part:
 
     slots: tuple[Amounts, ...]
     demand: Demand
+    needs: Mapping[str, int]  #: the demand, by dimension
     #: the same, on a device that is shared already; None for parts without a share
     sharing: Demand | None
     plain: tuple[dict[str, int], ...]  #: of each kernel, what it takes besides devices
@@ -48,6 +49,7 @@ class Shape:
     model: str | None
     devices: bool
     shares: bool
+    simple: bool  #: one host that meets the demand is all that it needs
     alike: bool  #: all kernels ask for the same
     #: every kernel asks for whole devices: hosts without idle ones need not be looked at
     only_devices: bool
@@ -90,6 +92,7 @@ def compiled(session: PendingSession) -> Shape:
         model=model if whole.devices else None,
         devices=whole.devices,
         shares=GPU_SHARE in totals,
+        simple=(session.cluster_mode is ClusterMode.SINGLE_NODE or len(slots) == 1) and not whole.intricate,
         alike=len(parts) < 2,
         only_devices=bool(slots) and all(GPU in one for one in slots),
     )
@@ -114,6 +117,7 @@ def _part(slots: Sequence[Amounts], model: str | None) -> Part:
     return Part(
         slots=tuple(slots),
         demand=(*share, *demand),
+        needs=dict((*share, *demand)),
         sharing=(*shared, *demand) if shares else None,
         plain=tuple({name: n for name, n in one.items() if name not in (GPU, GPU_SHARE)} for one in slots),
         model=model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domain.placement import DEFAULT_GROUP, Blocked, PendingSession, Reservation
+from domain.placement import DEFAULT_GROUP, Blocked, Group, PendingSession, Reservation
 from domain.scheduler.fleet import Fleet, Numbers
 from domain.scheduler.obstacles import bars
 from domain.scheduler.shapes import Part, Shape, added
@@ -13,9 +13,13 @@ from domain.session import ClusterMode
 _BARS = ("agent", "image_elsewhere", "store", "labels", "gpu_sharing", "gpu_model", "resource_group", "architecture")
 
 
-def no_hosts(session: PendingSession) -> Blocked:
-    group = session.resource_group
-    where = "" if group == DEFAULT_GROUP else f" of resource group {group}"
+def no_hosts(session: PendingSession, group: Group) -> Blocked:
+    if not group.active:
+        return Blocked(
+            code="no_hosts",
+            detail=f"resource group {group.name} takes no sessions until an administrator makes it active again",
+        )
+    where = "" if group.name == DEFAULT_GROUP else f" of resource group {group.name}"
     return Blocked(
         code="no_hosts",
         detail=f"no host{where} of architecture {session.architecture} takes sessions at the moment",
