@@ -26,7 +26,8 @@ async def hosts_of(connection: Connection, *, now: datetime) -> tuple[Host, ...]
                 SELECT FROM devices d WHERE d.agent_id = r.agent_id AND d.name = r.name AND d.out_since IS NOT NULL)
             GROUP BY 1
         ) r ON r.agent_id = a.id LEFT JOIN (
-            SELECT agent_id, jsonb_object_agg(name, jsonb_build_object('model', model, 'info', info)) AS devices
+            SELECT agent_id, jsonb_object_agg(name,
+                jsonb_build_object('model', model, 'info', info, 'memory_mib', memory_mib)) AS devices
             FROM devices WHERE out_since IS NULL GROUP BY 1
         ) d ON d.agent_id = a.id
         WHERE a.schedulable AND NOT a.lost AND a.uid IS NOT NULL AND a.lease_until > $1 ORDER BY a.id
@@ -39,11 +40,15 @@ async def hosts_of(connection: Connection, *, now: datetime) -> tuple[Host, ...]
 def _host(row: Mapping[str, Any]) -> Host:
     amounts: dict[str, list[int]] = row["amounts"]
     devices: dict[str, dict[str, Any]] = row["devices"] or {}
+    capacity = {name: reported for name, (_, reported) in amounts.items()}
+    for name, said in devices.items():
+        if name in capacity and said["info"].get("shared_only"):  # never all of it is free: nobody gets it whole
+            capacity[name] = max(capacity[name] + 1, said["memory_mib"])
     return Host(
         id=AgentId(row["id"]),
         architecture=row["architecture"],
         free={name: free for name, (free, _) in amounts.items()},
-        capacity={name: capacity for name, (_, capacity) in amounts.items()},
+        capacity=capacity,
         resource_group=row["resource_group"],
         labels=row["labels"],
         devices=tuple(_device(name, said) for name, said in sorted(devices.items()) if name in amounts),

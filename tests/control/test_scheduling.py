@@ -95,7 +95,8 @@ async def test_a_snapshot_tells_all_that_decides(database: Database) -> None:
     assert session.constraints == Constraints(**constraints)  # type: ignore[arg-type]
     assert (session.name, session.user_id, session.lifetime_seconds) == (f"s-{waiting}", USER, 60)
     assert session.scopes == (("keypair", "AK"), ("user", str(USER)), ("project", str(PROJECT)), ("domain", "default"))
-    assert host.free == host.capacity == {"cpu": 8000, "mem": 8192, "gpu/A": 24000, "gpu/B": 24000}
+    assert host.free == {"cpu": 8000, "mem": 8192, "gpu/A": 24000, "gpu/B": 24000}
+    assert host.capacity == {**host.free, "gpu/B": 24001}  # people are on it: it is never all free
     assert host.labels == {"rack": "1"}
     first, second = host.devices
     assert (first.model, first.numa, first.whole_only, first.links) == ("NVIDIA H100", 1, True, {"gpu/B": 90})
@@ -145,6 +146,17 @@ async def test_what_is_remembered_of_the_queue_is_what_is_there(database: Databa
     assert after[sessions[0]].priority == 99
     assert after[sessions[2]] is before[sessions[2]]
     assert {one.id: one for one in (await look(database)).pending} == after
+
+
+async def test_a_group_that_is_not_active_places_nothing_and_says_so(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a")
+        [session_id] = await add_sessions(connection)
+        await connection.execute("UPDATE resource_groups SET active = false")
+    planned = scheduling.plan(await look(database), NOW)
+    assert planned.placements == ()
+    blocked = planned.blocked[session_id]
+    assert (blocked.code, "default takes no sessions until" in blocked.detail) == ("no_hosts", True)
 
 
 # -- when it looks -----------------------------------------------------------------------------------------------------
