@@ -18,9 +18,12 @@ from uuid import uuid4
 import docker
 import pytest
 
+from agent.client import KernelAddress
 from agent.gpu_terms import GpuSettings
 from agent.gpus import Gpus
-from agent.wire import Fact
+from agent.wire import Fact, KernelSpec
+from domain.ids import KernelId
+from tests.agent.bed import RealBed
 from tests.agent.conftest import Host
 from tests.clusters.hosts import CannotMakeHosts
 from tests.clusters.hosts import Host as Machine
@@ -231,3 +234,54 @@ async def test_an_engine_that_hands_out_no_gpus_is_said_to(
     finally:
         await bed.stop()
         await bed.clear()
+
+
+async def test_a_manager_hears_of_devices_and_checks_also_when_it_was_deaf_and_the_agent_was_killed(
+    machine: Hooked, kernel_image: str, mock_gpus: MockGpus
+) -> None:
+    bed, kernel = RealBed(machine.engine, kernel_image), KernelId(uuid4())
+    names = [f"gpu/{mock_gpus.uuid(index)}" for index in (0, 1)]
+    spec = KernelSpec(
+        session_id=str(uuid4()),
+        session_name="train",
+        image=kernel_image,
+        slots={"cpu": 1000, "mem": 256, "gpu": 1},
+        devices={names[0]: 81000},
+    )
+
+    async def ensure(generation: int, want: str) -> None:
+        there = KernelAddress(agent_id=bed.agent_id, kernel_id=kernel, attempt=1)
+        await bed.agent.ensure(there, generation=generation, want=want, spec=spec if want == "RUN" else None)
+
+    def heard(name: str, healthy: bool) -> bool:
+        """Of the newest list."""
+        told = bed.heard.devices[-1].devices if bed.heard.devices else bed.heard.hellos[-1].devices
+        return any(one["name"] == name and one["healthy"] == healthy for one in told)
+
+    try:
+        await bed.open(gpu_library=mock_gpus.library, gpus=("0", "1"), gpu_reserve=1000, sample_seconds=0.2)
+        hello = bed.heard.hellos[-1]
+        assert {name: mib for name, mib in hello.resources.items() if name.startswith("gpu/")} == dict.fromkeys(
+            names, 80000
+        )
+        assert [device["name"] for device in hello.devices] == names
+        assert hello.info["gpus"]["driver"] == "570.86.15-mock"
+        bed.heard.deaf = True
+        mock_gpus.set(1, ecc=1)
+        await ensure(1, "RUN")
+        bed.heard.deaf = False
+        await bed.fact(kernel, "RUNNING")
+        await bed.heard.until(lambda: bool(bed.heard.checks) and heard(names[1], healthy=False))
+        [check] = bed.heard.checks
+        assert (check.device, check.phase, check.passed, check.kernel_id) == (names[0], "handover", True, str(kernel))
+        await bed.kill()
+        mock_gpus.set(1, ecc=0)
+        bed.heard.devices.clear()
+        await bed.start()
+        assert heard(names[1], healthy=True)
+        await ensure(2, "GONE")
+        await bed.fact(kernel, "GONE")
+        await bed.heard.until(lambda: len(bed.heard.checks) == 2)
+        assert (bed.heard.checks[1].phase, bed.heard.checks[1].passed) == ("release", True)
+    finally:
+        await bed.close()
