@@ -33,6 +33,7 @@ class Desk:
         self._now = now
         self._hopeless = Hopeless()
         self._never: dict[_Ask, Blocked | None] = {}
+        self._bars: dict[object, Blocked] = {}
         self._said: dict[tuple[Shape, object, int], tuple[int, Blocked]] = {}
         self._changes = 0  #: counted up with every placement: what was said before may be less true now
         self._pools: set[object] = set()
@@ -51,7 +52,7 @@ class Desk:
     def place(self, session: PendingSession, shape: Shape) -> list[Taken] | Blocked:
         key, among = self.fleet.among(session)
         if among is not None and not among:
-            return self.never(session, shape) or why.barred(session, self.fleet)
+            return self._barred(session)
         if self.reservations and not self.fleet.group.backfill:
             return self.never(session, shape) or why.behind(self.reservations[0])
         avoid = self._avoid(session)
@@ -137,12 +138,13 @@ class Desk:
 
     def _why_never(self, session: PendingSession, shape: Shape, among: Numbers | None) -> Blocked | None:
         fleet = self.fleet
-        barred = (among is not None and not among) or (shape.shares and not fleet.group.gpu_sharing)
-        if barred:
-            return why.barred(session, fleet)
+        if among is not None and not among:
+            return self._barred(session)
+        if shape.shares and not fleet.group.gpu_sharing:
+            return why.unshared(fleet)
         kinds = fleet.kinds(among)
         if shape.model and not any(seat.able(shape.model) for seat, _ in kinds):
-            return why.barred(session, fleet)
+            return why.no_model(shape, among)
         single = shape.single or len(shape.each) == 1
         parts: Iterable[Part] = [shape.whole] if single else dict.fromkeys(shape.each)
         for part in parts:
@@ -153,6 +155,12 @@ class Desk:
         if shape.clustered and any(reserve.holds(seat, seat.host.capacity, shape.whole) for seat, _ in kinds):
             return None
         return why.impossible(shape, None)
+
+    def _barred(self, session: PendingSession) -> Blocked:
+        key, _ = self.fleet.among(session)
+        if key not in self._bars:
+            self._bars[key] = why.barred(session, self.fleet)
+        return self._bars[key]
 
     # -- keeping room ----------------------------------------------------------------------------------------------------
     def _keep(self, session: PendingSession, shape: Shape, pool: object, among: Numbers | None, avoid: Numbers) -> None:

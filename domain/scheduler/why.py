@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from domain.placement import DEFAULT_GROUP, Blocked, Group, PendingSession, Reservation
 from domain.scheduler.fleet import Fleet, Numbers
-from domain.scheduler.obstacles import bars
+from domain.scheduler.obstacles import misplaced
 from domain.scheduler.shapes import Part, Shape, added
 from domain.scheduler.words import names, words
 from domain.session import ClusterMode
 
 #: If several bar it from all hosts, it is the first of these.
-_BARS = ("agent", "image_elsewhere", "store", "labels", "gpu_sharing", "gpu_model", "resource_group", "architecture")
+_BARS: Final = ("agent", "image_elsewhere", "store", "labels")
 
 
 def no_hosts(session: PendingSession, group: Group) -> Blocked:
@@ -27,35 +29,41 @@ def no_hosts(session: PendingSession, group: Group) -> Blocked:
 
 
 def barred(session: PendingSession, fleet: Fleet) -> Blocked:
-    """No host has what its constraints demand, however much is free."""
+    """No host has what its constraints demand, however much is free and whatever its devices."""
     constraints = session.constraints
     if len(session.images_on) > 1:
         detail = f"its snapshots lie on different hosts, {names(session.images_on)}"
         return Blocked(code="impossible", detail=detail)
-    by_host = [{bar.code for bar in bars(session, seat.host, fleet.group)} for seat in fleet.seats]
+    by_host = [{bar.code for bar in misplaced(session, seat.host)} for seat in fleet.seats]
     everywhere, anywhere = set.intersection(*by_host), set.union(*by_host)
-    code = next((code for code in _BARS if code in everywhere), None)
-    match code:
+    match next((code for code in _BARS if code in everywhere), None):
         case "agent":
             which = constraints.agent or names(session.hosts)
             detail = f"{which} takes no sessions of this resource group and architecture at the moment"
+            return Blocked(code="agent", detail=detail)
         case "image_elsewhere":
             which = names(session.images_on)
             detail = f"its image is a snapshot that lies on {which}, which takes no sessions at the moment"
+            return Blocked(code="image_elsewhere", detail=detail)
         case "store":
             detail = "no host that takes sessions at the moment has the store of its volumes"
             return Blocked(code="no_hosts", detail=detail)
         case "labels":
             said = names(f"{key}={value}" for key, value in constraints.labels.items())
-            detail = f"no host that takes sessions has the labels {said}"
-        case "gpu_sharing":
-            detail = f"no GPU of resource group {fleet.group.name} is shared: ask for whole ones"
-        case "gpu_model":
-            detail = f"no host that takes sessions has a GPU that is {constraints.gpu_model}"
+            return Blocked(code="labels", detail=f"no host that takes sessions has the labels {said}")
         case _:
-            several = names(anywhere)
-            return Blocked(code="impossible", detail=f"no host meets all of its constraints at once: {several}")
-    return Blocked(code=code or "impossible", detail=detail)
+            detail = f"no host meets all of its constraints at once: {names(anywhere)}"
+            return Blocked(code="impossible", detail=detail)
+
+
+def unshared(fleet: Fleet) -> Blocked:
+    detail = f"no GPU of resource group {fleet.group.name} is shared: ask for whole ones"
+    return Blocked(code="gpu_sharing", detail=detail)
+
+
+def no_model(shape: Shape, among: Numbers | None) -> Blocked:
+    some = "" if among is None else " and meets its constraints"
+    return Blocked(code="gpu_model", detail=f"no host that takes sessions{some} has a GPU that is {shape.model}")
 
 
 def impossible(shape: Shape, part: Part | None) -> Blocked:
