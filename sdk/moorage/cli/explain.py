@@ -88,15 +88,15 @@ def _hosts(told: Explanation) -> str:
         return ""
     if told.hosts_total == 1:
         return f"The one host of the group, {told.hosts[0].agents[0]}: {told.hosts[0].text}."
-    rows = [(_counted(one.hosts), one.text, _such_as(one.agents, one.hosts)) for one in told.hosts]
-    widths = [max(len(row[at]) for row in rows) for at in (0, 1)]
-    title = f"Of the {_counted(told.hosts_total)} of the group:"
-    lines = [f"  {count.rjust(widths[0])}  {text.ljust(widths[1])}  {names}".rstrip() for count, text, names in rows]
+    digits = max(len(f"{one.hosts:,}") for one in told.hosts)
+    width = max(len(one.text) for one in told.hosts)
+    lines = [
+        f"  {one.hosts:>{digits},} {'host ' if one.hosts == 1 else 'hosts'}  {one.text.ljust(width)}  "
+        f"{_such_as(one.agents, one.hosts)}"
+        for one in told.hosts
+    ]
+    title = f"Of the {told.hosts_total:,} hosts of the group:"
     return "\n".join([title, *lines])
-
-
-def _counted(hosts: int) -> str:
-    return f"{hosts:,} host" + ("" if hosts == 1 else "s")
 
 
 def _such_as(agents: list[str], hosts: int) -> str:
