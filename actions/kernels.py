@@ -106,7 +106,12 @@ class Hosted(Protocol):
 
 
 def check_possible(
-    known: Sequence[tuple[str, Mapping[str, int]]], session: Hosted, slots: Sequence[ResourceSlot], mode: ClusterMode
+    known: Sequence[tuple[str, Mapping[str, int]]],
+    session: Hosted,
+    slots: Sequence[ResourceSlot],
+    mode: ClusterMode,
+    *,
+    gpu_model: str | None = None,
 ) -> None:
     """Refuse what no known fleet could ever hold; without any host yet, the session waits for one.
 
@@ -119,7 +124,7 @@ def check_possible(
         return
     for parts in [list(slots)] if mode is ClusterMode.SINGLE_NODE else [[part] for part in slots]:
         if not any(fit_together(parts, free) for free in fitting):
-            _refuse(_sum(parts), fitting, together=len(parts))
+            _refuse(_sum(parts), fitting, together=len(parts), gpu_model=gpu_model)
     if mode is ClusterMode.MULTI_NODE and not _first_fit(slots, fitting):
         raise ResourcesImpossible(
             f"All hosts together could never hold these {len(slots)} kernels at once, not even if they were empty; "
@@ -127,13 +132,15 @@ def check_possible(
         )
 
 
-def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together: int) -> None:
+def _refuse(
+    slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together: int, gpu_model: str | None
+) -> None:
     most = {name: max(_most(free, name, together) for free in fleet) for name in slots}
     over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
     largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()
-    what = (
-        f"{slots.to_json()}" if together == 1 else f"{slots.to_json()}, which its {together} kernels need on one host"
-    )
+    what = f"{slots.to_json()}" + (f" with GPUs of the model '{gpu_model}'" if gpu_model else "")
+    if together > 1:
+        what += f", which its {together} kernels need on one host"
     raise ResourcesImpossible(
         f"No host could ever hold {what}: the most that one has is "
         + ", ".join(f"{name}={largest.get(name, 0)}" for name in over)

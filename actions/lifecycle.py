@@ -158,7 +158,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         place = await checked_place(call, self, project=project)
         sizes = [group.slots for group in groups for _ in range(group.count)]
         await check_devices(call.db.connection, place.group, place.constraints, sizes)
-        check_possible(place.known, image, sizes, self.cluster_mode)
+        check_possible(place.known, image, sizes, self.cluster_mode, gpu_model=self.gpu_model)
         environ, notices = checked_environ(self.environ or {})
         options = await checked_options(call, self)
         session = Session(

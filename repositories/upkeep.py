@@ -142,6 +142,7 @@ class Retention:
     usage_days: int = 400  #: after it was given back
     deliveries_days: int = 7  #: of webhooks, after the receiver had them or they were given up
     device_checks_days: int = 90
+    missing_devices_days: int = 30  #: since their hosts have not named them any more
     kernel_logs_days: int = 7  #: the kept end of a container's log
     partitions_ahead_days: int = 8
 
@@ -160,6 +161,8 @@ _BY_AGE: Final = {
     "usage": ("until_at < $1", "usage_days"),
     "service_tickets": ("expires_at < $1", "service_tickets_days"),
     "device_checks": ("at < $1", "device_checks_days"),
+    # what an administrator has taken out stays known, so that it stays out should it come back
+    "devices": ("missing_since < $1 AND out_by = 'health'", "missing_devices_days"),
     "kernel_logs": ("kept_at < $1", "kernel_logs_days"),
     "webhook_deliveries": ("finished_at < $1", "deliveries_days"),
     "sessions": (

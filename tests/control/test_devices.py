@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ from domain.errors import AgentNotFound, DeviceNotFound, DeviceUnhealthy
 from domain.ids import AgentId
 from repositories import device_checks, devices
 from repositories.database import Connection, Database
+from repositories.upkeep import Retention, purge
 from tests.control.gpus import A40, a_device, add_gpu_host, tell_devices
 from tests.control.rows import (
     NOW,
@@ -121,6 +123,17 @@ async def test_a_device_that_is_not_named_any_more_is_missing(database: Database
             await devices.put_in(connection, A, "one", cause=TEST, now=NOW)
         assert (await tell_devices(connection, "a", [ONE, TWO], seq=2)).back == ("gpu/one",)
         assert (await stored(connection))["gpu/one"]["missing_since"] is None
+
+
+async def test_what_is_missing_for_long_is_forgotten_unless_it_was_taken_out(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_gpu_host(connection, "a", [ONE, TWO, a_device("three", index=2)])
+        await devices.take_out(connection, A, "two", "fan", cause=TEST, now=NOW)
+        await tell_devices(connection, "a", [a_device("three", index=2)], seq=1)
+    for days, left in ((29, {"gpu/one", "gpu/two", "gpu/three"}), (31, {"gpu/two", "gpu/three"})):
+        async with database.reader() as connection:
+            await purge(connection, now=NOW + timedelta(days=days), keep=Retention())
+            assert set(await stored(connection)) == left
 
 
 async def test_an_older_list_changes_nothing(database: Database) -> None:

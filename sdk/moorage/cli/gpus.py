@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -34,12 +34,13 @@ def gpu_ls(agent: str | None, as_json: bool) -> None:
     if as_json:
         print_json([device.to_json() for device in found])
         return
+    names = [device.device for device in found]
     headers = ["HOST", "#", "DEVICE", "MODEL", "MEM", "STATE", "HELD BY", "NOTE"]
     rows = [
         [
             device.agent,
             device.index,
-            short(device.device),
+            short(device.device, names),
             device.model,
             terminal.memory(device.memory_mib),
             device.state,
@@ -99,9 +100,15 @@ def _changed(device: Device, as_json: bool) -> None:
             )
 
 
-def short(uuid: str) -> str:
+def short(uuid: str, among: Iterable[str] = ()) -> str:
     """Enough of it to name it by."""
-    return uuid[:12] if uuid.startswith(("GPU-", "MIG-")) else uuid
+    if not uuid.startswith(("GPU-", "MIG-")):
+        return uuid
+    others = set(among) - {uuid}
+    least = 12
+    while least < len(uuid) and any(other.startswith(uuid[:least]) for other in others):
+        least += 1
+    return uuid[:least]
 
 
 def _holder(device: Device, holder: DeviceHolder) -> str:
@@ -122,14 +129,15 @@ def note_of(device: Device) -> str:
 
 
 # -- top --gpu -----------------------------------------------------------------------------------------------------------
-def show_top(devices: Iterable[Device]) -> None:
+def show_top(devices: Sequence[Device]) -> None:
     """Each device with who uses how much of it."""
+    names = [device.device for device in devices]
     headers = ["HOST", "#", "DEVICE", "MODEL", "SESSION", "OWNER", "HELD", "BUSY", "MEM", "POWER", "NOTE"]
-    table(headers, [row for device in devices for row in _top_rows(device)], empty="No GPUs.")
+    table(headers, [row for device in devices for row in _top_rows(device, names)], empty="No GPUs.")
 
 
-def _top_rows(device: Device) -> list[list[object]]:
-    about: list[object] = [device.agent, device.index, short(device.device), device.model]
+def _top_rows(device: Device, names: Iterable[str]) -> list[list[object]]:
+    about: list[object] = [device.agent, device.index, short(device.device, names), device.model]
     if not device.holders:
         return [[*about, f"({device.state})", "", "", "", "", "", note_of(device)]]
     rows: list[list[object]] = []
