@@ -24,6 +24,7 @@ from domain.placement import (
 )
 from domain.scheduler import plan
 from domain.session import ClusterMode
+from tests.domain import snapshots
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 USERS = [UUID(int=number) for number in (1, 2, 3)]
@@ -34,6 +35,7 @@ GPU_MIB = 80_000
 class Case:
     snapshot: Snapshot
     around: Surroundings
+    now: datetime = NOW
 
 
 def draw(seed: int) -> Case:
@@ -51,6 +53,12 @@ def draw(seed: int) -> Case:
         groups=("default", "other"), most_priority=lot.choice((None, 10, 100)), counted=counted, most_plans=10_000
     )
     return Case(snapshot=replace(snapshot, limits=limits), around=around)
+
+
+def generated(seed: int) -> Case:
+    """Of the snapshots with which plans are tested."""
+    around = Surroundings(groups=snapshots.GROUPS, most_priority=100, most_plans=10_000)
+    return Case(snapshot=snapshots.seeded(seed), around=around, now=snapshots.NOW)
 
 
 def _plain(snapshot: Snapshot) -> Snapshot:
@@ -197,9 +205,10 @@ _PASSING = ("reserved", "behind", "insufficient", "quota", "apart_from")
 # -- what ways come to ---------------------------------------------------------------------------------------------------
 def explained(case: Case, *, at_most: int = 2) -> list[tuple[SessionId, Explanation]]:
     """Of some that wait."""
-    blocked = plan(case.snapshot, NOW).blocked
-    waiting = sorted(blocked, key=lambda one: (blocked[one].code not in _PASSING, one))[:at_most]
-    return [(one, explain(case.snapshot, one, NOW, case.around)) for one in waiting]
+    blocked = plan(case.snapshot, case.now).blocked
+    queued = [one.id for one in case.snapshot.pending if one.id in blocked and not one.joins]
+    waiting = sorted(queued, key=lambda one: (blocked[one].code not in _PASSING, one))[:at_most]
+    return [(one, explain(case.snapshot, one, case.now, case.around)) for one in waiting]
 
 
 def comes_true(case: Case, session_id: SessionId, way: Way) -> bool:
@@ -216,7 +225,7 @@ def comes_true(case: Case, session_id: SessionId, way: Way) -> bool:
     )
     pending = tuple(_changed(one, way) if one.id == session_id else one for one in snapshot.pending)
     snapshot = replace(snapshot, limits=limits, pending=pending)
-    made = plan(snapshot, way.at or NOW)
+    made = plan(snapshot, way.at or case.now)
     return session_id in [placement.session_id for placement in made.placements]
 
 
@@ -264,12 +273,19 @@ def _gone(snapshot: Snapshot, gone: set[SessionId | None], around: Surroundings)
             for one in snapshot.limits
         ]
         left = tuple(one for one in snapshot.holdings if one.session_id != holding.session_id)
-        of = next(host.resource_group for host in snapshot.hosts if host.id == holding.agent_id), holding.user_id
-        shares = [_less(one, holding) if (one.resource_group, one.user_id) == of else one for one in snapshot.shares]
+        at = next(host for host in snapshot.hosts if host.id == holding.agent_id)
+        of = at.resource_group, holding.user_id
+        shares = [
+            _less(one, holding, at) if (one.resource_group, one.user_id) == of else one for one in snapshot.shares
+        ]
         snapshot = replace(snapshot, hosts=tuple(hosts), limits=tuple(limits), holdings=left, shares=tuple(shares))
     return snapshot
 
 
-def _less(share: Share, holding: Holding) -> Share:
-    """Shares are drawn of CPUs only."""
-    return replace(share, held={"cpu": max(0.0, share.held["cpu"] - holding.amounts.get("cpu", 0))})
+def _less(share: Share, holding: Holding, host: Host) -> Share:
+    held = dict(share.held)
+    for name, amount in holding.amounts.items():
+        kind, part = ("gpu", amount / host.capacity[name]) if name.startswith("gpu/") else (name, float(amount))
+        if kind in held:
+            held[kind] = max(0.0, held[kind] - part)
+    return replace(share, held=held)
