@@ -96,8 +96,9 @@ class Gpus:
 
     async def close(self) -> None:
         self._events.close()
-        with contextlib.suppress(Unanswered):
-            await self._calls(self._nvml.close, seconds=1.0)
+        if self._discovered_at is not None:
+            with contextlib.suppress(Unanswered):
+                await self._calls(self._nvml.close, seconds=1.0)
         self._calls.close()
 
     async def look(self) -> None:

@@ -232,7 +232,7 @@ class DeviceFact(Message):
     links: dict[str, int] = field(default_factory=dict)
     parent: str | None = None  #: of a MIG instance: its GPU, which is in nobody's list
     profile: str | None = None  #: of a MIG instance: 1g.10gb
-    whole_only: bool = False  #: is not shared: a MIG instance, or what the host's administrator keeps whole
+    whole_only: bool = False  #: is not shared: a MIG instance
     #: people outside Moorage are on it, which is what this says; it can be shared, but is not to be given out whole
     shared_only: str | None = None
     outside_mib: int = 0  #: what they use of its memory
@@ -265,9 +265,9 @@ class DeviceCheck(Message):
     kernel_id: str | None = None
     session_id: str | None = None
     attempt: int = 1
-    #: {message, findings: [words], memory_used_mib, temperature_c, power_watts, throttle: [words], ecc_uncorrected,
-    #: retired_pages, xid: [numbers], driver, test: {name, seconds, ...}, processes: [{pid, user, command, mem_mib}], ...};
-    #: of a watch: {message, used_mib, share_mib, seconds, ended}
+    #: {message, findings: [words], warning, model, memory_mib, memory_used_mib, temperature_c, power_watts, ecc_uncorrected,
+    #: retired_pages, throttle: [words], xid: [numbers], processes: how many, processes_mib, driver, simulated,
+    #: test: {name, passed, seconds, output, skipped}}; of a watch: {message, used_mib, share_mib, seconds, ended}
     data: dict[str, Any] = field(default_factory=dict)
 
 
