@@ -22,9 +22,10 @@ NAMES = (
     "placement",
     "scheduled",
     "plan",
+    "simulate",
 )
 #: These need nothing that runs.
-PURE = {"plan"}
+PURE = {"plan", "simulate"}
 
 
 def main(wanted: list[str]) -> int:

@@ -181,7 +181,10 @@ def _days(axis: Any, cases: Sequence[Drawn]) -> None:
         axis.set_xlim(min(begins), max(ends))
     locator = dates.AutoDateLocator(minticks=4, maxticks=9)
     axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    if begins and max(ends) - min(begins) > timedelta(days=2):
+        axis.xaxis.set_major_formatter(dates.DateFormatter("%a %d %b"))
+    else:
+        axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
 
 
 def _title(axis: Any, text: str, more: str) -> None:
