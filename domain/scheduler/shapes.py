@@ -75,9 +75,8 @@ class Shapes:
 def compiled(session: PendingSession) -> Shape:
     slots = [{name: amount for name, amount in sorted(k.slots.items()) if amount > 0} for k in session.kernels]
     model = session.constraints.gpu_model
-    parts: dict[frozenset[tuple[str, int]], Part] = {}
-    for one in slots:
-        parts.setdefault(frozenset(one.items()), _part([one], model))
+    kinds = [frozenset(one.items()) for one in slots]
+    parts = {kind: _part([one], model) for kind, one in dict(zip(kinds, slots, strict=True)).items()}
     places = sorted(range(len(slots)), key=lambda place: _size(slots[place]))
     totals = added(slots)
     whole = _part(slots, model) if len(slots) != 1 else next(iter(parts.values()))
@@ -85,7 +84,7 @@ def compiled(session: PendingSession) -> Shape:
         single=session.cluster_mode is ClusterMode.SINGLE_NODE,
         clustered=session.clustered,
         whole=whole,
-        each=tuple(parts[frozenset(slots[place].items())] for place in places),
+        each=tuple(parts[kinds[place]] for place in places),
         places=tuple(places),
         totals=totals if session.joins else {**totals, "sessions": 1},
         kinds=tuple((name, amount) for name, amount in totals.items() if name != GPU_SHARE),
@@ -131,7 +130,10 @@ def dimension(kind: str, model: str | None) -> str:
     return kind if model is None else f"{kind}:{model.lower()}"
 
 
-def added(many: Sequence[Amounts]) -> dict[str, int]:
+def added(many: Sequence[Amounts]) -> Amounts:
+    """All of it, by name."""
+    if len(many) == 1:
+        return many[0]
     total: dict[str, int] = {}
     for slots in many:
         for name, amount in slots.items():
