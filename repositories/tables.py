@@ -606,6 +606,7 @@ quota_uses = sa.Table(
         ["scope", "scope_id", "name"], ["quotas.scope", "quotas.scope_id", "quotas.name"], ondelete="CASCADE"
     ),
     sa.CheckConstraint("amount > 0", name="amount"),
+    sa.Index(None, "scope", "scope_id", "name"),
 )
 
 # -- what happened -----------------------------------------------------------------------------------------------

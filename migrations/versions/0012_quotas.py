@@ -112,6 +112,7 @@ UP = (
                   WHERE (u.scope, u.scope_id, u.name) = (q.scope, q.scope_id, q.name) AND NOT u.placed)
     """,
     *(_trigger(event, name) for event, name in _NAMES.items()),
+    "CREATE INDEX quota_uses_scope_scope_id_name_idx ON quota_uses (scope, scope_id, name)",  # for limits that are lifted
     """
     CREATE TRIGGER quota_uses_are_not_edited BEFORE UPDATE OF session_id, scope, scope_id, name ON quota_uses
         EXECUTE FUNCTION never()
@@ -119,6 +120,7 @@ UP = (
 )
 
 DOWN = (
+    "DROP INDEX quota_uses_scope_scope_id_name_idx",
     *(f"DROP TRIGGER {name} ON quota_uses" for name in _NAMES.values()),
     "DROP TRIGGER quota_uses_are_not_edited ON quota_uses",
     *(f"DROP FUNCTION {name}()" for name in _NAMES.values()),
