@@ -134,7 +134,7 @@ def lacks(session: PendingSession, host: Host, free: Amounts) -> list[Obstacle]:
     return [
         Obstacle(
             code="insufficient",
-            detail=f"lacks {words(short)}" + (" even when it is empty" if ever else ""),
+            detail=f"lacks {words(short)}" + (", and has too little when it is empty too" if ever else ""),
             missing=short,
             ever=ever,
         )
