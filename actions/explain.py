@@ -190,6 +190,7 @@ class ExplainSessionAction(SessionAction[Remote, Explained]):
     but no names.
     """
 
+    search: bool = True  #: for what it would start with, which may take seconds; otherwise only why it waits
     host_limit: Annotated[int, Field(ge=0, le=1000)] = 100  #: of `per_host`
     host_offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
@@ -197,6 +198,7 @@ class ExplainSessionAction(SessionAction[Remote, Explained]):
         async with call.service.reading(call) as reading:
             now = await reading.db.sessions_of(session).get(session.id)  # what was checked may be a second old
             seen = await _look(reading, now, now=call.now)
+        seen = replace(seen, around=replace(seen.around, search=self.search))
         return await _explain(seen, self.host_offset, self.host_limit)
 
 

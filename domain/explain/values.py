@@ -34,6 +34,7 @@ class Surroundings:
     most_priority: int | None = None  #: that its owner may ask for; None: as it is
     away: tuple[Away, ...] = ()
     counted: Mapping[SessionId, Counted] = field(default_factory=dict)  #: of sessions that have been placed
+    search: bool = True  #: for ways out; otherwise only why it waits
     most_plans: int = 200
     is_over: Callable[[], bool] = lambda: False  #: the time is up: what is found until then is told
 

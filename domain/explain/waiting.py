@@ -69,6 +69,8 @@ def _ways(trials: Trials, around: Surroundings) -> tuple[tuple[Way, ...], bool, 
     try:
         empty = emptied(trials.snapshot, trials.session)
         never = not trials.would(empty)
+        if not around.search:
+            return (), never, False
         for way in _now(trials, around, never=never):
             found.append(way)  # noqa: PERF402  # what was found stays, when the search is cut off
         if never and not found:

@@ -213,12 +213,15 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         answer = await self._transport.get(f"{self._base}/status-history", **self._owner)
         return [HistoryEntry.from_json(entry) for entry in answer["history"]]
 
-    async def explain(self, *, host_limit: int | None = None, host_offset: int | None = None) -> Explanation:
+    async def explain(
+        self, *, search: bool = True, host_limit: int | None = None, host_offset: int | None = None
+    ) -> Explanation:
         """Why it waits, and what it would start with; or why it runs where it does, or has ended.
 
-        `per_host` begins at `host_offset` and holds `host_limit` hosts (by default 100), of `hosts_total`.
+        Without `search`, only why it waits. `per_host` begins at `host_offset` and holds `host_limit` hosts (by default
+        100), of `hosts_total`.
         """
-        params = {**self._owner, **_wire.query(host_limit=host_limit, host_offset=host_offset)}
+        params = {**self._owner, **_wire.query(search=search, host_limit=host_limit, host_offset=host_offset)}
         return Explanation.from_json(await self._transport.get(f"{self._base}/explain", **params))
 
     async def logs(

@@ -121,7 +121,7 @@ def _ways(told: Explanation) -> str:
 def reason(session: Session) -> str | None:
     """Why a session waits, in one sentence; nothing when that cannot be found out."""
     try:
-        return session.explain(host_limit=0).text
+        return session.explain(search=False, host_limit=0).text
     except MoorageError:
         return None
 
