@@ -380,15 +380,6 @@ _AGENT: Final = """
 """
 
 
-async def set_schedulable(connection: Connection, agent_id: AgentId, schedulable: bool) -> None:
-    """Whether new sessions come, and nothing else. Raises AgentNotFound."""
-    found = await connection.fetchval(
-        "UPDATE agents SET schedulable = $2 WHERE id = $1 RETURNING true", agent_id, schedulable
-    )
-    if not found:
-        raise AgentNotFound(agent=agent_id)
-
-
 async def assign(connection: Connection, agent_id: AgentId, group: str) -> None:
     """Into another resource group, while nothing lives there. Raises AgentNotFound, ResourceGroupNotFound, StillInUse."""
     # FOR UPDATE: who places something there holds a key share of this row, and sees what has become of it

@@ -23,10 +23,10 @@ from repositories.agents import (
     list_managers,
     register_manager,
     remove,
-    set_schedulable,
     unregister_manager,
 )
 from repositories.database import Database
+from repositories.drains import cordon, uncordon
 from repositories.placement import snapshot
 from tests.control.rows import (
     LATER,
@@ -180,10 +180,10 @@ async def test_administrators_see_cordon_and_remove_agents(database: Database) -
         assert (a["id"], a["kernels"], b["kernels"]) == ("a", 1, 0)
         assert b["resources"] == {"cpu": {"capacity": 4000, "used": 0}}
         assert a["resources"]["cpu"]["used"] == 1000
-        await set_schedulable(connection, A, False)
+        await cordon(connection, A, reason=None, now=NOW)
         assert not (await get_agent(connection, A))["schedulable"]
         await remove(connection, AgentId("b"), now=NOW)
-        for unknown in (get_agent(connection, AgentId("b")), set_schedulable(connection, AgentId("b"), True)):
+        for unknown in (get_agent(connection, AgentId("b")), uncordon(connection, AgentId("b"), now=NOW)):
             with pytest.raises(AgentNotFound):
                 await unknown
         with pytest.raises(StillInUse):

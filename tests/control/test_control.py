@@ -17,8 +17,8 @@ from domain.ids import AgentId, SessionId
 from domain.session import Event
 from manager.control import Control, ControlSettings
 from manager.herald import Herald
-from repositories.agents import set_schedulable
 from repositories.database import Database
+from repositories.drains import cordon
 from repositories.kernels import record_facts
 from tests.control.fakes import Clock, ScriptedAgents, as_client, until
 from tests.control.rows import (
@@ -262,7 +262,7 @@ async def test_a_start_that_comes_with_the_deadline_is_not_taken_back(database: 
 async def test_hello_brings_the_inventory_and_work_for_a_new_host(database: Database, clock: Clock) -> None:
     async with database.transaction() as connection:
         a = await add_agent(connection, "a", cpu=1000, mem=1024)
-        await set_schedulable(connection, a, False)
+        await cordon(connection, a, reason=None, now=clock())
         await add_agent(connection, "b", cpu=1, mem=1)
     agents = ScriptedAgents("a", "b")
     async with manager(database, agents, clock) as made:

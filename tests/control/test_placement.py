@@ -12,8 +12,9 @@ import pytest
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import KernelPlacement, Placement
 from domain.scheduler import plan
-from repositories.agents import remove, set_resources, set_schedulable
+from repositories.agents import remove, set_resources
 from repositories.database import Database
+from repositories.drains import cordon, uncordon
 from repositories.placement import Placed, place, snapshot
 from tests.control.rows import (
     NOW,
@@ -213,10 +214,10 @@ async def test_a_host_that_does_not_take_sessions_gets_none(database: Database) 
         a = await add_agent(connection, "a")
         [session_id] = await add_sessions(connection)
         placements = plan(await snapshot(connection, now=NOW), NOW).placements
-        await set_schedulable(connection, a, False)
+        await cordon(connection, a, reason=None, now=NOW)
         assert (await place(connection, placements, now=NOW)).conflicts == {session_id: "changed"}
         assert (await snapshot(connection, now=NOW)).hosts == ()
-        await set_schedulable(connection, a, True)
+        await uncordon(connection, a, now=NOW)
         await connection.execute("UPDATE agents SET lost = true")
         assert (await place(connection, placements, now=NOW)).conflicts == {session_id: "changed"}
         await connection.execute("UPDATE agents SET lost = false, architecture = 'aarch64'")
