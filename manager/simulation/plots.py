@@ -21,6 +21,7 @@ _INK, _PALE, _GRID = "#24292f", "#57606a", "#d8dee4"
 _ENDINGS: Final = (".png", ".svg", ".pdf")
 _USERS: Final = 10
 _TICKS: Final = (
+    (30, "at once"),
     (60, "1 min"),
     (600, "10 min"),
     (3600, "1 h"),
@@ -182,7 +183,7 @@ def _days(axis: Any, cases: Sequence[Drawn]) -> None:
     locator = dates.AutoDateLocator(minticks=4, maxticks=9)
     axis.xaxis.set_major_locator(locator)
     if begins and max(ends) - min(begins) > timedelta(days=2):
-        axis.xaxis.set_major_formatter(dates.DateFormatter("%a %d %b"))
+        axis.xaxis.set_major_formatter(dates.DateFormatter("%a %d"))
     else:
         axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
 
