@@ -104,6 +104,8 @@ _COUNT: Final = f"""
 
 async def count_ended(connection: Connection, *, now: datetime, limit: int = 5000) -> int:
     """Sum up what has ended. Inside the caller's transaction, of which only one is to do this; how many rows it took."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM usage WHERE NOT counted AND until_at IS NOT NULL)"):
+        return 0
     await connection.execute("SELECT FROM resource_groups ORDER BY name FOR SHARE")  # half-lives stay as they are
     return int(await connection.fetchval(_COUNT, now, limit))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections import defaultdict
@@ -12,9 +13,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.ids import SessionId
 from domain.placement import Share
 from repositories.database import Connection, Database
 from repositories.fair_share import count_ended, recount, shares
+from repositories.resource_groups import change_group, lock_group
+from repositories.upkeep import current_time, lead
 from tests.scenario import ALICE, ID, MALLORY, NOW, PROJECT, a_session, insert, kernel_of, people_and_a_host
 
 WEEK = 7 * 86400.0
@@ -156,3 +160,40 @@ async def test_groups_weights_and_allocations(database: Database) -> None:
         assert (await shares(connection, after))[0].past["cpu"] == pytest.approx(one.past["cpu"])
         counted: Mapping[str, float] = dict(await connection.fetch("SELECT name, amount FROM fair_usage ORDER BY name"))
         assert counted["cpu"] == pytest.approx(1000 * held_for, rel=1e-3)  # slot-seconds
+
+
+async def test_ends_counts_and_another_half_life_at_once(database: Database) -> None:
+    """Nobody waits for anybody for ever, nothing is counted twice or forgotten, and no half-lives are mixed."""
+    ids = [SessionId(UUID(int=ID.int + number)) for number in range(30)]
+    async with database.transaction() as connection:
+        await people_and_a_host(connection)
+        await connection.execute("UPDATE resources SET capacity = capacity * 100, reported = reported * 100")
+        for number, one in enumerate(ids):
+            await a_session(id=one, name=f"s-{number}", owner=(ALICE, MALLORY)[number % 2]).put(connection)
+        await connection.execute("UPDATE usage SET since_at = since_at - interval '3 days'")
+
+    async def end(some: Sequence[SessionId]) -> None:
+        for one in some:
+            async with database.transaction() as connection:
+                await connection.execute("DELETE FROM allocations WHERE kernel_id = $1", kernel_of(one))
+
+    async def count() -> None:
+        for _ in range(25):
+            async with database.transaction() as connection:
+                if await lead(connection, "fair_shares"):
+                    await count_ended(connection, now=await current_time(connection), limit=3)
+
+    async def change() -> None:
+        for days in (1, 30, 3):
+            async with database.transaction() as connection:
+                await lock_group(connection, "default")
+                await change_group(connection, "default", {"half_life_seconds": days * 86400.0})
+                await recount(connection, "default", now=await current_time(connection))
+
+    await asyncio.gather(end(ids[:10]), end(ids[10:20]), end(ids[20:]), count(), count(), change())
+    async with database.reader() as connection:
+        rows = await connection.fetch("SELECT user_id, name, amount, share, since_at, until_at FROM usage")
+        assert len(rows) == 60
+        held = [Held(**dict(row)) for row in rows]
+        at = await current_time(connection) + timedelta(hours=1)
+        check(await shares(connection, at), held, at, 3 * 86400.0)
