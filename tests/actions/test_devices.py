@@ -102,13 +102,15 @@ ANY_STATUS = NotApplicable("it is about devices, whatever sessions are")
         do=ListDevicesAction(agent="nowhere"), by=ROOT, error=AgentNotFound, then_audit="agent_not_found"
     ),
     bad_input=NotApplicable("a host that is not there is not found"),
-    of_one_host=TestScenario(
-        given=a_device("one", missing_since=NOW, out_since=NOW, out_reason="gone", out_by="health", healthy=False),
-        do=ListDevicesAction(agent=HOST),
-        by=ROOT,
-        answer=lambda a: [(d.state, d.out_by, d.healthy) for d in a.items] == [("missing", "health", False)],
-        then_audit=None,
-    ),
+    more={
+        "of_one_host": TestScenario(
+            given=a_device("one", missing_since=NOW, out_since=NOW, out_reason="gone", out_by="health", healthy=False),
+            do=ListDevicesAction(agent=HOST),
+            by=ROOT,
+            answer=lambda a: [(d.state, d.out_by, d.healthy) for d in a.items] == [("missing", "health", False)],
+            then_audit=None,
+        ),
+    },
 )
 async def test_list_devices(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -138,12 +140,14 @@ take_out = TakeDeviceOutAction(agent=HOST, device="one", reason="its fan is stuc
     bad_input=TestScenario(
         do=TakeDeviceOutAction(agent=HOST, device="one", reason=""), by=ROOT, error=InvalidRequest, then_audit=None
     ),
-    no_such_host=TestScenario(
-        do=TakeDeviceOutAction(agent="nowhere", device="one", reason="?"),
-        by=ROOT,
-        error=AgentNotFound,
-        then_audit="agent_not_found",
-    ),
+    more={
+        "no_such_host": TestScenario(
+            do=TakeDeviceOutAction(agent="nowhere", device="one", reason="?"),
+            by=ROOT,
+            error=AgentNotFound,
+            then_audit="agent_not_found",
+        ),
+    },
 )
 async def test_take_device_out(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -173,14 +177,20 @@ put_in = PutDeviceInAction(agent=HOST, device="one")
     wrong_status=ANY_STATUS,
     not_found=TestScenario(do=put_in, by=ROOT, error=DeviceNotFound, then_audit="device_not_found"),
     bad_input=TestScenario(do=PutDeviceInAction(agent=HOST, device=""), by=ROOT, error=InvalidRequest, then_audit=None),
-    while_its_host_says_that_it_is_bad=TestScenario(
-        given=a_device("one", healthy=False, info={"reason": "XID 79"}, out_since=NOW, out_reason="x", out_by="health"),
-        do=put_in,
-        by=ROOT,
-        error=DeviceUnhealthy,
-        then_audit=None,
-    ),
-    one_that_is_in=TestScenario(given=a_device("one"), do=put_in, by=ROOT, answer=lambda a: a.device.state == "free"),
+    more={
+        "while_its_host_says_that_it_is_bad": TestScenario(
+            given=a_device(
+                "one", healthy=False, info={"reason": "XID 79"}, out_since=NOW, out_reason="x", out_by="health"
+            ),
+            do=put_in,
+            by=ROOT,
+            error=DeviceUnhealthy,
+            then_audit=None,
+        ),
+        "one_that_is_in": TestScenario(
+            given=a_device("one"), do=put_in, by=ROOT, answer=lambda a: a.device.state == "free"
+        ),
+    },
 )
 async def test_put_device_in(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -226,26 +236,28 @@ _two_linked = {"index": 1, "numa": 0, "links": {"gpu/one": 90, "gpu/three": 10}}
     wrong_status=NotApplicable("it tells of sessions in every status"),
     not_found=TestScenario(do=look, error=SessionNotFound, then_audit="session_not_found"),
     bad_input=NotApplicable("it takes nothing but a session"),
-    a_share_and_what_it_is=TestScenario(
-        given=(*a_device("one", info={"reason": "XID 48"}), a_session(), held("one", 20480), taken_out),
-        do=look,
-        answer=lambda a: (
-            [(d.kind, d.share, d.out_reason) for d in a.devices] == [("share", 0.25, "its fan is stuck")]
-            and [g.kind for g in a.guarantees] == ["share"]
-            and "watcher" in a.guarantees[0].enforced
-            and "take turns" in a.guarantees[0].not_enforced
+    more={
+        "a_share_and_what_it_is": TestScenario(
+            given=(*a_device("one", info={"reason": "XID 48"}), a_session(), held("one", 20480), taken_out),
+            do=look,
+            answer=lambda a: (
+                [(d.kind, d.share, d.out_reason) for d in a.devices] == [("share", 0.25, "its fan is stuck")]
+                and [g.kind for g in a.guarantees] == ["share"]
+                and "watcher" in a.guarantees[0].enforced
+                and "take turns" in a.guarantees[0].not_enforced
+            ),
+            then_audit=None,
         ),
-        then_audit=None,
-    ),
-    what_an_earlier_try_was_refused=TestScenario(
-        given=(a_session(Status.PENDING, attempt=2), a_check("handover", passed=False, kernel_id=None)),
-        do=look,
-        answer=lambda a: [(e.attempt, e.device, e.check.passed) for e in a.earlier] == [(1, "one", False)],
-        then_audit=None,
-    ),
-    one_without_devices=TestScenario(
-        given=(a_session(),), do=look, answer=lambda a: (a.devices, a.guarantees) == ([], []), then_audit=None
-    ),
+        "what_an_earlier_try_was_refused": TestScenario(
+            given=(a_session(Status.PENDING, attempt=2), a_check("handover", passed=False, kernel_id=None)),
+            do=look,
+            answer=lambda a: [(e.attempt, e.device, e.check.passed) for e in a.earlier] == [(1, "one", False)],
+            then_audit=None,
+        ),
+        "one_without_devices": TestScenario(
+            given=(a_session(),), do=look, answer=lambda a: (a.devices, a.guarantees) == ([], []), then_audit=None
+        ),
+    },
 )
 async def test_get_session_devices(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
