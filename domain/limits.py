@@ -51,7 +51,7 @@ class Wanted:
 def parse(name: str, value: object, *, waits: bool = False) -> Wanted:
     """Raises InvalidLimit for what is no limit, or no amount of it."""
     slot = slot_of(name)
-    if slot is not None and not _SLOT.fullmatch(slot):
+    if not _SLOT.fullmatch(slot) if slot is not None else name.startswith(PER_SESSION):
         raise InvalidLimit(
             f"'{name[:80]}' is no limit: name a resource, session.RESOURCE, or one of {_known()}.", name=name
         )
