@@ -182,8 +182,8 @@ class Desk:
         seats = self.fleet.unkept_seats(among, avoid)
         endings = self._all_endings()
         if shape.single or len(shape.each) == 1:
-            if shape.clustered and session.hosts and not shape.single:
-                seats = [seat for seat in seats if seat.host.address is not None or seat.host.id in session.hosts]
+            if shape.clustered and not shape.single:
+                seats = self.fleet.joinable(session, seats)
             return reserve.choose(shape, seats, endings, self._now, together=True)
         if not shape.clustered:
             return reserve.choose(shape, seats, endings, self._now, together=False)

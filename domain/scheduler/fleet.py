@@ -240,6 +240,14 @@ class Fleet:
             if seat.pair is None and (among is None or seat.number in among) and seat.number not in avoid
         ]
 
+    def joinable(self, session: PendingSession, seats: Sequence[Seat]) -> Sequence[Seat]:
+        """Those that share a cluster with its other hosts: they and all with an address, if all of them have one."""
+        if self._addressed is None or not session.joins:
+            return seats
+        here = self.numbers(session.hosts)
+        among = self._addressed | here if here <= self._addressed else here
+        return [seat for seat in seats if seat.number in among]
+
     def keep(self, reservation: Reservation, passing_seconds: float, spares: Mapping[int, dict[str, int]]) -> None:
         """From now on only those take of these hosts that do not delay the session: by number, what it leaves then."""
         pairs = []

@@ -53,7 +53,7 @@ def obstacles(
         )
     if not any(bar.code in ("gpu_model", "gpu_sharing") for bar in found):
         found += lacks(session, host, left)
-    if (unreachable := no_address(session, host, left)) is not None:
+    if (unreachable := no_address(session, host, snapshot, left)) is not None:
         found.append(unreachable)
     for kept in reservations:
         if host.id in kept.hosts and kept.session_id != session.id:
@@ -141,10 +141,15 @@ def lacks(session: PendingSession, host: Host, free: Amounts) -> list[Obstacle]:
     ]
 
 
-def no_address(session: PendingSession, host: Host, free: Amounts) -> Obstacle | None:
+def no_address(session: PendingSession, host: Host, snapshot: Snapshot, free: Amounts) -> Obstacle | None:
     """Hosts without an address share no cluster with others: all of it fits on one, or it goes elsewhere."""
     spans = session.clustered and session.cluster_mode is not ClusterMode.SINGLE_NODE
-    if not spans or host.address is not None or session.hosts == {host.id}:
+    if not spans or session.hosts == {host.id}:
+        return None
+    others = [other.id for other in snapshot.hosts if other.id in session.hosts and other.address is None]
+    if others:
+        return _never("address", f"cannot reach {names(others)}, which holds kernels of it and has no address")
+    if host.address is not None:
         return None
     if session.hosts - {host.id}:
         return _never("address", "has no address under which the session's other hosts reach it")
