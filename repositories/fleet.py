@@ -74,7 +74,7 @@ async def holdings_of(connection: Connection, *, now: datetime) -> tuple[Holding
     """What every session that has been placed holds on every host, and until when at the latest."""
     rows = await connection.fetch(
         """
-        SELECT s.id, h.agent_id, h.amounts, s.name, s.user_id, s.labels, CASE
+        SELECT s.id, h.agent_id, h.amounts, s.name, s.user_id, s.labels, s.constraints -> 'apart_from' AS apart_from, CASE
             WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN least(s.expires_at, s.work_until_at)
             WHEN s.status IN ('SCHEDULED', 'PREPARING', 'PULLING', 'RESTARTING') THEN
                 s.status_changed_at + make_interval(secs => least(s.timeout_seconds, s.batch_timeout_seconds))
@@ -96,6 +96,7 @@ async def holdings_of(connection: Connection, *, now: datetime) -> tuple[Holding
             name=row["name"],
             user_id=row["user_id"],
             labels=row["labels"],
+            apart_from=row["apart_from"] or {},
             ends_at=row["ends_at"],
         )
         for row in rows

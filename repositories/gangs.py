@@ -92,16 +92,22 @@ async def join_cluster(connection: Connection, placement: Placement, *, pool: IP
 
 async def _lock(connection: Connection, session_id: SessionId, *statuses: str) -> bool:
     found = await connection.fetchval(
-        "SELECT true FROM sessions WHERE id = $1 AND status = ANY($2::text[]) FOR NO KEY UPDATE", session_id, list(statuses)
+        "SELECT true FROM sessions WHERE id = $1 AND status = ANY($2::text[]) FOR NO KEY UPDATE",
+        session_id,
+        list(statuses),
     )
     return bool(found)
 
 
 async def _keep_still(connection: Connection, session_id: SessionId) -> None:
-    """Lock, in the order in which everybody does, the live sessions of its owner that this one keeps apart from, and itself."""
-    await connection.execute(
+    """Lock, in the order in which everybody does, the live sessions of its owner that this one keeps apart from, and itself.
+
+    Those that wait for a host in a bulk become new versions of their rows: a bulk that had to wait for one of them has
+    looked at hosts before, and leaves it for the next look. Those that keep apart as well look when they have the locks.
+    """
+    locked = await connection.fetch(
         """
-        SELECT FROM sessions o WHERE o.id IN (
+        SELECT o.id FROM sessions o WHERE o.id IN (
             SELECT x.id FROM sessions s JOIN sessions x ON x.user_id = s.user_id AND x.ended_at IS NULL
             WHERE s.id = $1 AND s.constraints ? 'apart_from' AND (x.id = s.id OR EXISTS (
                 SELECT FROM jsonb_each(s.constraints -> 'apart_from') f WHERE x.labels @> jsonb_build_object(f.key, f.value))))
@@ -109,6 +115,15 @@ async def _keep_still(connection: Connection, session_id: SessionId) -> None:
         """,
         session_id,
     )
+    if len(locked) > 1:
+        await connection.execute(
+            """
+            UPDATE sessions SET activity = activity
+            WHERE id = ANY($1::uuid[]) AND id <> $2 AND status = 'PENDING' AND NOT constraints ? 'apart_from'
+            """,
+            [row["id"] for row in locked],
+            session_id,
+        )
 
 
 async def _take(connection: Connection, session_id: SessionId, kernel: KernelPlacement, now: datetime) -> str | None:

@@ -40,6 +40,11 @@ SUITS: Final = """
             AND k.observed IS DISTINCT FROM 'GONE', jsonb_each(q.constraints -> 'apart_from') f
         WHERE o.user_id = q.user_id AND o.id <> q.id AND o.ended_at IS NULL
             AND o.labels @> jsonb_build_object(f.key, f.value)))
+    AND (q.labels = '{}' OR NOT EXISTS (
+        SELECT FROM sessions o JOIN kernels k ON k.session_id = o.id AND k.agent_id = a.id AND k.want <> 'NONE'
+            AND k.observed IS DISTINCT FROM 'GONE', jsonb_each(o.constraints -> 'apart_from') f
+        WHERE o.user_id = q.user_id AND o.id <> q.id AND o.ended_at IS NULL AND o.constraints ? 'apart_from'
+            AND q.labels @> jsonb_build_object(f.key, f.value)))
 """
 #: $1-$4 of `moving`; by kernel $5 session, $6 kernel, $7 agent, $8 devices, $9 rank, $10 the session's row version or NULL; by
 #: slot $11 kernel, $12 name, $13 amount. The CTEs lock sessions, then hosts (against removal), then quotas, then resources,
@@ -54,8 +59,8 @@ _PLACE: Final = f"""
         SELECT w.session_id, w.kernel_id, w.agent_id, w.rank, n.name, n.amount
         FROM unnest($11::uuid[], $12::text[], $13::bigint[]) AS n(kernel_id, name, amount) JOIN wanted w USING (kernel_id)
     ), queue AS MATERIALIZED (
-        SELECT s.id, s.attempt, s.architecture, s.resource_group, s.constraints, s.user_id, s.domain, s.name AS session_name,
-            s.xmin::text::bigint AS row_version, g.gpu_sharing
+        SELECT s.id, s.attempt, s.architecture, s.resource_group, s.constraints, s.labels, s.user_id, s.domain,
+            s.name AS session_name, s.xmin::text::bigint AS row_version, g.gpu_sharing
         FROM sessions s JOIN resource_groups g ON g.name = s.resource_group
         WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0
             AND (s.starts_at IS NULL OR s.starts_at <= $1) ORDER BY s.id FOR UPDATE OF s

@@ -42,7 +42,7 @@ async def snapshot(
 ) -> Snapshot:
     """Everything that waits, and every host that takes sessions: enrolled, schedulable, and heard of within its lease.
 
-    What others hold is read when it is asked for, or when a session has to keep apart from it. `known` is what an
+    What others hold is read when it is asked for, or when a session keeps apart from others. `known` is what an
     earlier call has read of the queue: it is used as far as it is true, and brought up to date. `also`: as if these
     waited too.
     """
@@ -55,7 +55,9 @@ async def snapshot(
     if not pending:
         return Snapshot(pending=(), hosts=(), next_start_at=next_start_at)
     groups = await _groups(connection)
-    apart = any(session.constraints.apart_from for session in pending)
+    apart = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM sessions WHERE constraints ? 'apart_from' AND ended_at IS NULL)"
+    )
     return Snapshot(
         pending=tuple(pending),
         hosts=await hosts_of(connection, now=now),

@@ -403,6 +403,9 @@ sessions = sa.Table(
     sa.Index("sessions_expires_idx", "expires_at", postgresql_where=sa.text(NOT_FINAL)),
     sa.Index("sessions_deadline_idx", "deadline_at", postgresql_where=sa.text(NOT_FINAL)),
     sa.Index("sessions_work_until_idx", "work_until_at", postgresql_where=sa.text(NOT_FINAL)),
+    sa.Index(
+        "sessions_apart_idx", "user_id", postgresql_where=sa.text("constraints ? 'apart_from' AND ended_at IS NULL")
+    ),
     sa.Index("sessions_starts_idx", "starts_at", postgresql_where=sa.text("status = 'PENDING'")),
     sa.Index("sessions_inference_idx", "id", postgresql_where=sa.text(f"session_type = 'inference' AND {NOT_FINAL}")),
     sa.Index("sessions_unmet_idx", "id", postgresql_where=sa.text("status = 'PENDING' AND unmet > 0")),

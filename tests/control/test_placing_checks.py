@@ -280,6 +280,28 @@ async def test_it_keeps_apart_from_one_that_another_scheduler_is_just_placing(da
     assert await waiting == "changed"
 
 
+async def test_a_bulk_puts_nobody_beside_one_that_keeps_apart(database: Database, a: AgentId) -> None:
+    [careful] = await replicas(database, 1, apart_from={"app": "api"})
+    early, late = await replicas(database, 2)
+    async with database.reader() as connection:
+        version = await connection.fetchval("SELECT xmin::text::bigint FROM sessions WHERE id = $1", early)
+        placement = await put(connection, early)
+
+    async def in_bulk() -> Placed:
+        async with database.reader() as connection:
+            return await place(connection, [placement], now=NOW, versions={early: version})
+
+    async with database.transaction() as connection:
+        assert await place_apart(connection, await put(connection, careful), now=NOW) is None
+        waiting = asyncio.create_task(in_bulk())
+        locked = "SELECT true FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        async with database.reader() as watcher, asyncio.timeout(5):
+            while not await watcher.fetchval(locked):
+                await asyncio.sleep(0)
+    assert (await waiting).conflicts == {early: "changed"}
+    assert await outcome(database, late) == "changed"
+
+
 async def test_it_keeps_apart_only_from_those_that_carry_the_label(database: Database, a: AgentId) -> None:
     [unlabelled] = await running(database, "a")
     [careful] = await replicas(database, 1, apart_from={"app": "api"})

@@ -27,6 +27,7 @@ from tests.control.rows import (
     add_sessions,
     assert_slots_add_up,
     destroy,
+    kernels_of,
     plan_and_place,
     running,
     status_of,
@@ -157,6 +158,22 @@ async def test_a_group_that_is_not_active_places_nothing_and_says_so(database: D
     assert planned.placements == ()
     blocked = planned.blocked[session_id]
     assert (blocked.code, "default takes no sessions until" in blocked.detail) == ("no_hosts", True)
+
+
+async def test_a_session_that_keeps_apart_binds_those_that_come_later(database: Database) -> None:
+    async with database.transaction() as connection:
+        for host in "ab":
+            await add_agent(connection, host)
+        [careful] = await add_sessions(connection)
+        await connection.execute("UPDATE sessions SET constraints = $1", {"apart_from": {"app": "api"}})
+        assert (await plan_and_place(connection)).sessions == (careful,)
+        [there] = [kernel["agent_id"] for kernel in await kernels_of(connection, careful)]
+        sessions = await add_sessions(connection, 3)
+        await connection.execute('UPDATE sessions SET labels = \'{"app": "api"}\' WHERE id = ANY($1)', sessions)
+        assert set((await plan_and_place(connection)).sessions) == set(sessions)
+        hosts = [kernel["agent_id"] for one in sessions for kernel in await kernels_of(connection, one)]
+        assert (await snapshot(connection, now=NOW)).holdings == ()  # nobody waits
+    assert set(hosts) == {"a", "b"} - {there}
 
 
 # -- when it looks -----------------------------------------------------------------------------------------------------
