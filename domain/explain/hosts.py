@@ -17,7 +17,7 @@ _TEXTS: Final = {
     "agent": "not the host that was asked for",
     "image_elsewhere": "does not have its image, a snapshot",
     "store": "does not have the store of its volumes",
-    "apart_from": "holds a session of yours from which it is to be kept apart",
+    "apart_from": "holds another session of its owner, from which it is to be kept apart",
     "address": "has no address under which other hosts of the cluster reach it, and not room for all of it",
     "reserved": "kept for a session that comes first",
 }

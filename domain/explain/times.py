@@ -179,7 +179,7 @@ def latest(trials: Trials, around: Surroundings) -> Iterator[Way]:
     else:
         own = sum(h.user_id == trials.session.user_id for h in over)
         which = words.counted(len(over), "session")
-        which += f" ({own} of yours)" if own and around.viewer is not None else ""
+        which += f" ({own} of yours)" if own and around.viewer == trials.session.user_id else ""
         limit = "their lifetime limits"
     text = f"at the latest at {words.moment(at, trials.now)}, when {which} will have reached {limit}"
     yield Way(kind="time", text=text, at=at, endings=tuple(_ending(h, trials, around) for h in over[:20]))

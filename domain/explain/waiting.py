@@ -31,7 +31,7 @@ def explain(
     session = next(one for one in snapshot.pending if one.id == session_id and not one.joins)
     trials = Trials(snapshot, session, now, around)
     made = trials.plan
-    position, before = _queue(session, snapshot, made)
+    position, before = _queue(session, snapshot, made, around)
     told = {"resource_group": session.resource_group, **position}
     if trials.starts:
         placement = next(p for p in made.placements if p.session_id == session_id and not p.joins)
@@ -111,7 +111,9 @@ def _ever(trials: Trials, empty: Snapshot, around: Surroundings) -> Iterator[Way
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------
-def _queue(session: PendingSession, snapshot: Snapshot, made: Plan) -> tuple[dict[str, object], tuple[Before, ...]]:
+def _queue(
+    session: PendingSession, snapshot: Snapshot, made: Plan, around: Surroundings
+) -> tuple[dict[str, object], tuple[Before, ...]]:
     order = made.order.get(session.resource_group, ())
     if session.id not in order:
         return {}, ()
@@ -123,7 +125,7 @@ def _queue(session: PendingSession, snapshot: Snapshot, made: Plan) -> tuple[dic
     for session_id in order[:at]:
         if (one := queue.get(session_id)) is not None:
             rules[_rule(one, session, standing if group.fair_share else None)].append(one)
-    before = tuple(_before(rule, ones, session) for rule, ones in rules.items() if ones)
+    before = tuple(_before(rule, ones, session, around) for rule, ones in rules.items() if ones)
     return {"position": at + 1, "queued": len(order)}, before
 
 
@@ -149,9 +151,10 @@ _RULES: Final = {
 }
 
 
-def _before(rule: str, ones: list[PendingSession], session: PendingSession) -> Before:
+def _before(rule: str, ones: list[PendingSession], session: PendingSession, around: Surroundings) -> Before:
     own = sum(one.user_id == session.user_id for one in ones)
-    yours = "" if not own else ", yours" if own == len(ones) else f", {own} of them yours"
+    whose = "yours" if around.viewer == session.user_id else "of the same user"
+    yours = "" if not own else f", {whose}" if own == len(ones) else f", {own} of them {whose}"
     text = f"{words.counted(len(ones), 'session')} {_RULES[rule]}{yours}"
     return Before(rule=rule, sessions=len(ones), own=own, text=text)
 

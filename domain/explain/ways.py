@@ -16,12 +16,7 @@ from domain.session import ClusterMode
 
 #: In this order: what is scarce first. The least that is proposed, and by which steps.
 _STEPS: Final = {GPU: (1, 1), GPU_SHARE: (256, 256), "cpu": (100, 100), "mem": (64, 64)}
-_CONSTRAINTS: Final = {
-    "labels": "on hosts with other labels",
-    "gpu_model": "with GPUs of another model",
-    "apart_from": "beside other sessions of yours",
-    "agent": "on another host",
-}
+_CONSTRAINTS: Final = ("labels", "gpu_model", "apart_from", "agent")
 
 
 def fewer(trials: Trials, base: Snapshot, *, now: bool = True) -> Iterator[Way]:
@@ -130,7 +125,7 @@ def _said(constraints: Constraints, name: str) -> str:
         case "labels":
             return f"a host with {_pairs(constraints.labels)}"
         case _:
-            return f"distance from your sessions with {_pairs(constraints.apart_from)}"
+            return f"distance from sessions with {_pairs(constraints.apart_from)}"
 
 
 def _pairs(labels: Mapping[str, str]) -> str:
