@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -11,6 +11,7 @@ from domain.scheduler import reserve, why
 from domain.scheduler.fleet import PASSING_SECONDS, Fleet, Numbers, Taken, ends_in_time
 from domain.scheduler.hopeless import Hopeless
 from domain.scheduler.neighbours import Neighbours
+from domain.scheduler.seats import Seat
 from domain.scheduler.shapes import Part, Shape
 
 #: For so many sessions of a fleet that can use different hosts room is kept at once; it is one most often.
@@ -179,7 +180,7 @@ class Desk:
     def _choose(
         self, session: PendingSession, shape: Shape, among: Numbers | None, avoid: Numbers
     ) -> reserve.Choice | None:
-        seats = self.fleet.unkept_seats(among, avoid)
+        seats: Sequence[Seat] = self.fleet.unkept_seats(among, avoid)
         endings = self._all_endings()
         if shape.single or len(shape.each) == 1:
             if shape.clustered and not shape.single:

@@ -144,6 +144,8 @@ class _World:
         passing = [p for p in self.made.placements if p.session_id in later]
         assert all(p.passed for p in passing if self.sessions[p.session_id].architecture == session.architecture)
         if reservation.at is not None:
+            overdue = any(held.ends_at is not None and held.ends_at <= self.now for held in self.snapshot.holdings)
+            assert reservation.at > self.now or overdue  # or it would have been placed
             room = self._then(reservation.hosts, reservation.at, self.made.placements)
             assert self._holds(session, room)
             return
