@@ -285,6 +285,16 @@ async def test_a_bad_device_is_not_handed_over_and_is_told_of(bed: Bed) -> None:
     assert [device["name"] for device in told.devices if not device["healthy"]] == [f"gpu/{bed.mock.uuid(1)}"]
 
 
+async def test_memory_that_nobody_holds_is_told_of_as_soon_as_it_is_refused(bed: Bed) -> None:
+    await bed.facts()
+    bed.mock.set(0, used_mib=50_000)
+    with pytest.raises(Unfit, match="held, by nobody"):
+        await bed.hand_over(bed.kernel(0))
+    told = bed.gpus.pending()
+    assert told is not None
+    assert [device["name"] for device in told.devices if not device["healthy"]] == [f"gpu/{bed.mock.uuid(0)}"]
+
+
 async def test_a_device_that_is_not_there_is_not_handed_over(bed: Bed) -> None:
     await bed.facts()
     bed.mock.system(count=8)
@@ -397,7 +407,7 @@ async def test_who_uses_more_than_its_share_is_reported_once(bed: Bed, session_p
     for _ in range(3):
         bed.time += 10
         await bed.facts()
-    said = "The session uses 20000 MiB of a GPU of which it has 10000 MiB, for 35 s now."
+    said = "The session uses 20000 MiB of a GPU of which it has 10000 MiB, for 35 s now: use less, or ask for a larger share."
     assert bed.overused == [(kernel.kernel_id, said, False)]
     [check] = bed.gpus.pending_checks()
     assert (check.phase, check.passed, check.data["used_mib"], check.data["ended"]) == ("watch", False, 20_000, False)
