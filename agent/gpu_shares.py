@@ -60,5 +60,6 @@ class Shares:
         if lasted < self._seconds or key in self._told:
             return None
         self._told.add(key)
-        said = f"The session uses {used} MiB of a GPU of which it has {share} MiB, for {lasted:.0f} s now: use less, or ask for a larger share."
+        over = f"The session uses {used} MiB of a GPU of which it has {share} MiB, for {lasted:.0f} s now"
+        said = f"{over}: use less, or ask for a larger share."
         return {"message": said, "seconds": round(lasted, 1), **figures}, False
