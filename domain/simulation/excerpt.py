@@ -1,8 +1,10 @@
 """The part of a long queue that decides what a plan places: the same placements, in less time.
 
-It relies on how `domain.scheduler` plans, and tests/simulation holds it against plans of whole queues:
+It relies on how `domain.scheduler` plans where nobody is bound by limits, and tests/simulation holds it against plans of
+whole queues:
 - room only shrinks within a plan, so who does not fit at its beginning is not placed, and matters only as one for whom
-  room may be kept; of one user and kind, the first few do;
+  room may be kept; of one user and kind, the first few do. Where the order is known, of one kind;
+- nobody matters who comes after the last that fits;
 - without backfill, nobody of a fleet is placed after the first for whom room is kept.
 """
 
@@ -20,24 +22,44 @@ RESERVATIONS = 8
 _FIRST = 16
 
 ShapeOf: TypeAlias = Callable[[PendingSession], Shape]
+Fits: TypeAlias = Callable[[PendingSession], bool]
 Planned: TypeAlias = Callable[[tuple[PendingSession, ...]], Plan]
 
 
-def passing(
-    queue: Iterable[PendingSession], fits: Callable[[PendingSession], bool], shape_of: ShapeOf
-) -> list[PendingSession]:
+def passing(queue: Iterable[PendingSession], fits: Fits, shape_of: ShapeOf) -> list[PendingSession]:
     """Those that fit, and of the others the first of every user and kind."""
     kept, seen = [], Counter[object]()
     for session in sorted(queue, key=_order):
         if not fits(session):
-            group, architecture, model, kernels, slots = shape_of(session)
-            devices = any(name.startswith("gpu") for name, _ in slots)
-            kind = (session.user_id, session.priority, group, architecture, model, kernels > 1, devices)
+            kind = (session.user_id, session.priority, _kind(shape_of(session)))
             seen[kind] += 1
             if seen[kind] > RESERVATIONS:
                 continue
         kept.append(session)
     return kept
+
+
+def in_order(
+    queue: Iterable[PendingSession], fits: Fits, shape_of: ShapeOf, share: Callable[[PendingSession], float]
+) -> list[PendingSession]:
+    """Where placements do not change the order: the first of every kind, up to the last that fits."""
+    kept, seen, end = [], Counter[object](), 0
+    for session in sorted(queue, key=lambda one: (-one.priority, share(one), one.created_at, one.id)):
+        if not fits(session):
+            kind = _kind(shape_of(session))
+            seen[kind] += 1
+            if seen[kind] <= RESERVATIONS:
+                kept.append(session)
+        else:
+            kept.append(session)
+            end = len(kept)
+    return kept[:end]
+
+
+def _kind(one: Shape) -> object:
+    """Sessions of one kind compete for the same reservation."""
+    group, architecture, model, kernels, slots = one
+    return group, architecture, model, kernels > 1, any(name.startswith("gpu") for name, _ in slots)
 
 
 def in_line(queue: Sequence[PendingSession], planned: Planned, *, fair_share: bool) -> Plan:

@@ -23,12 +23,13 @@ from domain.placement import (
     Snapshot,
 )
 from domain.scheduler import plan
+from domain.scheduler.order import Standing, capacity_of
 from domain.session import ClusterMode
 from domain.simulation import excerpt
 from domain.simulation.fleet import Fleet
 from domain.simulation.policy import Policy
 from domain.simulation.room import Shape, shape
-from domain.simulation.standing import Standing
+from domain.simulation.standing import Holdings
 from domain.simulation.workload import Job, Workload
 
 Planner: TypeAlias = Callable[[Snapshot, datetime], Plan]
@@ -99,8 +100,9 @@ class _Replay:
         groups = sorted({job.resource_group for job in jobs} | fleet.groups)
         self._groups = tuple(policy.group(name) for name in groups)
         weights = {user_id(name): weight for name, weight in policy.weights.items()}
-        self._standing = Standing(fleet, policy, groups, weights)
+        self._standing = Holdings(fleet, policy, groups, weights)
         self._arrivals = sorted(((self._ms(job.ready_at), at) for at, job in enumerate(jobs)), reverse=True)
+        self._capacity = capacity_of(fleet.hosts)
         self._queue: dict[SessionId, PendingSession] = {}
         self._waiting: Counter[Shape] = Counter()  #: shapes of those in the queue
         self._outcomes: list[Outcome] = [Outcome(job=job) for job in jobs]
@@ -204,13 +206,25 @@ class _Replay:
         self._may_start = bool(planned.placements)
 
     def _plan_the_queue(self, now_ms: int) -> Plan:
-        queue = list(self._queue.values())
-        if not self._always and self._policy.backfill:
-            room = self._standing.room
-            queue = excerpt.passing(queue, lambda one: room.fits(self._shape(one)), self._shape)
-        elif not self._always:
-            return excerpt.in_line(queue, lambda some: self._plan(some, now_ms), fair_share=self._policy.fair_share)
-        return self._plan(tuple(queue), now_ms)
+        queue, policy = list(self._queue.values()), self._policy
+        if self._always or policy.per_user:  # who is over a limit is no obstacle to others
+            return self._plan(tuple(queue), now_ms)
+        if not policy.backfill:
+            return excerpt.in_line(queue, lambda some: self._plan(some, now_ms), fair_share=policy.fair_share)
+        fitting = {one for one in self._waiting if self._standing.room.fits(one)}
+
+        def fits(session: PendingSession) -> bool:
+            return self._shape(session) in fitting
+
+        if not policy.fair_share:
+            return self._plan(tuple(excerpt.in_order(queue, fits, self._shape, lambda _: 0.0)), now_ms)
+        if len(self._groups) == 1 and sum(self._waiting[one] for one in fitting) == 1:
+            shares = self._standing.shares({(one.resource_group, one.user_id): None for one in queue}, now_ms)
+            standing = Standing(shares, self._capacity)
+            some = excerpt.in_order(queue, fits, self._shape, lambda one: standing.share(one.user_id))
+        else:
+            some = excerpt.passing(queue, fits, self._shape)
+        return self._plan(tuple(some), now_ms)
 
     def _shape(self, session: PendingSession) -> Shape:
         return self._shapes[_number(session.id)]

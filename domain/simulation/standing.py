@@ -19,7 +19,7 @@ class Overcommitted(RuntimeError):
     """The plan gave out what is not there: a defect of the scheduler, which a simulation must not hide."""
 
 
-class Standing:
+class Holdings:
     def __init__(self, fleet: Fleet, policy: Policy, groups: Iterable[str], weights: dict[UUID, float]) -> None:
         self._hosts = {host.id: host for host in fleet.hosts}
         self._policy = policy

@@ -147,7 +147,14 @@ def test_limits_and_two_groups_change_nothing_of_that_either() -> None:
     fleet = described({"hosts": [{**MIXED["hosts"][0], "group": "lab"}, *MIXED["hosts"][1:]]}, "two")
     workload = generate(fleet, period="day", sessions=150, users=5, load=1.5, seed=3)
     jobs = tuple(replace(one, resource_group="lab" if at % 3 else "default") for at, one in enumerate(workload.jobs))
-    for policy in (Policy(per_user={"gpu": 3, "sessions": 6}), replace(FIFO, per_user={"gpu": 3, "sessions": 6})):
+    limits = {"gpu": 3, "sessions": 6}
+    for policy in (
+        Policy(),
+        FIFO,
+        FIFO_BACKFILL,
+        Policy(per_user=limits),
+        replace(FIFO, per_user=limits),
+    ):
         spared, full = (replay(Workload(jobs=jobs), fleet, policy, always=always) for always in (False, True))
         assert _course(spared) == _course(full)
 
