@@ -108,7 +108,9 @@ def refusal(full: Mapping[str, Any]) -> str:
     asked = in_words(name, full["asked"])
     if full["alone"]:
         return f"{limit}, and this session alone asks for {asked}; ask for less, or ask an administrator for more."
-    use = [_are(in_words(name, full[key]), how) for key, how in (("used", "running"), ("queued", "queued")) if full[key]]
+    use = [
+        _are(in_words(name, full[key]), how) for key, how in (("used", "running"), ("queued", "queued")) if full[key]
+    ]
     return (
         f"{limit}: {' and '.join(use) or 'nothing is in use'}, so that {asked} more would exceed it; "
         "end something, or ask an administrator for more."

@@ -303,10 +303,10 @@ async def check_owned(connection: Connection, name: str, user_id: UUID, there: i
     if most is None or there < most:
         return
     whose = "everybody" if row is None else f"{row['scope']} {row['of']}"
-    noun = name.removesuffix("s")
+    noun, is_there = name.removesuffix("s"), f"{there} {'is' if there == 1 else 'are'}"
     raise QuotaExceeded(
-        f"The limit {name} of {whose} is {in_words(name, most)} for each user, and {there} are there already; remove one "
-        f"with 'moorage {noun} rm', or ask an administrator for more.",
+        f"The limit {name} of {whose} is {in_words(name, most)} for each user, and {is_there} there already; "
+        f"remove one with 'moorage {noun} rm', or ask an administrator for more.",
         limit=name,
         max=most,
         used=there,

@@ -88,7 +88,8 @@ def show_quotas(found: list[Quota], as_json: bool) -> None:
 def _row(quota: Quota) -> list[object]:
     each = quota.free is None
     used, queued, free = (
-        "" if each or amount is None else _words(quota.name, amount) for amount in (quota.used, quota.queued, quota.free)
+        "" if each or amount is None else _words(quota.name, amount)
+        for amount in (quota.used, quota.queued, quota.free)
     )
     return [
         quota.name,
