@@ -45,14 +45,19 @@ def alike() -> Snapshot:
     return _snapshot(hosts, pending)
 
 
-def mixed() -> Snapshot:
-    """Hosts of several shapes, most of it in use; one session in five wants GPUs, one in twenty a share, some are gangs."""
+def mixed(*, unlike: bool = False, spread: bool = False) -> Snapshot:
+    """Hosts of several shapes, most of it in use; one session in five wants GPUs, one in twenty a share, some are gangs.
+
+    Unlike: each asks for an amount of CPUs and memory that nobody else asks for.
+    """
     chance = random.Random(1)
     hosts = [_host(number, *SHAPES[number % len(SHAPES)], used=chance.random()) for number in range(HOSTS)]
     pending = []
     for number in range(PENDING):
         kind, gpu_model, kernels = chance.random(), None, 1
         slots = {"cpu": chance.choice([500, 1000, 2000, 4000]), "mem": chance.choice([1, 2, 4, 8, 16]) * GIB}
+        if unlike:
+            slots = {"cpu": chance.randrange(100, 4000), "mem": chance.randrange(256, 16 * GIB)}
         if kind < 0.20:
             slots |= {"gpu": chance.choice([1, 1, 1, 2])}
             gpu_model = chance.choice([None, None, "a100", "h100"])
@@ -69,7 +74,7 @@ def mixed() -> Snapshot:
                 lifetime_seconds=chance.choice([None, 3600.0, 86400.0]),
             )
         )
-    return _snapshot(hosts, pending)
+    return _snapshot(hosts, pending, spread=spread)
 
 
 def full(*, unlike: bool = False) -> Snapshot:
@@ -88,14 +93,14 @@ def full(*, unlike: bool = False) -> Snapshot:
     return _snapshot(hosts, pending)
 
 
-def _snapshot(hosts: Sequence[Host], pending: Sequence[PendingSession]) -> Snapshot:
+def _snapshot(hosts: Sequence[Host], pending: Sequence[PendingSession], *, spread: bool = False) -> Snapshot:
     """Every user held something once, and may hold a tenth of it all at once; so may the project."""
     users = sorted({session.user_id for session in pending})
     scopes: list[Scope] = sorted({scope for session in pending for scope in session.scopes})
     return Snapshot(
         pending=tuple(pending),
         hosts=tuple(hosts),
-        groups=(Group(gpu_sharing=True),),
+        groups=(Group(gpu_sharing=True, spread=spread),),
         shares=tuple(
             Share(
                 resource_group="default",
