@@ -191,5 +191,7 @@ async def _tell(
 
 async def _lock_sessions(connection: Connection, agent_id: AgentId) -> list[SessionId]:
     """Those with something on the host, in the order in which everybody locks them."""
-    rows = await connection.fetch(f"SELECT id FROM sessions WHERE id IN ({_THERE}) ORDER BY id FOR NO KEY UPDATE", agent_id)
+    rows = await connection.fetch(
+        f"SELECT id FROM sessions WHERE id IN ({_THERE}) ORDER BY id FOR NO KEY UPDATE", agent_id
+    )
     return [SessionId(row["id"]) for row in rows]

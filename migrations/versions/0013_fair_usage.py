@@ -13,7 +13,8 @@ _FOLLOWS = """
     CREATE OR REPLACE FUNCTION usage_follows() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'INSERT' THEN
-            INSERT INTO usage (kernel_id, session_id, session_name, user_id, project_id, domain, agent_id, name, amount, share, since_at{column})
+            INSERT INTO usage (kernel_id, session_id, session_name, user_id, project_id, domain, agent_id, name, amount,
+                    share, since_at{column})
                 SELECT c.kernel_id, s.id, s.name, s.user_id, s.project_id, s.domain, c.agent_id, c.name, c.amount,
                     c.amount / greatest(r.reported, c.amount)::double precision, now(){value}
                 FROM changed c JOIN kernels k ON k.id = c.kernel_id JOIN sessions s ON s.id = k.session_id
@@ -30,7 +31,6 @@ _EVENTS = (
     "schedule", "prepare", "pull", "start", "degrade", "recover", "restart", "destroy", "finish", "expire", "skip", "retry",
     "move", "fail", "gone", "break", "force",
 )  # fmt: skip
-_MOVES = ("SCHEDULED", "PREPARING", "PULLING", "RUNNING", "RUNNING_DEGRADED", "RESTARTING")
 
 
 def _events(words: tuple[str, ...]) -> tuple[str, str]:
@@ -74,8 +74,10 @@ UP = (
     "UPDATE agents SET cordoned_at = now() WHERE NOT schedulable",
     "ALTER TABLE sessions ADD COLUMN moves_from text",
     *_events(_EVENTS),
-    "INSERT INTO session_transition (source, event, target) VALUES "
-    + ", ".join(f"('{status}', 'move', 'TERMINATING')" for status in _MOVES),
+    """
+    INSERT INTO session_transition (source, event, target) SELECT source, 'move', 'TERMINATING'
+    FROM unnest(ARRAY['SCHEDULED', 'PREPARING', 'PULLING', 'RUNNING', 'RUNNING_DEGRADED', 'RESTARTING']) AS source
+    """,
 )
 
 DOWN = (

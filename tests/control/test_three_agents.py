@@ -31,9 +31,9 @@ async def three(database: Database) -> AsyncIterator[Manager]:
     clock = Clock(datetime.now(UTC))
     async with database.transaction() as connection:
         for host in HOSTS:
-            await add_agent(connection, host, cpu=4000, mem=4 * GIB, now=clock())
+            await add_agent(connection, host, now=clock(), cpu=4000, mem=4 * GIB)
         for user, name in ((ALICE, "alice"), (BOB, "bob")):
-            row: dict[str, Any] = {"id": user, "email": f"{name}@x.org", "username": name, "domain": "default"}
+            row = {"id": user, "email": f"{name}@x.org", "username": name, "domain": "default"}
             await insert(connection, "users", row)
     async with manager(database, ScriptedAgents(*HOSTS), clock) as made:
         yield made
@@ -43,10 +43,11 @@ async def submit(
     connection: Connection, made: Manager, number: int, user: UUID = ALICE, *, after: float = 0.0, **options: Any
 ) -> list[SessionId]:
     """In the queue since `after` seconds from now: whoever has a lower share goes first all the same."""
-    columns = {name: options.pop(name) for name in ("session_type", "startup_command") if name in options}
+    given: dict[str, Any] = {name: options.pop(name) for name in ("session_type", "startup_command") if name in options}
+    columns: dict[str, Any] = {"user_id": user, **given}
     created_at = made.clock() + timedelta(seconds=after)
     sessions = await add_sessions(connection, number, created_at=created_at, **options)
-    for column, value in {"user_id": user, **columns}.items():
+    for column, value in columns.items():
         await connection.execute(f"UPDATE sessions SET {column} = $2 WHERE id = ANY($1)", sessions, value)
     return sessions
 
