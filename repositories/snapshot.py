@@ -30,6 +30,8 @@ from repositories.fleet import holdings_of, hosts_of
 
 #: A session of the queue, and the row that it was made of: xmin is another one after every change.
 Remembered = dict[UUID, tuple[int, PendingSession]]
+#: So many are read again sooner than it is found out which of them have changed.
+_FEW: Final = 100
 
 
 async def snapshot(
@@ -47,26 +49,34 @@ async def snapshot(
     waited too.
     """
     pending = await _waiting(connection, now, {} if known is None else known)
-    pending += await _joining(connection)
+    around = await connection.fetchrow(_AROUND, now)
+    assert around is not None
+    next_start_at = around["next_start_at"]
+    if around["joining"]:
+        pending += await _joining(connection)
     pending += also
-    next_start_at = await connection.fetchval(
-        "SELECT min(starts_at) FROM sessions WHERE status = 'PENDING' AND unmet = 0 AND starts_at > $1", now
-    )
     if not pending:
         return Snapshot(pending=(), hosts=(), next_start_at=next_start_at)
-    groups = await _groups(connection)
-    apart = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM sessions WHERE constraints ? 'apart_from' AND ended_at IS NULL)"
-    )
+    groups = tuple(_group(one) for one in around["groups"])
     return Snapshot(
         pending=tuple(pending),
         hosts=await hosts_of(connection, now=now),
         groups=groups,
         shares=await _shares(connection, pending, groups, now),
-        limits=await _limits(connection),
-        holdings=await holdings_of(connection, now=now) if holdings or apart else (),
+        limits=await _limits(connection) if around["limited"] else (),
+        holdings=await holdings_of(connection, now=now) if holdings or around["apart"] else (),
         next_start_at=next_start_at,
     )
+
+
+#: What there is besides the queue and the hosts, in one answer: who waits for it has waited long enough.
+_AROUND: Final = """
+    SELECT (SELECT min(starts_at) FROM sessions WHERE status = 'PENDING' AND unmet = 0 AND starts_at > $1) AS next_start_at,
+        EXISTS (SELECT FROM kernels WHERE joining AND want = 'NONE') AS joining,
+        EXISTS (SELECT FROM sessions WHERE constraints ? 'apart_from' AND ended_at IS NULL) AS apart,
+        EXISTS (SELECT FROM quotas WHERE queued > 0) AS limited,
+        (SELECT jsonb_agg(to_jsonb(g) ORDER BY g.name) FROM resource_groups g) AS groups
+"""
 
 
 @asynccontextmanager
@@ -89,6 +99,11 @@ _OF_SESSION: Final = """
 
 async def _waiting(connection: Connection, now: datetime, known: Remembered) -> list[PendingSession]:
     """What is not known yet, or not as it is, is read; the rest only counted. Snapshots' whereabouts are not remembered."""
+    if len(known) < _FEW:
+        known.clear()
+        found = await _read(connection, now)
+        known |= _lasting(found)
+        return [session for _, session in found.values()]
     queued = await connection.fetch(
         f"SELECT s.id, s.xmin::text::bigint AS row_version FROM sessions s WHERE {_QUEUED}", now
     )
@@ -96,24 +111,33 @@ async def _waiting(connection: Connection, now: datetime, known: Remembered) -> 
     for gone in known.keys() - versions.keys():
         del known[gone]
     new = [one for one, version in versions.items() if one not in known or known[one][0] != version]
-    found: Remembered = {}
-    if new:
-        rows = await connection.fetch(
-            f"""
-            SELECT {_OF_SESSION}, k.spec ->> 'cluster' IS NOT NULL AS clustered
-            FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
-            LEFT JOIN images i ON i.name = k.spec ->> 'image'
-            WHERE {_QUEUED} AND s.id = ANY($2::uuid[]) ORDER BY s.id, k.id <> s.main_kernel_id, k.idx, k.id
-            """,
-            now,
-            new,
-        )
-        for session_id, kernels in groupby(rows, key=itemgetter("id")):
-            gang = list(kernels)
-            found[session_id] = gang[0]["row_version"], _session(gang)
-    known |= {one: entry for one, entry in found.items() if not entry[1].images_on}
+    found = await _read(connection, now, new) if new else {}
+    known |= _lasting(found)
     found |= known
     return [found[session_id][1] for session_id in versions if session_id in found]
+
+
+async def _read(connection: Connection, now: datetime, only: Sequence[UUID] | None = None) -> Remembered:
+    among = "" if only is None else "AND s.id = ANY($2::uuid[])"
+    rows = await connection.fetch(
+        f"""
+        SELECT {_OF_SESSION}, k.spec ->> 'cluster' IS NOT NULL AS clustered
+        FROM sessions s JOIN kernels k ON k.session_id = s.id AND k.attempt = s.attempt
+        LEFT JOIN images i ON i.name = k.spec ->> 'image'
+        WHERE {_QUEUED} {among} ORDER BY s.id, k.id <> s.main_kernel_id, k.idx, k.id
+        """,
+        now,
+        *([] if only is None else [only]),
+    )
+    found: Remembered = {}
+    for session_id, kernels in groupby(rows, key=itemgetter("id")):
+        gang = list(kernels)
+        found[session_id] = gang[0]["row_version"], _session(gang)
+    return found
+
+
+def _lasting(found: Remembered) -> Remembered:
+    return {one: entry for one, entry in found.items() if not entry[1].images_on}
 
 
 async def as_pending(connection: Connection, session_id: SessionId) -> PendingSession | None:
@@ -187,19 +211,15 @@ def _scopes(session: Mapping[str, Any]) -> tuple[Scope, ...]:
 
 
 # -- policy ------------------------------------------------------------------------------------------------------------
-async def _groups(connection: Connection) -> tuple[Group, ...]:
-    rows = await connection.fetch("SELECT * FROM resource_groups ORDER BY name")
-    return tuple(
-        Group(
-            name=row["name"],
-            fair_share=row["ordering"] == "fair_share",
-            spread=row["fit"] == "spread",
-            backfill=row["backfill"],
-            gpu_sharing=row["gpu_sharing"],
-            half_life_seconds=row["half_life_seconds"],
-            active=row["active"],
-        )
-        for row in rows
+def _group(row: Mapping[str, Any]) -> Group:
+    return Group(
+        name=row["name"],
+        fair_share=row["ordering"] == "fair_share",
+        spread=row["fit"] == "spread",
+        backfill=row["backfill"],
+        gpu_sharing=row["gpu_sharing"],
+        half_life_seconds=row["half_life_seconds"],
+        active=row["active"],
     )
 
 

@@ -15,6 +15,7 @@ from domain.placement import Blocked, Constraints, Holding, Plan, Reservation, S
 from manager import scheduling
 from manager.herald import Herald
 from manager.scheduling import Scheduler
+from repositories import snapshot as reading
 from repositories.agents import set_resources
 from repositories.database import Database
 from repositories.snapshot import Remembered, snapshot
@@ -132,7 +133,11 @@ async def test_what_is_held_says_until_when(database: Database) -> None:
     assert held[going].ends_at == NOW + timedelta(seconds=10)
 
 
-async def test_what_is_remembered_of_the_queue_is_what_is_there(database: Database) -> None:
+@pytest.mark.parametrize("few", [0, 100])
+async def test_what_is_remembered_of_the_queue_is_what_is_there(
+    database: Database, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(reading, "_FEW", few)
     async with database.transaction() as connection:
         await add_agent(connection, "a")
         sessions = await add_sessions(connection, 3)
@@ -145,7 +150,8 @@ async def test_what_is_remembered_of_the_queue_is_what_is_there(database: Databa
     after = {one.id: one for one in (await look(database, known=known)).pending}
     assert after.keys() == {sessions[0], sessions[2], new} == known.keys()
     assert after[sessions[0]].priority == 99
-    assert after[sessions[2]] is before[sessions[2]]
+    assert after[sessions[2]] == before[sessions[2]]
+    assert (after[sessions[2]] is before[sessions[2]]) == (few == 0)
     assert {one.id: one for one in (await look(database)).pending} == after
 
 
