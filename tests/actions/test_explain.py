@@ -1,4 +1,4 @@
-"""Why sessions wait, run and ended as they did; what a creation would come to; and that neither leaves anything behind."""
+"""Why sessions wait, run and ended as they did; what a creation would come to; neither leaves anything behind."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from domain.errors import (
 from domain.resources import ResourceSlot
 from domain.session import ClusterMode, SessionTypes, Status
 from repositories.database import Database
+from tests.actions.test_templates import a_template
 from tests.scenario import (
     ALICE,
     HOST,
@@ -52,8 +53,15 @@ from tests.scenario import (
 explain = ExplainSessionAction(session_name=str(ID))
 
 
+def changed(statement: str) -> Given:
+    async def put(connection: Any) -> None:
+        await connection.execute(statement)
+
+    return Given(put=put)
+
+
 #: The host of the stage has reported.
-READY = Given(put=lambda connection: connection.execute("UPDATE agents SET uid = '7'"))
+READY = changed("UPDATE agents SET uid = '7'")
 
 
 def asks(**slots: int) -> Given:
@@ -64,6 +72,11 @@ def asks(**slots: int) -> Given:
         await connection.execute("UPDATE kernels SET slots = $2 WHERE session_id = $1", ID, slots)
 
     return Given(put=put)
+
+
+def scheduled_after(seconds: float) -> Given:
+    row = {"version": 2, "source": "PENDING", "event": "schedule", "target": "SCHEDULED"}
+    return a_row("status_history", session_id=ID, at=NOW + timedelta(seconds=seconds), **row)
 
 
 def held(*, by: Any = MALLORY, **columns: Any) -> Given:
@@ -159,7 +172,7 @@ def says(code: str, *words: str, way: str | None = None) -> Any:
         "a_running_one": TestScenario(
             given=(
                 a_session(started_at=NOW),
-                a_row("status_history", session_id=ID, version=2, source="PENDING", event="schedule", target="SCHEDULED", at=NOW + timedelta(seconds=42)),
+                scheduled_after(42),
             ),
             do=explain,
             answer=says("running", "It runs on host-1", "after 42 s in the queue", "fills its hosts one by one"),
@@ -181,10 +194,19 @@ def says(code: str, *words: str, way: str | None = None) -> Any:
             given=(
                 asks(cpu=1000, mem=512),
                 a_row(
-                    "agents", id="host-2", uid="8", fingerprint="f2", architecture="x86_64", schedulable=False, cordoned_at=NOW,
-                    cordon_reason="", seen_at=NOW, lease_until=NOW + timedelta(days=1), created_at=NOW,
+                    "agents",
+                    id="host-2",
+                    uid="8",
+                    fingerprint="f2",
+                    architecture="x86_64",
+                    schedulable=False,
+                    cordoned_at=NOW,
+                    cordon_reason="",
+                    seen_at=NOW,
+                    lease_until=NOW + timedelta(days=1),
+                    created_at=NOW,
                 ),
-                Given(put=lambda c: c.execute("UPDATE agents SET schedulable = false, cordoned_at = now(), cordon_reason = ''")),
+                changed("UPDATE agents SET schedulable = false, cordoned_at = now(), cordon_reason = ''"),
             ),
             do=explain,
             answer=lambda a: [(h.hosts, h.codes) for h in a.hosts] == [(2, ("cordoned",))] and a.hosts_total == 2,
@@ -197,12 +219,12 @@ def says(code: str, *words: str, way: str | None = None) -> Any:
             then_audit=None,
         ),
     },
-)  # fmt: skip
+)
 async def test_explain(scenario: TestScenario, database: Database) -> None:
     await replace(scenario, given=(READY, *scenario.given)).play(database)
 
 
-# -- before it is asked for ----------------------------------------------------------------------------------------------
+# -- before it is asked for --------------------------------------------------------------------------------------------
 def dry(creation: Any = None, **fields: Any) -> DryRunAction:
     return DryRunAction(creation=creation or CreateFromParamsAction(**{"image": "python", "name": "fresh", **fields}))
 
@@ -246,7 +268,12 @@ def limit(name: str, most: int, *, waits: bool = False) -> Given:
                 limit("cpu", 2000, waits=True),
                 held(by=ALICE),
                 a_row(
-                    "quota_uses", session_id=OTHER_ID, scope="project", scope_id=str(PROJECT), name="cpu", amount=1000,
+                    "quota_uses",
+                    session_id=OTHER_ID,
+                    scope="project",
+                    scope_id=str(PROJECT),
+                    name="cpu",
+                    amount=1000,
                     placed=True,
                 ),
             ),
@@ -281,7 +308,10 @@ def limit(name: str, most: int, *, waits: bool = False) -> Given:
             given=(held(),),
             do=dry(
                 CreateClusterAction(
-                    image="python", workers=3, cluster_mode=ClusterMode.SINGLE_NODE, resource_slots=ResourceSlot(cpu=2, mem=512)
+                    image="python",
+                    workers=3,
+                    cluster_mode=ClusterMode.SINGLE_NODE,
+                    resource_slots=ResourceSlot(cpu=2, mem=512),
                 )
             ),
             answer=says("insufficient", "with 2 workers", way="kernels"),
@@ -290,12 +320,22 @@ def limit(name: str, most: int, *, waits: bool = False) -> Given:
         "a_template_that_there_is_not": TestScenario(
             do=dry(CreateFromTemplateAction(template="nosuch")), error=TemplateNotFound, then_audit="template_not_found"
         ),
+        "of_a_template": TestScenario(
+            given=(a_template(),),
+            do=dry(
+                CreateFromTemplateAction(
+                    template="trainer", parameters={"cpu": 1, "rate": 1}, overrides={"name": "fresh"}
+                )
+            ),
+            answer=lambda a: (a.name, a.session_id) == ("fresh", None),
+            then_audit=None,
+        ),
         "an_administrator_for_another": TestScenario(
             do=DryRunAction(creation=CreateFromParamsAction(image="python"), owner_access_key=ALICE.access_key),
             by=ROOT,
         ),
     },
-)  # fmt: skip
+)
 async def test_dry_run(scenario: TestScenario, database: Database) -> None:
     await replace(scenario, given=(READY, *scenario.given)).play(database)
 
