@@ -243,6 +243,20 @@ class Silent:
 
     def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
 
+    @property
+    def device_news(self) -> asyncio.Event:
+        return self.changed
+
+    def pending_devices(self) -> DeviceList | None:
+        return None
+
+    def devices_acknowledged(self, said: DeviceList) -> None: ...
+
+    def pending_checks(self) -> Sequence[DeviceCheck]:
+        return ()
+
+    def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None: ...
+
 
 async def agent(url: str, folder: Path) -> None:
     tls = pki.client_context(folder)

@@ -50,6 +50,7 @@ async def recorded(connection: Connection, *, since: datetime, until: datetime) 
         since,
         until,
     )
+    assert counts is not None
     rows = await connection.fetch(
         """
         WITH held AS MATERIALIZED (
