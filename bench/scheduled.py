@@ -31,6 +31,8 @@ from manager.config import ManagerConfig
 from repositories.database import Database
 from tests.control.rows import add_agent
 
+#: A manager that has worked before: each of its connections has seen every statement often enough to have planned it.
+WARM_UP = 40
 ROUNDS, CLIENTS, AT_ONCE = 60, 50, 400
 HOSTS = 16
 BODY = {"image": "python", "resource_slots": {"cpu": 1, "mem": 256}}
@@ -45,7 +47,7 @@ async def measure(server: str, flushes_ms: Sequence[float]) -> list[Row]:
     for flush_ms in flushes_ms:
         slow = f", commit_delay {flush_ms * 1000:.0f}" if flush_ms else ""
         async with fresh_database(server, flush_ms=flush_ms) as dsn, _manager(dsn) as (config, bearer):
-            await _alone(config, bearer, dsn, 5)
+            await _alone(config, bearer, dsn, WARM_UP)
             alone = await _alone(config, bearer, dsn, ROUNDS)
             many, seconds = await _together(config, bearer, dsn)
         rows += [

@@ -16,6 +16,7 @@ class Sequencer(Loop):
     """Numbers committed events and audit rows. One at a time works, whichever manager comes first."""
 
     name = "sequencer"
+    gather_seconds = 0.01
     #: Between two batches, so that a busy hour costs twenty commits a second and not one for every change.
     rest_seconds = 0.05
     batch = 2000

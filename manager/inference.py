@@ -37,6 +37,7 @@ class Inference(Loop):
     managers may: an agent starts a service of one generation once."""
 
     name: ClassVar[str] = "inference"
+    gather_seconds: ClassVar[float] = 0.02
 
     def __init__(
         self, database: Database, herald: Herald, agents: ConnectedAgents, *, clock: Callable[[], datetime]

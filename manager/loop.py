@@ -20,6 +20,8 @@ class Loop(ABC):
     name: ClassVar[str]
     floor_seconds: ClassVar[float] = 1.0
     most_pause_seconds: ClassVar[float] = 1.0  #: after failures; short, so that all goes on soon after an outage
+    #: After a wake-up, for loops on which no session waits: those on which one does go first, and a burst is one step.
+    gather_seconds: ClassVar[float] = 0.0
 
     def __init__(self) -> None:
         self._woken = asyncio.Event()
@@ -51,17 +53,21 @@ class Loop(ABC):
             if failures:
                 self._log.warning("works again, after %d failed attempts", failures)
                 failures = 0
-            await self._rest(self.floor_seconds if pause is None else min(pause, self.floor_seconds))
+            woken = await self._rest(self.floor_seconds if pause is None else min(pause, self.floor_seconds))
+            if woken and self.gather_seconds:
+                await asyncio.sleep(self.gather_seconds)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, seconds: float) -> bool:
+        """Whether it was woken before the time was over."""
         if seconds <= 0:
             await asyncio.sleep(0)
-            return
+            return False
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         except TimeoutError:
-            pass
+            return False
+        return True
 
     def _say(self, error: Exception, failures: int) -> None:
         """Once per trouble, not once per attempt."""

@@ -29,6 +29,7 @@ class ServiceKeeper(Loop):
     """What is missing is read from the rows. Any number of managers may: an agent starts one generation once."""
 
     name: ClassVar[str] = "services"
+    gather_seconds: ClassVar[float] = 0.02
 
     def __init__(
         self, database: Database, herald: Herald, agents: ConnectedAgents, *, clock: Callable[[], datetime]

@@ -53,6 +53,7 @@ class Callbacks(Loop):
     """Makes deliveries of events. One manager at a time, under a row lock that guards the place in the order of events."""
 
     name: ClassVar[str] = "callbacks"
+    gather_seconds: ClassVar[float] = 0.02
 
     def __init__(self, database: Database, herald: Herald, *, clock: Callable[[], datetime]) -> None:
         super().__init__()
