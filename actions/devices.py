@@ -42,7 +42,9 @@ class CheckData:
     passed: bool
     message: str
     at: datetime
-    details: Mapping[str, Any]  #: memory_used_mib, temperature_c, ecc_uncorrected, xid, test, ... as far as they are known
+    details: Mapping[
+        str, Any
+    ]  #: memory_used_mib, temperature_c, ecc_uncorrected, xid, test, ... as far as they are known
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> CheckData:

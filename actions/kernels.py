@@ -132,9 +132,7 @@ def check_possible(
         )
 
 
-def _refuse(
-    slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together: int, gpu_model: str | None
-) -> None:
+def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together: int, gpu_model: str | None) -> None:
     most = {name: max(_most(free, name, together) for free in fleet) for name in slots}
     over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
     largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()

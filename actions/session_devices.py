@@ -34,7 +34,9 @@ class SessionDevice:
     index: int | None  #: the driver's number
     numa: int | None
     profile: str | None  #: of an instance
-    links: Mapping[str, int]  #: how close the session's other devices of this host are: 90 NVLink ... 10 the same machine
+    links: Mapping[
+        str, int
+    ]  #: how close the session's other devices of this host are: 90 NVLink ... 10 the same machine
     driver: str
     cuda: str
     simulated: bool
@@ -156,9 +158,7 @@ async def _used(call: Reading, session: Session, held: Sequence[HeldDevice]) -> 
     ]
 
 
-_HEALTH: Final = (
-    "Each device is checked before it is handed over and when it is given back, and is handed to nobody else once it is bad."
-)
+_HEALTH: Final = "Each device is checked before it is handed over and when it is given back, and is handed to nobody else once it is bad."
 GUARANTEES: Final[Mapping[Kind, Guarantee]] = {
     "whole": Guarantee(
         kind="whole",

@@ -52,7 +52,9 @@ async def _before(gpus: Gpus, uuid: str, holding: Holding, patience_seconds: flo
             wrong = [str(error)]
         else:
             wrong = faults(reading, gpus.xids_of(gpu)) or _occupied(gpus, gpu, holding, reading, seen)
-            if held_by_nobody(reading) in wrong:  # at once: until it is told of, the session may be given the same one again
+            if (
+                held_by_nobody(reading) in wrong
+            ):  # at once: until it is told of, the session may be given the same one again
                 gpus.forgotten_memory(gpu, there=True)
             data = _data(gpus, gpu, reading, seen)
             if warning := _warning(gpus, gpu, holding, reading):

@@ -247,7 +247,11 @@ class Kernels:
             if HELPER_LABEL in one.labels or (limits := await self.engine.limits(one.id)) is None:
                 continue  # it packs or unpacks files for a moment, or has gone meanwhile
             labels = one.labels
-            row = {"name": one.name, "kernel_id": labels.get("moorage.kernel"), "attempt": labels.get("moorage.attempt")}
+            row = {
+                "name": one.name,
+                "kernel_id": labels.get("moorage.kernel"),
+                "attempt": labels.get("moorage.attempt"),
+            }
             containers.append({**row, "status": one.status, **limits})
         networks = [labels.get("moorage.session") for labels in (await self.engine.made_networks()).values()]
         remembered = [kernel.id for kernel in self._kernels.values() if kernel.state.observed == KernelState.RUNNING]

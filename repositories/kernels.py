@@ -199,7 +199,9 @@ async def record_facts(connection: Connection, reports: Sequence[tuple[AgentId, 
 
 async def settle(connection: Connection, session_id: SessionId, *, now: datetime, cause: Cause) -> list[Moved]:
     """Move one session to where the facts that are known already say it should be; the steps that were taken."""
-    session = await connection.fetchrow(f"SELECT {_SESSION} FROM sessions s WHERE id = $1 FOR NO KEY UPDATE", session_id)
+    session = await connection.fetchrow(
+        f"SELECT {_SESSION} FROM sessions s WHERE id = $1 FOR NO KEY UPDATE", session_id
+    )
     return [] if session is None else await _derive(connection, [session], {session_id: cause}, now)
 
 

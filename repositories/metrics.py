@@ -145,4 +145,7 @@ def _by_kernel(rows: Sequence[Any]) -> dict[UUID, list[Used]]:
     return found
 
 
-_WHOLE: Final = frozenset(name for name in Used.__dataclass_fields__ if not name.endswith("seconds")) - {"at", "gpu_joules"}
+_WHOLE: Final = frozenset(name for name in Used.__dataclass_fields__ if not name.endswith("seconds")) - {
+    "at",
+    "gpu_joules",
+}

@@ -209,7 +209,11 @@ MODELS = {
         "What a user has and had of a resource group: CPUs, MiB and devices.",
         {"resource_group", "user", "share"},
     ),
-    "GroupCapacity": ("GroupCapacity", "What shares are shares of, and whose turn it is, in words.", {"resource_group"}),
+    "GroupCapacity": (
+        "GroupCapacity",
+        "What shares are shares of, and whose turn it is, in words.",
+        {"resource_group"},
+    ),
     "SharePage": ("ShareReport", "Who has how much of resource groups, the lowest share of each first.", {"items"}),
     "QuotaData": (
         "Quota",
@@ -224,7 +228,11 @@ MODELS = {
     "Awaited": ("AwaitedSession", "A session that has to end first.", {"id", "name", "status"}),
     "Missing": ("MissingOnHost", "One thing that keeps a session off a host.", {"code", "text"}),
     "HostReport": ("HostReport", "What a host lacks for a session; nothing: it has room.", {"agent"}),
-    "HostCount": ("HostCount", "Hosts that lack the same for a session; `agents` are the first of them.", {"hosts", "text"}),
+    "HostCount": (
+        "HostCount",
+        "Hosts that lack the same for a session; `agents` are the first of them.",
+        {"hosts", "text"},
+    ),
     "LimitChange": ("LimitChange", "A limit that would have to be higher.", {"scope", "of", "name", "more"}),
     "Ending": ("Ending", "A session whose end would help; without id and name when it is another user's.", set()),
     "Way": ("Way", "A change with which a session would start; what has to change is set.", {"kind", "text"}),
@@ -234,7 +242,11 @@ MODELS = {
         "Why a session is where it is, and what it would start with: `text`, `details` and `ways` for people.",
         {"name", "code", "text"},
     ),
-    "CheckData": ("DeviceCheck", "What was found when a device was handed over, given back, or watched.", {"phase", "passed"}),
+    "CheckData": (
+        "DeviceCheck",
+        "What was found when a device was handed over, given back, or watched.",
+        {"phase", "passed"},
+    ),
     "DeviceHolder": ("DeviceHolder", "A container that holds a device or a part of it.", {"session_id", "session"}),
     "DeviceData": ("Device", "A GPU, or one instance of MIG.", {"agent", "device", "state"}),
     "SessionDevice": ("SessionDevice", "A device of a session's container.", {"kernel", "device", "kind"}),

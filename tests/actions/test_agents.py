@@ -216,11 +216,11 @@ async def test_a_session_says_where_it_may_run(database: Database) -> None:
     plain = await processor.run(create("plain"), by=ALICE)
     assert (plain.session_data.resource_group, plain.session_data.constraints) == ("default", {})
     made = await processor.run(
-        create("wide", resource_group="big", host_labels={"zone": "b"}, apart_from={"job": "a"}, gpu_model="h100"),
+        create("wide", resource_group="big", host_labels={"zone": "b"}, apart_from={"job": "a"}),
         by=ALICE,
     )
     assert made.session_data.resource_group == "big"
-    assert made.session_data.constraints == {"labels": {"zone": "b"}, "apart_from": {"job": "a"}, "gpu_model": "h100"}
+    assert made.session_data.constraints == {"labels": {"zone": "b"}, "apart_from": {"job": "a"}}
     there = await processor.run(create("there", agent="host-2"), by=ROOT)  # its group is the host's
     assert (there.session_data.resource_group, there.session_data.constraints) == ("big", {"agent": "host-2"})
     empty = await processor.run(create("later", resource_group="closed"), by=ROOT)

@@ -174,7 +174,9 @@ class Fleet:
     async def _tell(self) -> None:
         for agent, told in HOSTS.items():
             self.seq[agent] += 1
-            await tell_devices(self.connection, agent, [self._as_it_is(agent, one) for one in told], seq=self.seq[agent])
+            await tell_devices(
+                self.connection, agent, [self._as_it_is(agent, one) for one in told], seq=self.seq[agent]
+            )
 
     def _as_it_is(self, agent: str, device: DeviceFact) -> DeviceFact:
         bad = (agent, device.name) in self.bad

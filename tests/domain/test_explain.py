@@ -182,7 +182,9 @@ def test_kept_apart_from_ones_own() -> None:
         session(constraints=Constraints(apart_from={"app": "db"})),
     )
     assert found.code == "apart_from"
-    assert [count.text for count in found.hosts] == ["holds another session of its owner, from which it is to be kept apart"]
+    assert [count.text for count in found.hosts] == [
+        "holds another session of its owner, from which it is to be kept apart"
+    ]
     assert ways(found)[0] == "without the demand for distance from sessions with app=db"
     assert ways(found)[1].startswith("when session runs-1 on host-1 ends")
 

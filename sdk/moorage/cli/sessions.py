@@ -317,7 +317,9 @@ def session_row(info: SessionInfo) -> list[object]:
 
 @click.command("info")
 @session_argument
-@click.option("--gpu", "gpus", is_flag=True, help="Its GPUs: what they are, their checks, and what is enforced of them.")
+@click.option(
+    "--gpu", "gpus", is_flag=True, help="Its GPUs: what they are, their checks, and what is enforced of them."
+)
 @json_option
 def info_command(session: str, gpus: bool, as_json: bool) -> None:
     """Show everything about a session."""
