@@ -294,6 +294,11 @@ class Gpus:
         known = [one.process.mem_mib for one in found]
         return found if None in known or sum(filter(None, known)) > self.settings.tolerate_mib else []
 
+    @property
+    def seq(self) -> int:
+        """Of the list that was published last: what is told now is that one, or newer."""
+        return self._seq
+
     def pending(self) -> DeviceList | None:
         if self._told >= self._seq:
             return None

@@ -147,6 +147,7 @@ class Host:
             facts=[fact.pack() for fact in self._kernels.inventory()],
             images=images,
             devices=[fact.pack() for fact in gpus.facts()],
+            devices_seq=gpus.seq,
         )
 
     def inventory(self) -> Sequence[Fact]:
