@@ -317,7 +317,8 @@ async def _notice(
     cause: Cause,
     now: datetime,
 ) -> None:
-    message = f"The GPU {name.removeprefix(DEVICE)} of its host has been taken out: {reason}. A session that runs on it keeps it: save your work."
+    device = name.removeprefix(DEVICE)
+    message = f"The GPU {device} of its host has been taken out: {reason}. A session that runs on it keeps it: save your work."
     row = await connection.fetchrow(
         """
         UPDATE sessions SET activity = activity + 1,
