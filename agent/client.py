@@ -281,8 +281,7 @@ class AgentClient(Protocol):
     async def census(self, agent_id: AgentId) -> dict[str, Any]:
         """What the host's engine really has of ours, whatever the agent remembers:
 
-        {"containers": [{name, kernel_id, attempt, status, cpu_milli, memory_mib, pids, confined}], "networks": [session ids],
-        "remembered": [kernel ids that the agent takes for living]}
+        {"containers": [{name, kernel_id, attempt, status, cpu_milli, memory_mib, pids, confined}], "networks": [session ids]}
         """
         ...
 

@@ -128,9 +128,8 @@ class Containers:
         """Connect, make the network. What administrators should know of the engine, warnings included."""
 
         def connect() -> dict[str, Any]:
-            options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
-            self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
-            self._patient = docker.APIClient(version="auto", timeout=_PATIENCE_SECONDS, **options)
+            self._client = self._connected(self._timeout_seconds)
+            self._patient = self._connected(_PATIENCE_SECONDS)
             info: dict[str, Any] = self._client.info()
             return info
 
@@ -152,11 +151,14 @@ class Containers:
         """What the engine says of itself and of its parts; connects, and makes nothing."""
 
         def ask() -> tuple[dict[str, Any], dict[str, Any]]:
-            options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
-            self._client = docker.APIClient(version="auto", timeout=self._timeout_seconds, **options)
+            self._client = self._connected(self._timeout_seconds)
             return self._client.info(), self._client.version()
 
         return await self._call(ask)
+
+    def _connected(self, timeout_seconds: int) -> Any:
+        options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
+        return docker.APIClient(version="auto", timeout=timeout_seconds, **options)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -358,12 +360,9 @@ class Containers:
 
     async def inspect(self, container: str) -> ContainerState | None:
         """By id or name; None when the engine says that there is no such container."""
-        try:
-            found = await self._call(lambda: self._client.inspect_container(container))
-        except EngineError as error:
-            if error.missing == "container":
-                return None
-            raise
+        found = await self._inspected(container)
+        if found is None:
+            return None
         state = found["State"]
         return ContainerState(
             id=found["Id"],
@@ -375,6 +374,15 @@ class Containers:
             out_of_memory=bool(state.get("OOMKilled")),
             error=state.get("Error") or "",
         )
+
+    async def _inspected(self, container: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = await self._call(lambda: self._client.inspect_container(container))
+        except EngineError as error:
+            if error.missing == "container":
+                return None
+            raise
+        return found
 
     async def ours(self, **labels: str) -> list[ContainerState]:
         """Everything that carries our uid, and these labels. This, not events, is the truth."""
@@ -390,12 +398,9 @@ class Containers:
 
     async def limits(self, container: str) -> dict[str, Any] | None:
         """What the engine really enforces; None when the container has gone."""
-        try:
-            found = await self._call(lambda: self._client.inspect_container(container))
-        except EngineError as error:
-            if error.missing == "container":
-                return None
-            raise
+        found = await self._inspected(container)
+        if found is None:
+            return None
         config = found["HostConfig"]
         return {
             "cpu_milli": (config.get("CpuQuota") or 0) * 1000 // _CPU_PERIOD_US,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agent.config import FILE_NAME, AgentConfig, ConfigError
+from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError
 from domain.doctor import Diagnosis, bad, fine, release, warn
 
@@ -119,24 +119,19 @@ def _known_holes(what: str, version: str, fixes: Sequence[tuple[tuple[int, ...],
 
 
 def _files(config: AgentConfig) -> Iterator[Diagnosis]:
-    yield from private(config.data_dir, "agent's files")
-    for name in (FILE_NAME, "pki"):
-        path = config.data_dir / name
-        if path.exists() and path.stat().st_mode & 0o077 and name == "pki":
-            yield bad(
-                "agent's key", f"{path} is readable by others", f"who has it speaks as this host; chmod -R go= {path}"
-            )
-    yield from _disk("agent's disk", config.data_dir)
-    if config.volumes:
-        yield from _disk("volumes", config.volumes)
-
-
-def private(folder: Path, subject: str) -> Iterator[Diagnosis]:
+    folder, keys = config.data_dir, config.data_dir / "pki"
     mode = folder.stat().st_mode & 0o777
     if mode & 0o022:
-        yield bad(subject, f"{folder} may be written by others ({mode:o})", f"chmod 700 {folder}")
+        yield bad("agent's files", f"{folder} may be written by others ({mode:o})", f"chmod 700 {folder}")
     else:
-        yield fine(subject, f"{folder} ({mode:o})")
+        yield fine("agent's files", f"{folder} ({mode:o})")
+    if keys.exists() and keys.stat().st_mode & 0o077:
+        yield bad(
+            "agent's key", f"{keys} is readable by others", f"who has it speaks as this host; chmod -R go= {keys}"
+        )
+    yield from _disk("agent's disk", folder)
+    if config.volumes:
+        yield from _disk("volumes", config.volumes)
 
 
 def _disk(subject: str, folder: Path | str | None) -> Iterator[Diagnosis]:

@@ -241,7 +241,7 @@ class Kernels:
         ]
 
     async def census(self) -> dict[str, Any]:
-        """What the engine really has, container by container, and what is remembered as living."""
+        """What the engine really has, container by container."""
         containers = []
         for one in await self.engine.ours():
             if HELPER_LABEL in one.labels or (limits := await self.engine.limits(one.id)) is None:
@@ -254,8 +254,7 @@ class Kernels:
             }
             containers.append({**row, "status": one.status, **limits})
         networks = [labels.get("moorage.session") for labels in (await self.engine.made_networks()).values()]
-        remembered = [kernel.id for kernel in self._kernels.values() if kernel.state.observed == KernelState.RUNNING]
-        return {"containers": containers, "networks": networks, "remembered": remembered}
+        return {"containers": containers, "networks": networks}
 
     def pending(self) -> Sequence[Fact]:
         return [

@@ -38,7 +38,7 @@ def has(**changes: Any) -> Any:
     }  # fmt: skip
 
     def prepare(fake: FakeAgent) -> None:
-        fake.counted = {"containers": [container], "networks": [], "remembered": []}
+        fake.counted = {"containers": [container], "networks": []}
 
     return prepare
 

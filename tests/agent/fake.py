@@ -81,7 +81,7 @@ class FakeAgent:
         self.runs: dict[str, Run] = {}
         self.files: dict[str, bytes] = {}
         self.images: dict[str, dict[str, str]] = {}  #: name -> labels
-        self.counted: dict[str, Any] = {"containers": [], "networks": [], "remembered": []}  #: what a census says
+        self.counted: dict[str, Any] = {"containers": [], "networks": []}  #: what a census says
         self.folders: set[str] = {"/home/work"}
         self.fails_with: MoorageError | None = None
         #: the output of the next runs: the code is printed when there is none

@@ -144,7 +144,7 @@ CONTAINER = {
 def checks_of(
     *containers: dict[str, Any], rows: tuple[Expected, ...] = (ROW,), networks: tuple[str, ...] = ()
 ) -> list[str]:
-    census = {"containers": list(containers), "networks": list(networks), "remembered": []}
+    census = {"containers": list(containers), "networks": list(networks)}
     return [one.check for one in compare("a", census, rows, {KERNEL})]
 
 
