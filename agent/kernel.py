@@ -425,7 +425,9 @@ class Kernel:
         while self.link is not None and (cgroup := self.cgroup) is not None:
             wanted = self._size()
             if await asyncio.to_thread(cgroup.limits) == (wanted[1] * _MIB, cpu_quota_us(wanted[0])):
-                return
+                if wanted == self._size():
+                    return
+                continue  # other limits were asked for while these were looked at
             used = (await asyncio.to_thread(cgroup.read)).get("mem_bytes", 0)
             if used < wanted[1] * _MIB:  # else the kernel would end processes; it shrinks once they have let go
                 try:
