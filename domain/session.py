@@ -153,11 +153,19 @@ def sources(event: Event) -> frozenset[Status]:
     return frozenset(TARGETS[event])
 
 
+class Lease(StrEnum):
+    """What says that somebody is at work on a status; once it is over, the next one takes over, or the deadline comes."""
+
+    CLAIM = "claim"  #: of the manager that tells the host: kernels.claimed_until
+    HOST = "host"  #: of the agent that does the work: agents.lease_until
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """How long a session may stay in a status that is meant to pass, and what happens then."""
+    """How long a session may stay in a status that is meant to pass, whose lease holds it, and what happens then."""
 
     seconds: float
+    lease: Lease
     compensation: Event
     reason: str
 
@@ -165,12 +173,12 @@ class Deadline:
 #: PENDING is bounded by the session's own `max_wait`, RUNNING by its `timeout`. Progress renews PULLING's.
 DEADLINES: Final[Mapping[Status, Deadline]] = MappingProxyType(
     {
-        Status.SCHEDULED: Deadline(120, Event.FAIL, "the host did not take the session in time"),
-        Status.PREPARING: Deadline(300, Event.FAIL, "the containers did not come up in time"),
-        Status.PULLING: Deadline(1800, Event.FAIL, "the image could not be fetched in time"),
-        Status.RESTARTING: Deadline(300, Event.FAIL, "the containers did not come up again in time"),
+        Status.SCHEDULED: Deadline(120, Lease.CLAIM, Event.FAIL, "the host did not take the session in time"),
+        Status.PREPARING: Deadline(300, Lease.HOST, Event.FAIL, "the containers did not come up in time"),
+        Status.PULLING: Deadline(1800, Lease.HOST, Event.FAIL, "the image could not be fetched in time"),
+        Status.RESTARTING: Deadline(300, Lease.HOST, Event.FAIL, "the containers did not come up again in time"),
         Status.TERMINATING: Deadline(
-            180, Event.FORCE, "the host did not confirm the end; its slots stay taken until it does"
+            180, Lease.HOST, Event.FORCE, "the host did not confirm the end; its slots stay taken until it does"
         ),
     }
 )

@@ -16,6 +16,7 @@ from domain.session import (
     Event,
     KernelState,
     KernelView,
+    Lease,
     Status,
     Transition,
     Want,
@@ -78,6 +79,18 @@ def test_a_status_that_is_meant_to_pass_has_a_deadline(status: Status) -> None:
     assert deadline.seconds > 0
     assert len(deadline.reason) > 10
     assert TARGETS[deadline.compensation][status] is not status
+    # who waits for a host says so before the deadline comes, and who was to tell it is replaced
+    assert deadline.lease in Lease
+    # compensation after compensation, it ends, without anybody's help
+    seen = [status]
+    while seen[-1] not in FINAL:
+        seen.append(TARGETS[DEADLINES[seen[-1]].compensation][seen[-1]])
+        assert len(seen) <= len(DEADLINES)
+
+
+def test_nothing_else_has_a_deadline() -> None:
+    """PENDING lasts as long as its owner wants to wait, RUNNING as long as the work takes."""
+    assert set(DEADLINES) == PASSING
 
 
 def test_deadlines_alone_bring_every_passing_session_to_an_end() -> None:
