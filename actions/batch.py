@@ -81,9 +81,10 @@ def _checked_pattern(pattern: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-async def arrange(call: Work, session: Session, asked: Arranged, service: Mapping[str, Any] | None) -> None:
-    """Right after the session was made, in the same transaction. Raises what is wrong with its dependencies.
+async def arrange(call: Work, session: Session, asked: Arranged, service: Mapping[str, Any] | None) -> bool:
+    """Right after the session was made, in the same transaction; whether it was changed by that.
 
+    Raises what is wrong with its dependencies.
     `service`: what an inference session keeps running, see actions/inference.py.
     """
     if service is not None:
@@ -94,6 +95,8 @@ async def arrange(call: Work, session: Session, asked: Arranged, service: Mappin
         await dependencies.add(session.id, found)
     if asked.depends_on or asked.starts_at is not None:
         await dependencies.rearm(session.id)
+        return True
+    return service is not None
 
 
 def changed_times(

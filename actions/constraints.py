@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actions.base import Work
+from actions.device_requests import check_devices
+from actions.kernels import check_possible, sum_of
 from domain.errors import (
     InvalidConfiguration,
     NoMatchingHosts,
@@ -18,10 +20,12 @@ from domain.errors import (
 from domain.ids import AgentId
 from domain.options import check_labels
 from domain.placement import DEFAULT_GROUP, Constraints
-from domain.session import Session
+from domain.resources import ResourceSlot
+from domain.session import ClusterMode, Session
 from repositories.agents import get_agent, reported_slots
 from repositories.database import Connection
-from repositories.resource_groups import groups_for
+from repositories.image import Image
+from repositories.resource_groups import groups_for, groups_with_room
 
 Known = list[tuple[str, dict[str, int]]]  #: of every host that might be meant: architecture and slots
 
@@ -39,6 +43,8 @@ class Constrained(Protocol):
     def apart_from(self) -> Mapping[str, str] | None: ...
     @property
     def gpu_model(self) -> str | None: ...
+    @property
+    def cluster_mode(self) -> ClusterMode: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +53,13 @@ class Place:
 
     group: str
     constraints: Constraints
-    known: Known  #: what the hosts that are meant have, when they are empty
     notices: tuple[Mapping[str, str], ...] = ()
 
 
-async def checked_place(call: Work, asked: Constrained, *, project: str) -> Place:
-    """Raises what is wrong with the group or the constraints."""
+async def checked_place(
+    call: Work, asked: Constrained, *, project: str, image: Image, sizes: Sequence[ResourceSlot]
+) -> Place:
+    """Raises what is wrong with the group or the constraints, and when no host could ever hold kernels of these sizes."""
     connection = call.db.connection
     constraints = Constraints(
         agent=None if asked.agent is None else AgentId(asked.agent),
@@ -66,24 +73,35 @@ async def checked_place(call: Work, asked: Constrained, *, project: str) -> Plac
             raise PermissionDenied("Only administrators choose the host of a session; leave `agent` out.")
         at = await get_agent(connection, constraints.agent)
     wanted = asked.resource_group or (at["resource_group"] if at else None)
-    group = await _usable_group(call, wanted, project)
+    owner = call.owner
+    groups = await groups_with_room(
+        connection,
+        user_id=owner.user_id,
+        project=project,
+        domain=owner.domain,
+        architecture=image.architecture,
+        slots=sum_of(sizes),
+        labels=constraints.labels,
+        agent=constraints.agent,
+    )
+    group = _usable(groups, call, wanted, project)
     if at is not None and at["resource_group"] != group["name"]:
         raise InvalidConfiguration(
             f"The agent '{at['id']}' is in the resource group '{at['resource_group']}', not in '{group['name']}'.",
             field="agent",
         )
-    known = await slots_of(connection, group["name"], constraints)
-    if not known and group["agents"] and (constraints.labels or constraints.agent):
-        _refuse(group["name"], constraints)
-    notices = () if known or group["agents"] or group["name"] == DEFAULT_GROUP else (_waits_for_agents(group["name"]),)
-    return Place(group=group["name"], constraints=constraints, known=known, notices=notices)
-
-
-async def slots_of(connection: Connection, group: str, constraints: Constraints) -> Known:
-    """Of the hosts of a group that are as the constraints demand."""
-    return await reported_slots(
-        connection, only=constraints.agent, group=group, labels=constraints.labels, gpu_model=constraints.gpu_model
-    )
+    name = group["name"]
+    if not group["roomy"]:
+        known = await reported_slots(
+            connection, only=constraints.agent, group=name, labels=constraints.labels, gpu_model=asked.gpu_model
+        )
+        if not known and group["agents"] and (constraints.labels or constraints.agent):
+            _refuse(name, constraints)
+    await check_devices(connection, name, constraints, sizes)
+    if not group["roomy"]:
+        check_possible(known, image, sizes, asked.cluster_mode, gpu_model=asked.gpu_model)
+    notices = () if group["agents"] or name == DEFAULT_GROUP else (_waits_for_agents(name),)
+    return Place(group=name, constraints=constraints, notices=notices)
 
 
 async def slots_for(connection: Connection, session: Session, *, only: AgentId | None = None) -> Known:
@@ -100,13 +118,13 @@ async def slots_for(connection: Connection, session: Session, *, only: AgentId |
 
 async def check_group_still(call: Work, session: Session) -> None:
     """Before a session that has ended waits again: its owner may have lost the group. Raises what is wrong with it."""
-    await _usable_group(call, session.resource_group, session.project)
-
-
-async def _usable_group(call: Work, wanted: str | None, project: str) -> Mapping[str, Any]:
-    owner = call.owner
+    owner, project = call.owner, session.project
     groups = await groups_for(call.db.connection, user_id=owner.user_id, projects=[project], domain=owner.domain)
-    mine = [group for group in groups if group["allowed"] or owner.is_admin or call.by.is_admin]
+    _usable(groups, call, session.resource_group, project)
+
+
+def _usable(groups: Sequence[Mapping[str, Any]], call: Work, wanted: str | None, project: str) -> Mapping[str, Any]:
+    mine = [group for group in groups if group["allowed"] or call.owner.is_admin or call.by.is_admin]
     if wanted is None:  # 'default' comes first
         usual = [group for group in mine if group["active"] and group["allowed"]] or [g for g in mine if g["active"]]
         if not usual:

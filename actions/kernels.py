@@ -124,7 +124,7 @@ def check_possible(
         return
     for parts in [list(slots)] if mode is ClusterMode.SINGLE_NODE else [[part] for part in slots]:
         if not any(fit_together(parts, free) for free in fitting):
-            _refuse(_sum(parts), fitting, together=len(parts), gpu_model=gpu_model)
+            _refuse(sum_of(parts), fitting, together=len(parts), gpu_model=gpu_model)
     if mode is ClusterMode.MULTI_NODE and not _first_fit(slots, fitting):
         raise ResourcesImpossible(
             f"All hosts together could never hold these {len(slots)} kernels at once, not even if they were empty; "
@@ -169,7 +169,7 @@ def _first_fit(slots: Sequence[ResourceSlot], fleet: Sequence[Mapping[str, int]]
     return True
 
 
-def _sum(slots: Sequence[ResourceSlot]) -> ResourceSlot:
+def sum_of(slots: Sequence[ResourceSlot]) -> ResourceSlot:
     amounts: dict[str, int] = {}
     for part in slots:
         for name, amount in part.items():

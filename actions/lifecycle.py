@@ -34,9 +34,8 @@ from actions.batch import (
     checked_outputs,
 )
 from actions.constraints import check_group_still, checked_place
-from actions.device_requests import check_devices
 from actions.inference import Serves, checked_service
-from actions.kernels import KernelGroup, check_groups, check_possible, kernels_of_groups, once_more
+from actions.kernels import KernelGroup, check_groups, kernels_of_groups, once_more
 from actions.mounts import check_still_there, places_of
 from actions.options import checked_callback, checked_options
 from actions.reallocation import change_resources
@@ -155,10 +154,8 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         groups = await self._groups(call, image)
         check_groups(groups)
         shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
-        place = await checked_place(call, self, project=project)
         sizes = [group.slots for group in groups for _ in range(group.count)]
-        await check_devices(call.db.connection, place.group, place.constraints, sizes)
-        check_possible(place.known, image, sizes, self.cluster_mode, gpu_model=self.gpu_model)
+        place = await checked_place(call, self, project=project, image=image, sizes=sizes)
         environ, notices = checked_environ(self.environ or {})
         options = await checked_options(call, self)
         session = Session(
@@ -199,19 +196,20 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         )
         service = checked_service(self, session, image.labels)
         member = None if call.owner.is_admin else call.owner.user_id
-        project_id = await call.db.identity.project_id(project, domain=call.owner.domain, member=member)
         kernels = kernels_of_groups(session, groups, partial(self._kernel, owner=call.owner), call.new_id)
         timed = {"lifetime": self.timeout, "priority": self.priority}
         chosen = [name for name, value in timed.items() if value is not None]
-        made = await call.db.sessions.create(session, kernels, project_id=project_id, chosen=chosen)
-        if not made:
+        made = await call.db.sessions.create(session, kernels, member=member, chosen=chosen)
+        if made is None:
+            await call.db.identity.project_id(project, domain=call.owner.domain, member=member)  # is there one at all?
             return await self._reuse(call, name, image)
         if places:
             await call.db.volumes.mount(session.id, places)
-        await arrange(call, session, self, service)
+        if await arrange(call, session, self, service) or places:
+            made = await call.db.sessions.get(session.id)
         call.announce("queue")
         call.announce("sessions", session.id)
-        return CreatedSession(session_data=SessionData.of(await call.db.sessions.get(session.id)))
+        return CreatedSession(session_data=SessionData.of(made))
 
     async def _groups(self, call: Work, image: Image) -> Sequence[KernelGroup]:
         """The main kernel's group first."""

@@ -101,6 +101,8 @@ class SessionData:
     idle_timeout: float | None  #: seconds without a call or run, after which it ends
     resource_group: str  #: whose hosts it may get
     constraints: Mapping[str, Any]  #: on its hosts: agent, labels, apart_from, gpu_model, as far as they were asked for
+    profile: str | None  #: what may be done inside, from its placement on: hardened, standard
+    egress: str | None  #: where it may connect to: none, open
     bootstrap_script: str | None
     bootstrap_required: bool
     startup_command: str | None
@@ -161,6 +163,8 @@ class SessionData:
             idle_timeout=s.idle_timeout_seconds,
             resource_group=s.resource_group,
             constraints=s.constraints,
+            profile=s.profile,
+            egress=s.egress,
             bootstrap_script=s.bootstrap_script,
             bootstrap_required=s.bootstrap_required,
             startup_command=s.startup_command,

@@ -325,6 +325,8 @@ class Session:
     idle_timeout_seconds: float | None = None  #: without a call or run, it ends after so long
     resource_group: str = "default"  #: whose hosts it may get
     constraints: Mapping[str, Any] = field(default_factory=dict)  #: on its hosts: domain.placement.Constraints as JSON
+    profile: str | None = None  #: domain.isolation.Profile of its containers, from its placement on
+    egress: str | None = None  #: domain.isolation.Egress of its containers, from its placement on
     result: str = "UNDEFINED"
     exit_code: int | None = None
     failed: bool = False

@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.errors import AlreadyExists, ResourceGroupNotFound, StillInUse
+from domain.ids import AgentId
 from repositories.database import Connection
 from repositories.tables import NOT_FINAL
 
@@ -29,13 +30,50 @@ _GROUP: Final = f"""
 """
 
 
+_BY_NAME: Final = "ORDER BY g.name <> 'default', g.name COLLATE \"C\""
+
+
 async def groups_for(
     connection: Connection, *, user_id: UUID, projects: Sequence[str], domain: str
 ) -> list[Mapping[str, Any]]:
     """All groups, the default one first, then by name; `allowed` says whether this user may use them in these projects."""
+    return list(await connection.fetch(f"{_GROUP} {_BY_NAME}", user_id, list(projects), domain))
+
+
+async def groups_with_room(
+    connection: Connection,
+    *,
+    user_id: UUID,
+    project: str,
+    domain: str,
+    architecture: str,
+    slots: Mapping[str, int],
+    labels: Mapping[str, str],
+    agent: AgentId | None,
+) -> list[Mapping[str, Any]]:
+    """As `groups_for`; `roomy` says whether one host that is meant could hold all `slots`, if it were empty.
+
+    It looks no further than to the first such host. Devices are not counted: with any, nothing is `roomy`.
+    """
+    counted = slots if slots.keys() == {"cpu", "mem"} else {"cpu": None, "mem": None}
     return list(
         await connection.fetch(
-            f"{_GROUP} ORDER BY g.name <> 'default', g.name COLLATE \"C\"", user_id, list(projects), domain
+            f"""
+            SELECT g.*, EXISTS (
+                SELECT FROM agents a JOIN resources c ON c.agent_id = a.id AND c.name = 'cpu' AND c.reported >= $5::bigint
+                JOIN resources m ON m.agent_id = a.id AND m.name = 'mem' AND m.reported >= $6::bigint
+                WHERE a.resource_group = g.name AND a.architecture = $4 AND a.labels @> $7::jsonb
+                    AND ($8::text IS NULL OR a.id = $8)) AS roomy
+            FROM ({_GROUP}) g {_BY_NAME}
+            """,
+            user_id,
+            [project],
+            domain,
+            architecture,
+            counted["cpu"],
+            counted["mem"],
+            dict(labels),
+            agent,
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -44,7 +44,8 @@ _COLUMNS: Final = """
         WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for,
     s.result, s.exit_code, s.failed, s.agent_lost, s.notices, s.created_at, s.status_changed_at, s.started_at,
     s.ended_at, s.expires_at, s.last_activity_at, s.execution_count, s.bytes_in, s.bytes_out,
-    s.main_kernel_id, k.agent_id, k.observed, k.spec -> 'mounts' AS mounts, k.seen_generation < k.generation AS pending,
+    s.main_kernel_id, k.agent_id, k.observed, k.spec -> 'mounts' AS mounts,
+    k.spec ->> 'profile' AS profile, k.spec ->> 'egress' AS egress, k.seen_generation < k.generation AS pending,
     c.members, a.slots AS occupied,
     CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN (
         SELECT jsonb_build_object('checker', i.checker, 'reason', i.reason, 'warned_at', i.warned_at, 'due_at', i.due_at)
@@ -123,6 +124,8 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         idle_timeout_seconds=row["idle_timeout_seconds"],
         resource_group=row["resource_group"],
         constraints=row["constraints"],
+        profile=row["profile"],
+        egress=row["egress"],
         result=row["result"],
         exit_code=row["exit_code"],
         failed=row["failed"],
@@ -205,12 +208,13 @@ class SessionRepository:
         session: Session,
         kernels: Sequence[NewKernel],
         *,
-        project_id: UUID,
+        member: UUID | None,
         chosen: Collection[str] = ("lifetime", "priority"),
-    ) -> bool:
-        """Insert a PENDING session; False when the owner has a live one of this name. Raises QuotaExceeded.
+    ) -> Session | None:
+        """Insert a PENDING session; None when the owner has a live one of this name, or there is no such project.
 
-        What is not `chosen` of its lifetime and priority becomes what its limits allow.
+        `member`: the project must be one of this user's. What is not `chosen` of its lifetime and priority becomes what
+        its limits allow. Raises QuotaExceeded.
         """
         row = await self._connection.fetchrow(
             """
@@ -221,10 +225,12 @@ class SessionRepository:
                     created_at, status_changed_at, expires_at, main_kernel_id, notices, starts_at,
                     batch_timeout_seconds, max_retries, retry_delay_seconds, outputs, labels, preopen_ports, callback_url,
                     idle_timeout_seconds, resource_group, constraints)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
+                SELECT $1, $2, $3, $4, $5, p.id, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
                     $20, $21::double precision, $22::timestamptz, $22,
                     $22::timestamptz + make_interval(secs => $21::double precision), $23, $26,
-                    $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37)
+                    $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37
+                FROM projects p WHERE p.name = $6 AND p.domain = $5 AND ($38::uuid IS NULL OR EXISTS (
+                    SELECT FROM project_members m WHERE m.project_id = p.id AND m.user_id = $38))
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
                 RETURNING *
             ), history AS (
@@ -239,14 +245,14 @@ class SessionRepository:
                 SELECT (k->>'id')::uuid, made.id, k->>'role', (k->>'index')::bigint, k->'spec', k->'slots', $22
                 FROM made, jsonb_array_elements($25::jsonb) k
             )
-            SELECT id FROM made
+            SELECT expires_at FROM made
             """,
             session.id,
             session.name,
             session.user_id,
             session.access_key,
             session.domain,
-            project_id,
+            session.project,
             session.session_type,
             session.cluster_mode,
             session.cluster_size,
@@ -278,16 +284,26 @@ class SessionRepository:
             session.idle_timeout_seconds,
             session.resource_group,
             dict(session.constraints),
+            member,
         )
         if row is None:
-            return False
-        await self._charge(session.id, chosen)
-        return True
+            return None
+        if await self._charge(session.id, chosen):
+            return await self.get(session.id)
+        members = tuple(SessionKernel(id=kernel.id, role=kernel.role, index=kernel.index) for kernel in kernels)
+        spec = kernels[0].spec
+        return replace(
+            session,
+            expires_at=row["expires_at"],
+            profile=spec.get("profile"),
+            egress=spec.get("egress"),
+            kernels=members,
+        )
 
-    async def _charge(self, session_id: SessionId, chosen: Collection[str]) -> None:
-        """Charge every limit that binds it, and tell its owner of what the limits have chosen."""
+    async def _charge(self, session_id: SessionId, chosen: Collection[str]) -> bool:
+        """Charge every limit that binds it, and tell its owner of what the limits have chosen, if they have."""
         if not (granted := await charge(self._connection, session_id, chosen)):
-            return
+            return False
         amounts = {name: limit.amount for name, limit in granted.items()}
         await self._connection.execute(
             """
@@ -301,6 +317,7 @@ class SessionRepository:
             [{"kind": name, "message": limit.message} for name, limit in sorted(granted.items())],
         )
         await charge_anew(self._connection, session_id)
+        return True
 
     async def lock_limits(self, session_id: SessionId) -> None:
         """Of a session whose resources will change: whoever locks limits and resources begins with the limits."""

@@ -13,6 +13,7 @@ from actions import (
     CheckAndTransitStatusAction,
     CreateFromParamsAction,
     DestroySessionAction,
+    GetSessionInfoAction,
     ModifySessionAction,
     RenameSessionAction,
     RestartSessionAction,
@@ -573,3 +574,25 @@ async def test_a_creation_that_was_waited_for(
     else:
         with pytest.raises(error, match="no host had room"):
             await action.settled(service, answer, 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"tag": "t", "environ": {"A": "b"}, "labels": {"a": "b"}, "preopen_ports": (8080,), "idle_timeout": 60.0},
+        {"timeout": 60.0, "max_wait": 90.0, "priority": 5, "shm_size": "64m", "bootstrap_script": "true"},
+        {"cluster_size": 3, "gpu_model": None, "host_labels": {}, "apart_from": {"a": "b"}},
+        {"session_type": SessionTypes.BATCH, "startup_command": "true", "max_retries": 2, "batch_timeout": 5.0},
+        {"starts_at": NOW + timedelta(hours=1)},
+    ],
+)
+async def test_the_answer_to_a_creation_is_what_is_on_record(more: dict[str, Any], database: Database) -> None:
+    """It is not read again for the answer."""
+    processor = await stage(database)
+    slots = ResourceSlot(cpu=1, mem=256)
+    made = await processor.run(
+        CreateFromParamsAction(image="python", name="train", resource_slots=slots, **more), by=ALICE
+    )
+    there = await processor.run(GetSessionInfoAction(session_name="train"), by=ALICE)
+    assert made.session_data == there.session_info
