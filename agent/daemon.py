@@ -26,6 +26,7 @@ from agent.runtime import ensure_runtime
 from agent.store import Store
 from agent.volumes import Volumes
 from agent.vxlan import own_address
+from domain import crash
 
 log = logging.getLogger("moorage.agent")
 _ENGINE_RETRY_SECONDS: Final = 2.0
@@ -33,6 +34,7 @@ _ENGINE_RETRY_SECONDS: Final = 2.0
 
 async def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM or SIGINT. Sessions go on without us, and are found again at the next start."""
+    crash.begin("agent")
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,6 +25,7 @@ import uvloop
 from agent import pki
 from agent.hub import AgentHub
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
+from domain import crash
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
@@ -108,6 +109,7 @@ def _serve(config: ManagerConfig, role: str) -> None:
         "proxy": _proxy,
         "ssh": _ssh,
     }
+    crash.begin(role)
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(_until_stopped(config, serve[role]))
 

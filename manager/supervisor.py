@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 
 log = logging.getLogger("moorage.supervisor")
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: A child that lived this long has started well: the next death restarts it at once again.
 _STEADY_SECONDS: Final = 30.0
@@ -37,7 +38,7 @@ def supervise(roles: Mapping[str, Callable[[], None]], *, grace_seconds: float =
         for role in [role for role, at in due.items() if at <= time.monotonic()]:
             del due[role]
             started_at[role] = time.monotonic()
-            running[_fork(roles[role])] = role
+            running[_fork(role, roles[role])] = role
         pause = min((at - time.monotonic() for at in due.values()), default=3600.0)
         got = signal.sigtimedwait({*_STOP_SIGNALS, signal.SIGCHLD}, max(0.0, pause))
         if got is not None and got.si_signo in _STOP_SIGNALS:
@@ -53,13 +54,14 @@ def supervise(roles: Mapping[str, Callable[[], None]], *, grace_seconds: float =
             log.error("the %s process ended with %s; starting it again in %.1f s", role, code, wait)
 
 
-def _fork(role: Callable[[], None]) -> int:
+def _fork(name: str, role: Callable[[], None]) -> int:
     parent = os.getpid()
     if (pid := os.fork()) != 0:
         return pid
     code = 1
     try:
         die_with_parent(parent)
+        _be_called(f"moorage-{name}")
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_STOP_SIGNALS, signal.SIGCHLD})
         role()
         code = 0
@@ -76,6 +78,11 @@ def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _be_called(name: str) -> None:
+    """As `ps -o comm` and `top` show it: which process is which role."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
 
 
 def die_with_parent(parent: int) -> None:
