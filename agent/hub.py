@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -69,7 +69,16 @@ class Callbacks(Protocol):
     """What a manager does with what agents say. What returns is acknowledged; what raises is told again."""
 
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool: ...
+    async def trusted(self, shown: Sequence[tuple[AgentId, str]]) -> Collection[tuple[AgentId, str]]:
+        """Of certificates on open connections, those that still count."""
+        ...
+
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None: ...
+    async def renewing(self, agent_id: AgentId, fingerprint: str) -> None: ...
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None:
+        """An agent spoke of what is not its own, and was not heard: for the audit."""
+        ...
+
     async def managers(self) -> list[dict[str, Any]]: ...
     async def on_hello(self, said: AgentHello) -> None: ...
     async def on_heartbeat(self, agent_id: AgentId) -> None: ...
@@ -81,6 +90,17 @@ class Callbacks(Protocol):
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None: ...
     async def on_devices(self, agent_id: AgentId, said: DeviceList) -> None: ...
     async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None: ...
+
+
+@web.middleware
+async def _tell_no_methods(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Who shows no certificate is not told what else an address would take."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed:
+        raise web.HTTPUnauthorized(text="agents show their certificate") from None
 
 
 class AgentHub:
@@ -110,7 +130,9 @@ class AgentHub:
         self._landing = Landing(host, data_port, tls)
         self._handover = Handover(lambda ticket, sock: self._landing.landed(ticket, PlainChannel(sock)))
         self._peers: dict[AgentId, Peer] = {}
-        self._pulls: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}  #: None: the answer is there
+        self._shown: dict[Peer, Shown] = {}  #: of all connections, retiring ones too
+        self._retiring: set[Peer] = set()
+        self._pulls: dict[str, tuple[AgentId, asyncio.Queue[dict[str, Any] | None]]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
         self._refused_joins: list[float] = []
         self._dug: WeakKeyDictionary[socket.socket, KernelId] = WeakKeyDictionary()
@@ -122,7 +144,7 @@ class AgentHub:
     async def start(self) -> None:
         await self._landing.start()
         self._handover.start()
-        app = web.Application(client_max_size=_MAX_JOIN_BYTES)
+        app = web.Application(client_max_size=_MAX_JOIN_BYTES, middlewares=[_tell_no_methods])
         app.add_routes(
             [
                 web.get("/agent/ca", self._show_authority),
@@ -183,11 +205,13 @@ class AgentHub:
         return {"certificate": certificate.decode(), "managers": await self._callbacks.managers()}
 
     async def _link(self, request: web.Request) -> web.StreamResponse:
-        """An agent's connection, for as long as it lasts."""
-        agent_id = await self._identity(request)
+        """An agent's connection, for as long as it lasts and its certificate counts."""
+        shown = await self._identity(request)
+        agent_id = shown.agent_id
         socket = web.WebSocketResponse(max_msg_size=wire.MAX_FRAME_BYTES, heartbeat=20.0, compress=False, autoping=True)
         await socket.prepare(request)
         peer = Peer(socket, str(agent_id))
+        self._shown[peer] = shown
         try:
             async with asyncio.timeout(_HELLO_SECONDS) as silence:
                 self._listen_to(peer, agent_id, greeted=lambda: silence.reschedule(None))
@@ -195,26 +219,43 @@ class AgentHub:
         except TimeoutError:
             log.warning("agent %s connected, and said nothing", agent_id)
         finally:
+            del self._shown[peer]
+            self._retiring.discard(peer)
             if self._peers.get(agent_id) is peer:
                 del self._peers[agent_id]
                 log.warning("agent %s is not connected any more", agent_id)
         return socket
 
-    async def _identity(self, request: web.Request) -> AgentId:
+    async def _identity(self, request: web.Request) -> Shown:
         transport = request.transport
         secured = transport.get_extra_info("ssl_object") if transport is not None else None
         certificate = secured.getpeercert(binary_form=True) if secured is not None else None
         if not certificate:
             raise web.HTTPUnauthorized(text="agents show their certificate")
         agent_id = AgentId(pki.common_name(certificate))
-        if not await self._callbacks.is_known(agent_id, pki.fingerprint(certificate)):
-            log.warning("a certificate that names agent %s is not the one that it joined with", agent_id)
-            raise web.HTTPForbidden(text="this certificate is not the one that the agent joined with")
-        return agent_id
+        shown = Shown(agent_id, pki.fingerprint(certificate), pki.ends_at(certificate))
+        if not await self._callbacks.is_known(agent_id, shown.fingerprint):
+            log.warning("a certificate that names agent %s does not count, or not any more", agent_id)
+            await self._callbacks.refused(agent_id, "connect_agent", f"certificate {shown.fingerprint[:16]}")
+            raise web.HTTPForbidden(text="this certificate is not the agent's, or not any more")
+        return shown
+
+    async def check_trust(self) -> None:
+        """End the connections, and what runs over them, of agents whose certificates do not count any more."""
+        shown = {peer: (one.agent_id, one.fingerprint) for peer, one in self._shown.items()}
+        if not shown:
+            return
+        counting, now = await self._callbacks.trusted(list(set(shown.values()))), datetime.now(UTC)
+        for peer, one in shown.items():
+            if peer in self._shown and (one not in counting or self._shown[peer].ends_at < now):
+                log.warning("the certificate of agent %s does not count any more; its connection ends", one[0])
+                await peer.close()
+                if one not in counting:
+                    self._landing.cut(one[0])
 
     def _listen_to(self, peer: Peer, agent_id: AgentId, greeted: Callable[[], None]) -> None:
         def check_greeted() -> None:
-            if self._peers.get(agent_id) is not peer:
+            if self._peers.get(agent_id) is not peer and peer not in self._retiring:
                 raise Unauthenticated("A connection begins with hello.")
 
         heard: dict[str, Fact] = {}  #: over this connection: the newest of each kernel
@@ -237,7 +278,9 @@ class AgentHub:
                 raise InvalidRequest(f"The manager speaks protocol {wire.PROTOCOL_VERSION}; upgrade the older side.")
             await self._callbacks.on_hello(said)
             hear(map(Fact.unpack, said.facts), complete=True)
-            if (former := self._peers.get(agent_id)) is not None:
+            if (former := self._peers.get(agent_id)) is not None and former is not peer:
+                if lives == (said.uid, said.boot_no):
+                    pass
                 await former.close()
             self._peers[agent_id] = peer
             self._changed.set()

@@ -187,6 +187,12 @@ class PermissionDenied(MoorageError):
     code, http_status = "permission_denied", 403
 
 
+class ScopeMissing(PermissionDenied):
+    """The token is not for this; use one of a wider scope, or the keypair."""
+
+    code = "scope_missing"
+
+
 class ResourceGroupDenied(PermissionDenied):
     """You may not use this resource group; 'moorage resource-group ls' lists those that you may use."""
 
@@ -234,6 +240,12 @@ class AgentNotFound(NotFound):
     """There is no such agent."""
 
     code = "agent_not_found"
+
+
+class AgentRevoked(PermissionDenied):
+    """This agent was revoked: no certificate of it counts; an administrator can make a new join token for the host."""
+
+    code = "agent_revoked"
 
 
 class DeviceNotFound(NotFound):
@@ -670,7 +682,7 @@ class ServiceRuns(Conflict):
 class TicketInvalid(MoorageError):
     """This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."""
 
-    code, http_status = "ticket_invalid", 403
+    code, http_status = "ticket_invalid", 401
 
 
 class TicketUsed(TicketInvalid):

@@ -141,7 +141,7 @@ class Client(asyncio.Protocol):
     def _route_it(self) -> None:
         match = _PATH.fullmatch(self._target)
         if match is None:
-            if self._target == b"/healthz":
+            if self._target == b"/healthz" and self._method in (b"GET", b"HEAD"):
                 self._answer(answer(200, b"ok"))
             else:
                 self._refuse_with(Unauthenticated("There is nothing at this address without a ticket."))
@@ -153,7 +153,7 @@ class Client(asyncio.Protocol):
             return
         if not self._at_home(session_id):
             return
-        if rest is None:
+        if rest is None and self._method in (b"GET", b"HEAD"):
             self._answer(
                 answer(308, b"", f"Location: {self._target.decode().partition('?')[0]}/{(query or b'').decode()}")
             )
@@ -161,11 +161,8 @@ class Client(asyncio.Protocol):
         self._prefix = b"/proxy/" + who + b"/" + name + b"/"
         self._key = (session_id, name.decode())
         head = self._head
-        if head.cross_site or (
-            head.origin is not None
-            and (head.upgrade or self._method not in _SAFE)
-            and head.origin.partition(b"://")[2] != head.host
-        ):
+        foreign = head.origin is not None and head.origin.partition(b"://")[2] != head.host
+        if head.tokens and (head.cross_site or (foreign and (head.upgrade or self._method not in _SAFE))):
             self._refuse(403, "permission_denied", "A page of another site may not ask this.")
             return
         route = self._server.access.known(head.tokens, self._key)
@@ -197,12 +194,8 @@ class Client(asyncio.Protocol):
             self._refuse(502, "internal", "The proxy failed; try again.")
 
     async def _exchange(self, ticket: str, name: str, rest: str) -> None:
-        if self._method != b"GET":
-            self._refuse(405, "method_not_allowed", "A ticket is exchanged by GET.")
-            return
-        if self._head.prefetch:
-            self._refuse(403, "permission_denied", "A ticket is good for one use, and not fetched ahead.")
-            return
+        if self._method != b"GET" or self._head.prefetch:
+            raise Unauthenticated("A ticket is exchanged by GET, for one use, and is not fetched ahead.")
         session_id, token = await self._server.access.exchange(ticket, name)
         if not self._at_home(session_id):
             return
@@ -224,6 +217,9 @@ class Client(asyncio.Protocol):
     # -- to a kernel -----------------------------------------------------------------------------------------------------
     def _send_to(self, route: Route) -> None:
         self._route = route
+        if self._method in (b"CONNECT", b"TRACE"):
+            self._refuse(405, "method_not_allowed", "This method is not passed on.")
+            return
         if route.protocol == "tcp" and self._head.upgrade != b"tcp":
             self._refuse(426, "upgrade_required", "This service speaks no HTTP; reach it with 'moorage port-forward'.")
             return

@@ -99,8 +99,6 @@ def request_line(line: bytes) -> tuple[bytes, bytes, bool]:
     if match is None:
         raise BadHead("This is no request of HTTP/1.")
     method, target, minor = match.groups()
-    if method in (b"CONNECT", b"TRACE"):
-        raise BadHead("This method is not passed on.", 405)
     return method, target, minor == b"1"
 
 

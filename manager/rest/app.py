@@ -143,6 +143,7 @@ class RestDoor:
             if (public := self._public.get(path)) is not None:
                 name = path
                 if request.method not in ("GET", "HEAD"):
+                    await self.authenticator.principal(request)
                     raise MethodNotAllowed(allow="GET, HEAD")
                 response = await public(request, request_id)
             else:

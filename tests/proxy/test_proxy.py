@@ -31,22 +31,22 @@ async def test_a_ticket_opens_its_service_once(bed: Bed) -> None:
         cookie = response.history[0].headers["Set-Cookie"]
         assert all(part in cookie for part in (f"Path=/proxy/{ID}/web/", "HttpOnly", "SameSite=Lax"))
     async with bed.http.get(address) as response:
-        assert (response.status, await code_of(response)) == (403, "ticket_used")
+        assert (response.status, await code_of(response)) == (401, "ticket_used")
 
 
 async def test_tickets_that_are_good_for_nothing(bed: Bed) -> None:
     first = bed.local((await bed.start()).wsproxy_addr)
     await bed.start("other", 8001)
     async with bed.http.get(first.replace("/web/", "/other/")) as response:
-        assert (response.status, await code_of(response)) == (403, "ticket_invalid")
+        assert (response.status, await code_of(response)) == (401, "ticket_invalid")
     async with bed.http.get(f"{bed.base}/proxy/{'x' * 43}/web/") as response:
-        assert (response.status, await code_of(response)) == (403, "ticket_invalid")
+        assert (response.status, await code_of(response)) == (401, "ticket_invalid")
     async with bed.world.database.transaction() as connection:
         await connection.execute("UPDATE service_tickets SET expires_at = $1", datetime.now(UTC) - timedelta(seconds=1))
     async with bed.http.get(first) as response:
-        assert (response.status, await code_of(response)) == (403, "ticket_expired")
+        assert (response.status, await code_of(response)) == (401, "ticket_expired")
     async with bed.http.get(first, headers={"Sec-Purpose": "prefetch"}) as response:
-        assert response.status == 403
+        assert response.status == 401
 
 
 async def test_nothing_is_served_without_a_pass(bed: Bed) -> None:

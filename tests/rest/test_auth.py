@@ -39,10 +39,11 @@ async def test_without_a_credential_nothing_is_told(nobody: Caller, installation
     assert installation.host.calls == []
 
 
-async def test_public_addresses_need_none(nobody: Caller) -> None:
+async def test_public_addresses_need_none(nobody: Caller, alice: Caller) -> None:
     for path in PUBLIC:
         assert (await nobody.get(path)).status == 200, path
-        wrong = await nobody.post(path)
+        assert (await nobody.post(path)).code == "unauthenticated"
+        wrong = await alice.post(path)
         assert (wrong.status, wrong.headers["Allow"]) == (405, "GET, HEAD")
 
 
