@@ -30,7 +30,7 @@ from actions.views import AgentData, Done, ImageData, KeypairData, ProjectData, 
 from domain.errors import InvalidRequest, KeypairNotFound, NotFound, PermissionDenied
 from domain.ids import AccessKey, AgentId
 from domain.options import change_labels
-from domain.principal import Role
+from domain.principal import Role, TokenScope
 from repositories import agents as agent_rows
 from repositories import drains
 from repositories.image import Image
@@ -483,7 +483,7 @@ class AliasImageAction(ScopeAction[Work, ImageResult]):
         return ImageResult(image=image_data(await call.db.images.resolve(image.name)))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class ForgetImageAction(ScopeAction[Work, Done]):
     """Let no more sessions be made of an image. A snapshot goes from its host as well; of others, hosts keep their copies."""
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from agent.client import AgentClient, KernelAddress
 from domain.errors import KernelNotFound, MoorageError, SecretUnreadable, SessionNotReady, WrongStatus
 from domain.ids import AccessKey, RunId, SessionId, uuid7
-from domain.principal import Principal, Role
+from domain.principal import Principal, Role, TokenScope
 from domain.session import ANY_STATUS, ENDED, Session, Status
 from domain.ssh import PublicKey
 from repositories.unit import Repositories
@@ -162,11 +162,20 @@ Permission = Callable[[Principal, Session | None], bool]
 
 
 def owner_or_admin(by: Principal, session: Session | None) -> bool:
-    return session is None or by.user_id == session.user_id or _administers(by, session)
+    return by.role is not Role.MONITOR and (
+        session is None or by.user_id == session.user_id or _administers(by, session)
+    )
+
+
+def owner_or_project_admin(by: Principal, session: Session | None) -> bool:
+    """What changes or ends a session without getting into it."""
+    return owner_or_admin(by, session) or (
+        session is not None and by.administers_project(session.domain, session.project)
+    )
 
 
 def may_look(by: Principal, session: Session | None) -> bool:
-    return owner_or_admin(by, session) or by.role is Role.MONITOR
+    return by.role is Role.MONITOR or owner_or_project_admin(by, session)
 
 
 def any_user(by: Principal, session: Session | None) -> bool:
@@ -185,8 +194,22 @@ def superadmin_or_monitor(by: Principal, session: Session | None) -> bool:
     return by.sees_all
 
 
+def domain_admin(by: Principal, session: Session | None) -> bool:
+    """And superadmins. What is outside the domain is not there for it: the action says so."""
+    return by.role in (Role.SUPERADMIN, Role.DOMAIN_ADMIN)
+
+
+def domain_admin_or_monitor(by: Principal, session: Session | None) -> bool:
+    return by.role is not Role.USER
+
+
+def project_admin(by: Principal, session: Session | None) -> bool:
+    """And domain admins and superadmins; of which project, the action asks."""
+    return domain_admin(by, session) or (by.role is Role.USER and bool(by.administers))
+
+
 def _administers(by: Principal, session: Session) -> bool:
-    return by.is_admin or (by.role is Role.DOMAIN_ADMIN and by.domain == session.domain)
+    return by.administers_domain(session.domain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +223,14 @@ class Rules:
     background: bool = False  #: answers with a task, on which a manager then works
     audit: Audit = Audit.ALWAYS  #: READ actions are OTHERS in any case
     secrets: frozenset[str] = frozenset()  #: fields of the answer that are shown once and never stored
+    #: what a token needs for it; left out: to look for READ actions, and to administer for all others
+    scope: TokenScope | None = None
+
+    @property
+    def needs(self) -> TokenScope:
+        if self.scope is not None:
+            return self.scope
+        return TokenScope.READ if self.effect is Effect.READ else TokenScope.ADMIN
 
 
 class Action(ABC, Generic[W, R]):

@@ -12,6 +12,7 @@ from actions.base import Effect, Rules, Work, action, any_user
 from actions.kernels import KernelGroup
 from actions.lifecycle import CreateFromParamsAction, checked_environ
 from domain.errors import InvalidConfiguration
+from domain.principal import TokenScope
 from domain.resources import ResourceSlot
 from repositories.clusters import MOST_KERNELS
 from repositories.image import Image
@@ -26,7 +27,7 @@ class KernelRole:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CreateClusterAction(CreateFromParamsAction):
     """Queue a session of a main kernel and workers on a network of their own; they run all at once, or none of them.
 

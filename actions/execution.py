@@ -33,6 +33,7 @@ from agent.wire import RECORD, RECORD_KINDS, Record, RunRead, decode_records
 from domain.errors import AgentUnavailable, InvalidRequest, RunNotFound
 from domain.ids import KernelId, RunId
 from domain.names import as_uuid
+from domain.principal import TokenScope
 from domain.session import ANSWERING, Session
 from repositories.execution import Execution
 from repositories.session import wrong_status
@@ -135,7 +136,16 @@ def parse_run_id(text: str | UUID) -> RunId:
     return RunId(run_id)
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=86400.0, audit=Audit.ITSELF))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=86400.0,
+        audit=Audit.ITSELF,
+        scope=TokenScope.SESSIONS,
+    )
+)
 class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
     """Run code: `query` in the session's Python, `batch` as a shell command; `input` feeds a run, `continue` reads on.
 
@@ -266,7 +276,7 @@ def record_json(record: Record, *, binary: bool = False) -> dict[str, Any]:
     return {**head, "data": record.data}
 
 
-@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=86400.0, audit=Audit.OTHERS))
+@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=86400.0, audit=Audit.OTHERS, scope=TokenScope.READ))
 class ReadExecutionAction(SessionAction[Remote, RunPiece]):
     """Read an execution's output from any sequence number, also after it, the client or the manager has gone."""
 
@@ -368,7 +378,7 @@ class RunFollower(Result):
                 return
 
 
-@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS, scope=TokenScope.READ))
 class FollowExecutionAction(SessionAction[Remote, RunFollower]):
     """Follow an execution's output from a sequence number on, as it comes, to its end."""
 
@@ -423,7 +433,7 @@ class Interrupted(Result):
     interrupted: bool  #: false: nothing was running
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.SESSIONS))
 class InterruptAction(SessionAction[Remote, Interrupted]):
     """Interrupt what is running (SIGINT), or one run of it. The session and its state go on."""
 
@@ -442,7 +452,7 @@ class Killed(Result):
     killed: bool  #: false: it was not running
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.SESSIONS))
 class KillExecutionAction(SessionAction[Remote, Killed]):
     """Kill one run; its output so far is kept. A killed query takes the Python namespace with it."""
 
@@ -460,7 +470,7 @@ class Completion(Result):
     end: int = 0
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.SESSIONS))
 class CompleteAction(SessionAction[Remote, Completion]):
     """Complete what is being typed, from the session's live namespace. `row` and `col` count from 0."""
 

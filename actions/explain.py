@@ -46,6 +46,7 @@ from domain.explain import (
 )
 from domain.ids import AgentId, SessionId
 from domain.placement import PendingSession, Snapshot
+from domain.principal import TokenScope
 from domain.session import Session, Status
 from repositories import explain as facts
 from repositories.snapshot import as_pending, snapshot
@@ -206,7 +207,7 @@ class _TakeBack(Exception):
     """Ends a transaction in which something was only tried."""
 
 
-@action(Rules(allow=any_user, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=any_user, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.SESSIONS))
 class DryRunAction(ScopeAction[Remote, Explained]):
     """Say what a creation would come to: all of its checks, and when it would start; nothing of it stays.
 

@@ -12,6 +12,7 @@ from pydantic import Field, SkipValidation
 from actions.base import Audit, Effect, Kernel, Remote, Result, Rules, SessionAction, action, kernel_of, owner_or_admin
 from agent.client import Download, FileStat
 from domain.errors import InvalidPath, InvalidRequest
+from domain.principal import TokenScope
 from domain.session import ANSWERING, Session
 
 WORK_DIR = "/home/work"
@@ -54,7 +55,15 @@ class FilesResult(Result):
     items: list[FileStat]
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=TRANSFER_SECONDS,
+        scope=TokenScope.FILES,
+    )
+)
 class UploadFilesAction(SessionAction[Remote, FilesResult]):
     """Write files into a session: each whole or not at all, in the order given, as the session's user."""
 
@@ -103,7 +112,15 @@ class Unpacked(Result):
     bytes: int
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=TRANSFER_SECONDS,
+        scope=TokenScope.FILES,
+    )
+)
 class UnpackArchiveAction(SessionAction[Remote, Unpacked]):
     """Unpack a tar or zip archive into a folder of a session, whole or not at all; hostile ones are refused."""
 
@@ -164,7 +181,16 @@ def counted_stream(call: Remote, session: Session, download: Download) -> Stream
     return Stream(download=download, counted=counted)
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=60.0,
+        audit=Audit.OTHERS,
+        scope=TokenScope.FILES,
+    )
+)
 class DownloadFileAction(SessionAction[Remote, Stream]):
     """Read a regular file, or a part of it, out of a session."""
 
@@ -180,7 +206,16 @@ class DownloadFileAction(SessionAction[Remote, Stream]):
         return counted_stream(call, session, download)
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=60.0,
+        audit=Audit.OTHERS,
+        scope=TokenScope.FILES,
+    )
+)
 class DownloadFilesAction(SessionAction[Remote, Stream]):
     """Read files and folders as one tar stream; links stay links."""
 
@@ -198,7 +233,7 @@ class FileList(Result):
     next_cursor: str | None
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.FILES))
 class ListFilesAction(SessionAction[Remote, FileList]):
     """List a folder of a session, page by page, sorted by name."""
 
@@ -219,7 +254,7 @@ class FileManaged(Result):
     file: FileStat | None  #: as it is now; None after its removal
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.FILES))
 class ManageFilesAction(SessionAction[Remote, FileManaged]):
     """Make, move, copy, remove, look at or change the mode of a file or folder in a session."""
 

@@ -14,6 +14,7 @@ from domain.errors import InvalidRequest, MoorageError
 from domain.fsck import Finding, compare
 from domain.ids import AgentId
 from domain.names import as_uuid
+from domain.principal import TokenScope
 from repositories import fsck
 from repositories.agents import list_agents
 
@@ -31,7 +32,7 @@ class FsckReport(Result):
     not_reached: list[str]
 
 
-@action(Rules(allow=superadmin_or_monitor, effect=Effect.AGENT, deadline_seconds=300.0))
+@action(Rules(allow=superadmin_or_monitor, effect=Effect.AGENT, deadline_seconds=300.0, scope=TokenScope.READ))
 class FsckAction(ScopeAction[Remote, FsckReport]):
     """Check every invariant on the live system, and change nothing: the database, and each host's containers."""
 

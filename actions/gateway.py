@@ -29,6 +29,7 @@ from actions.base import (
 from agent.client import Process
 from agent.wire import ProcessSpec
 from domain.errors import InvalidRequest, SshGatewayOff
+from domain.principal import TokenScope
 from domain.session import ANSWERING, LIVE, Session
 from domain.ssh import MAX_KEY_BYTES, PublicKey
 
@@ -50,7 +51,15 @@ class ProcessResult(Result):
     session: Session
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=OPEN_SECONDS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=OPEN_SECONDS,
+        scope=TokenScope.SESSIONS,
+    )
+)
 class OpenProcessAction(SessionAction[Remote, ProcessResult]):
     """Start a process as the session's user and attach to it, or attach again to a terminal that outlived its connection."""
 
@@ -165,7 +174,7 @@ class SshAccess(Result):
     expires_at: datetime
 
 
-@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.AGENT, scope=TokenScope.SESSIONS))
 class IssueSshCertificateAction(SessionAction[Remote, SshAccess]):
     """Sign a public key for some minutes: its certificate opens this session and no other, as who asks."""
 

@@ -13,6 +13,7 @@ from actions.files import TRANSFER_SECONDS, Stream, counted_stream
 from agent.client import KernelAddress
 from domain.errors import ResultsNotFound
 from domain.graph import Graph
+from domain.principal import TokenScope
 from domain.session import Session
 from repositories.graph import dependency_graph
 
@@ -46,7 +47,15 @@ class GetDependencyGraphAction(SessionAction[Reading, DependencyGraph]):
         return DependencyGraph(graph=found)
 
 
-@action(Rules(allow=owner_or_admin, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS, audit=Audit.OTHERS))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        effect=Effect.AGENT,
+        deadline_seconds=TRANSFER_SECONDS,
+        audit=Audit.OTHERS,
+        scope=TokenScope.FILES,
+    )
+)
 class DownloadResultsAction(SessionAction[Remote, Stream]):
     """What a batch session left in the places named by its `outputs`, as one tar stream; kept for 7 days after its end.
 

@@ -15,12 +15,13 @@ from actions.information import TaskData, TaskResult
 from actions.views import Done
 from domain.errors import InvalidRequest, PermissionDenied
 from domain.images import check_registry
+from domain.principal import TokenScope
 from repositories.registry import Registry
 
 Host = Annotated[str, Field(min_length=1, max_length=255)]
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class ShareImageAction(ScopeAction[Work, ImageResult]):
     """Let one's own image be seen by oneself, by a project, or (administrators) by everybody."""
 

@@ -34,6 +34,7 @@ from agent.client import KernelAddress
 from agent.wire import Record, decode_records
 from domain.errors import AgentUnavailable, InvalidRequest, PermissionDenied, RunnerLost, RunNotFound, SessionNotReady
 from domain.options import label_query
+from domain.principal import TokenScope
 from domain.session import FINAL, LIVE, Event, Session, Status
 from repositories.session import Search, like
 from repositories.tail import kept_log
@@ -214,7 +215,7 @@ def _printed(records: bytes) -> list[Record]:
     return [record for record in decode_records(records) if record.kind in ("stdout", "stderr")]
 
 
-@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(Rules(allow=may_look, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS, scope=TokenScope.READ))
 class GetContainerLogsAction(SessionAction[Remote, LogStream]):
     """What a session's container has printed: bootstrap, startup command and the beginning of each execution's output.
 
@@ -255,6 +256,7 @@ class Statistics(Result):
         when=frozenset({Status.RUNNING, Status.RUNNING_DEGRADED}),
         effect=Effect.AGENT,
         audit=Audit.OTHERS,
+        scope=TokenScope.READ,
     )
 )
 class GetStatisticsAction(SessionAction[Remote, Statistics]):
@@ -324,7 +326,7 @@ class GetTaskAction(ScopeAction[Reading, TaskResult]):
         return TaskResult(task=TaskData.of(await call.db.tasks.get(self.task_id, user_id=_only_own(call))))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CancelTaskAction(ScopeAction[Work, TaskResult]):
     """Cancel a background task: a queued one at once, a running one as soon as it looks up."""
 

@@ -24,6 +24,7 @@ from actions.base import (
     action,
     any_user,
     owner_or_admin,
+    owner_or_project_admin,
 )
 from actions.batch import (
     Dependencies,
@@ -57,9 +58,21 @@ from domain.errors import (
 from domain.ids import KernelId, SessionId
 from domain.names import check_session_name
 from domain.options import change_labels
-from domain.principal import Principal
+from domain.principal import Principal, TokenScope
 from domain.resources import ResourceSlot, parse_memory_mib
-from domain.session import ANSWERING, FINAL, LIVE, ClusterMode, Event, Session, SessionTypes, Status
+from domain.session import (
+    ANSWERING,
+    FINAL,
+    LIVE,
+    LONGEST_LEASE_SECONDS,
+    SHORTEST_LEASE_SECONDS,
+    ClusterMode,
+    Event,
+    OnAgentLost,
+    Session,
+    SessionTypes,
+    Status,
+)
 from domain.volumes import MOST_MOUNTS, Mount
 from repositories.image import Image
 from repositories.kernels import settle
@@ -86,7 +99,7 @@ class CreatedSession(SessionResult):
     created: bool = True
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     """Queue a session for the given image and resources; it runs as soon as a host has room."""
 
@@ -128,6 +141,9 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     #: not on a host with another live session of the owner that has one of these labels
     apart_from: Mapping[str, str] | None = None
     gpu_model: Annotated[str, Field(min_length=1, max_length=128)] | None = None  #: a word of it, such as h100
+    on_agent_lost: OnAgentLost = OnAgentLost.KEEP  #: replace: it begins anew elsewhere when its host is not heard of
+    #: with replace: seconds without a word from the manager, after which its host ends it
+    agent_lease: Annotated[float, Field(ge=SHORTEST_LEASE_SECONDS, le=LONGEST_LEASE_SECONDS)] | None = None
 
     def target(self) -> str | None:
         return self.name
@@ -302,11 +318,12 @@ def _kernel(session: Session, kernel_id: KernelId, owner: Principal) -> NewKerne
         mounts=[dict(mount) for mount in session.mounts],
         uid=owner.uid,
         gid=owner.gid,
+        lease_seconds=session.agent_lease_seconds,
     )
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 
 
-@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
+@action(Rules(allow=owner_or_project_admin, when=LIVE, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class RenameSessionAction(SessionAction[Work, SessionResult]):
     """Give a session a new name. A name is unique among its owner's live sessions."""
 
@@ -318,7 +335,7 @@ class RenameSessionAction(SessionAction[Work, SessionResult]):
         return SessionResult.of(renamed)
 
 
-@action(Rules(allow=owner_or_admin, when=LIVE, effect=Effect.DATABASE))
+@action(Rules(allow=owner_or_project_admin, when=LIVE, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class ModifySessionAction(SessionAction[Work, SessionResult]):
     """Change a live session: name, priority, limits of time, tag, labels, callback, resources; what is left out stays."""
 
@@ -389,7 +406,7 @@ _CHARGED: Final = frozenset({"priority", "timeout_seconds", "requested_slots"})
 _RESTARTABLE: Final = ANSWERING | FINAL
 
 
-@action(Rules(allow=owner_or_admin, when=_RESTARTABLE, effect=Effect.DATABASE))
+@action(Rules(allow=owner_or_admin, when=_RESTARTABLE, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
     """Start a new attempt: in place with /home/work kept while it runs, through the queue when it had ended."""
 
@@ -411,7 +428,7 @@ class RestartSessionAction(SessionAction[Work, SessionResult], Settles):
         return SessionResult.of(done)
 
 
-@action(Rules(allow=owner_or_admin, effect=Effect.DATABASE))
+@action(Rules(allow=owner_or_project_admin, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class DestroySessionAction(SessionAction[Work, SessionResult], Settles):
     """End a session and free its slots. A queued one is cancelled; one that has ended is left as it is.
 
@@ -428,7 +445,13 @@ class DestroySessionAction(SessionAction[Work, SessionResult], Settles):
         if self.recursive:
             doomed += await call.db.dependencies_of(session).dependants(session.id, live=True)
         for one in sorted(doomed):  # locked in this order, so that nobody waits for us while we wait for them
-            await self._destroy(call, await sessions.lock(one))
+            locked = await sessions.lock(one)
+            if not owner_or_project_admin(call.by, locked):
+                raise PermissionDenied(
+                    f"The session '{locked.name}' depends on it and is of the project '{locked.project}', which you do not "
+                    "administer; leave out 'recursive', or ask its owner.",
+                )
+            await self._destroy(call, locked)
         return SessionResult.of(await sessions.get(session.id))
 
     async def _destroy(self, call: Work, session: Session) -> None:
@@ -467,7 +490,7 @@ class TransitOutcomes(Result):
     outcomes: list[TransitOutcome]
 
 
-@action(Rules(allow=owner_or_admin, effect=Effect.DATABASE))
+@action(Rules(allow=owner_or_admin, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CheckAndTransitStatusAction(BatchAction[Work, TransitOutcomes]):
     """Derive what each session's status should be from what its hosts have said, and move it there."""
 

@@ -25,6 +25,7 @@ from domain.errors import (
     ServiceNotFound,
     ServiceUnknown,
 )
+from domain.principal import TokenScope
 from domain.session import ANSWERING, ENDED, Session
 from repositories.service import PASS_HOURS, NewService, ServiceInstance, ServiceRow, hashed
 
@@ -104,7 +105,15 @@ def service_data(row: ServiceRow, proxy_url: str) -> ServiceData:
     )
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, deadline_seconds=_MOST_SECONDS + 60.0))
+@action(
+    Rules(
+        allow=owner_or_admin,
+        when=ANSWERING,
+        effect=Effect.AGENT,
+        deadline_seconds=_MOST_SECONDS + 60.0,
+        scope=TokenScope.SERVICES,
+    )
+)
 class StartServiceAction(SessionAction[Remote, ServiceStarted]):
     """Start a service and wait until it answers; one that runs with the same settings is only given a new address.
 
@@ -250,7 +259,7 @@ async def _opened(call: Remote, session: Session, name: str) -> ServiceStarted:
     return ServiceStarted(service=data, wsproxy_addr=address, expires_at=call.now + timedelta(seconds=TICKET_SECONDS))
 
 
-@action(Rules(allow=owner_or_admin, effect=Effect.AGENT, deadline_seconds=120.0))
+@action(Rules(allow=owner_or_admin, effect=Effect.AGENT, deadline_seconds=120.0, scope=TokenScope.SERVICES))
 class ShutdownServiceAction(SessionAction[Remote, ServiceStopped]):
     """Stop a service. The proxy sends it nothing new at once; what is under way has `drain_seconds` before the program ends."""
 
@@ -279,7 +288,7 @@ class ShutdownServiceAction(SessionAction[Remote, ServiceStopped]):
         return ServiceStopped(name=row.name)
 
 
-@action(Rules(allow=owner_or_admin, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=owner_or_admin, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.SERVICES))
 class ListServicesAction(SessionAction[Remote, ServiceList]):
     """List a session's services with their health, kernel by kernel."""
 
@@ -289,7 +298,7 @@ class ListServicesAction(SessionAction[Remote, ServiceList]):
         return ServiceList(items=[service_data(row, call.service.proxy_url) for row in rows])
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.SERVICES))
 class OpenServiceAction(SessionAction[Remote, ServiceStarted]):
     """Get a new address of a running service, with a ticket in it that is good for one use within five minutes."""
 
@@ -299,7 +308,7 @@ class OpenServiceAction(SessionAction[Remote, ServiceStarted]):
         return await _opened(call, session, self.service)
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.SERVICES))
 class OpenPortAction(SessionAction[Remote, PortPass]):
     """Get a pass for connections to one port of a kernel, whatever listens there: `moorage port-forward` does so."""
 
@@ -366,7 +375,7 @@ class DirectAccess(Result):
     no_direct: str | None
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.SERVICES))
 class GetDirectAccessInfoAction(SessionAction[Remote, DirectAccess]):
     """Get the addresses of a session's services, of its SSH access, and of its files on the host itself, with a ticket.
 

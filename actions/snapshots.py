@@ -26,6 +26,7 @@ from actions.base import (
 from actions.information import TaskData, TaskResult
 from domain.errors import InvalidRequest, PermissionDenied
 from domain.images import check_reference, check_title, snapshot_reference
+from domain.principal import TokenScope
 from domain.session import ANSWERING, Session
 from repositories.image import NewImage
 from repositories.transit import emit
@@ -35,7 +36,7 @@ MAKING = ("commit_session", "convert_session_to_image")
 Visibility = Literal["user", "project", "public"]
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.DATABASE, background=True))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.DATABASE, background=True, scope=TokenScope.SESSIONS))
 class CommitSessionAction(SessionAction[Work, TaskResult]):
     """Make a snapshot of a session: its image, what has changed in it, and its files in /home/work; volumes are not in it.
 
@@ -53,7 +54,7 @@ class CommitSessionAction(SessionAction[Work, TaskResult]):
         return await _make(call, session, self.kernel, MAKING[0], "snapshot", name, title, self.visibility, None)
 
 
-@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.DATABASE, background=True))
+@action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.DATABASE, background=True, scope=TokenScope.SESSIONS))
 class ConvertSessionToImageAction(SessionAction[Work, TaskResult]):
     """Make an image of a session, push it to a registry, and let new sessions be made of it, on any host.
 

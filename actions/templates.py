@@ -18,7 +18,7 @@ from actions.template_document import Scalar, TemplateDocument, fill, parse
 from actions.views import Done
 from domain.errors import InvalidName, InvalidRequest, PermissionDenied
 from domain.names import as_uuid
-from domain.principal import Principal, Role
+from domain.principal import Principal, Role, TokenScope
 from repositories.template import Scope, Template
 
 _NAME: Final = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
@@ -87,7 +87,7 @@ class Templates(Result):
     next_cursor: str | None = None
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CreateTemplateAction(ScopeAction[Work, TemplateResult]):
     """Keep a template for one's own sessions, for a project or, as an administrator, for the domain."""
 
@@ -140,7 +140,7 @@ class GetTemplateAction(ScopeAction[Reading, TemplateResult]):
         return TemplateResult(template=TemplateData.of_row(found, versions))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class ModifyTemplateAction(ScopeAction[Work, TemplateResult]):
     """Give a template a new document, which is its next version, or another name."""
 
@@ -164,7 +164,7 @@ class ModifyTemplateAction(ScopeAction[Work, TemplateResult]):
         return TemplateResult(template=TemplateData.of_row(changed))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class DeleteTemplateAction(ScopeAction[Work, Done]):
     """Forget a template with all its versions; sessions that were made of it go on."""
 
@@ -180,7 +180,7 @@ class DeleteTemplateAction(ScopeAction[Work, Done]):
         return Done()
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
 class CreateFromTemplateAction(ScopeAction[Work, CreatedSession], Settles):
     """Queue a session as a template describes it, with values for its parameters and any field of a creation over it."""
 

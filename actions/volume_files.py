@@ -27,6 +27,7 @@ from actions.files import (
 from actions.volumes import Name, located
 from agent.client import Download, VolumeAddress
 from domain.errors import InvalidRequest, VolumeReadOnly
+from domain.principal import TokenScope
 
 
 async def _to_write(call: Remote, name: str) -> VolumeAddress:
@@ -36,7 +37,7 @@ async def _to_write(call: Remote, name: str) -> VolumeAddress:
     return where
 
 
-@action(Rules(allow=any_user, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS))
+@action(Rules(allow=any_user, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS, scope=TokenScope.FILES))
 class UploadVolumeFilesAction(ScopeAction[Remote, FilesResult]):
     """Write files into a volume: each whole or not at all, in the order given, within its quota."""
 
@@ -72,7 +73,7 @@ def _target(spec: FileUploadSpec) -> str:
     return checked_path(spec.filename if spec.path == WORK_DIR else posixpath.join(spec.path, spec.filename))
 
 
-@action(Rules(allow=any_user, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS))
+@action(Rules(allow=any_user, effect=Effect.AGENT, deadline_seconds=TRANSFER_SECONDS, scope=TokenScope.FILES))
 class UnpackVolumeArchiveAction(ScopeAction[Remote, Unpacked]):
     """Unpack a tar or zip archive into a folder of a volume, whole or not at all; hostile ones are refused."""
 
@@ -93,7 +94,7 @@ class UnpackVolumeArchiveAction(ScopeAction[Remote, Unpacked]):
         return Unpacked(**await call.agents.unpack(where, path, body, size=size, overwrite=self.overwrite))
 
 
-@action(Rules(allow=anyone, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(Rules(allow=anyone, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS, scope=TokenScope.FILES))
 class DownloadVolumeFileAction(ScopeAction[Remote, Stream]):
     """Read a regular file, or a part of it, out of a volume."""
 
@@ -111,7 +112,7 @@ class DownloadVolumeFileAction(ScopeAction[Remote, Stream]):
         return _stream(await call.agents.download(where, path, offset=self.offset, length=self.length))
 
 
-@action(Rules(allow=anyone, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS))
+@action(Rules(allow=anyone, effect=Effect.AGENT, deadline_seconds=60.0, audit=Audit.OTHERS, scope=TokenScope.FILES))
 class DownloadVolumeFilesAction(ScopeAction[Remote, Stream]):
     """Read files and folders of a volume as one tar stream; links stay links."""
 
@@ -134,7 +135,7 @@ def _stream(download: Download) -> Stream:
     return Stream(download=download, counted=counted)
 
 
-@action(Rules(allow=anyone, effect=Effect.AGENT, audit=Audit.OTHERS))
+@action(Rules(allow=anyone, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.FILES))
 class ListVolumeFilesAction(ScopeAction[Remote, FileList]):
     """List a folder of a volume, page by page, sorted by name."""
 
@@ -153,7 +154,7 @@ class ListVolumeFilesAction(ScopeAction[Remote, FileList]):
         return FileList(items=list(page.files), next_cursor=page.next_cursor)
 
 
-@action(Rules(allow=anyone, effect=Effect.AGENT))
+@action(Rules(allow=anyone, effect=Effect.AGENT, scope=TokenScope.FILES))
 class ManageVolumeFilesAction(ScopeAction[Remote, FileManaged]):
     """Make, move, copy, remove, look at or change the mode of a file or folder in a volume."""
 

@@ -16,6 +16,7 @@ from actions.information import TaskData, TaskResult
 from agent.client import VolumeAddress
 from domain.errors import InvalidRequest, NoVolumeStore, SharedWithNobody, VolumeNotReady
 from domain.ids import AgentId
+from domain.principal import TokenScope
 from domain.resources import parse_memory_mib
 from domain.volumes import EVERYBODY, Share, Volume, check_volume_name
 from repositories.volumes import chosen_store, hosts_with
@@ -77,7 +78,7 @@ def _size(size: Size) -> int | None:
     return parse_memory_mib(size) << 20
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.FILES))
 class CreateVolumeAction(ScopeAction[Work, VolumeResult]):
     """Make an empty volume, on the store that most hosts have unless another is named."""
 
@@ -146,7 +147,7 @@ def _connected(call: Remote, hosts: Sequence[AgentId]) -> AgentId:
     raise NoVolumeStore
 
 
-@action(Rules(allow=anyone, effect=Effect.AGENT))
+@action(Rules(allow=anyone, effect=Effect.AGENT, scope=TokenScope.FILES))
 class GetVolumeAction(ScopeAction[Remote, VolumeResult]):
     """Everything about a volume: with whom it is shared, and how much of its quota is used."""
 
@@ -165,7 +166,7 @@ class GetVolumeAction(ScopeAction[Remote, VolumeResult]):
         return VolumeResult(volume=VolumeData.of(volume, used_bytes=used["bytes"], used_files=used["files"]))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.FILES))
 class ModifyVolumeAction(ScopeAction[Work, VolumeResult]):
     """Rename a volume, or change its quota; -1 lifts one. Sessions that have it mounted keep it where it is."""
 
@@ -202,7 +203,7 @@ async def _people(call: Work, users: Sequence[str], projects: Sequence[str]) -> 
     )
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.FILES))
 class ShareVolumeAction(ScopeAction[Work, VolumeResult]):
     """Let users, or everybody in projects of one's own, use a volume: for reading, or for writing as well."""
 
@@ -225,7 +226,7 @@ class ShareVolumeAction(ScopeAction[Work, VolumeResult]):
         return VolumeResult(volume=VolumeData.of(shared))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.FILES))
 class UnshareVolumeAction(ScopeAction[Work, VolumeResult]):
     """Take a volume back from users or projects. Sessions of theirs that run keep it until they end or restart."""
 
@@ -244,7 +245,7 @@ class UnshareVolumeAction(ScopeAction[Work, VolumeResult]):
         return VolumeResult(volume=VolumeData.of(await call.db.volumes.unshare(volume, users=users, projects=projects)))
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.FILES))
 class LeaveVolumeAction(ScopeAction[Work, VolumeLeft]):
     """Give up a volume that another user has shared with one."""
 
@@ -258,7 +259,7 @@ class LeaveVolumeAction(ScopeAction[Work, VolumeLeft]):
         return VolumeLeft()
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE, background=True))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, background=True, scope=TokenScope.FILES))
 class CloneVolumeAction(ScopeAction[Work, TaskResult]):
     """Copy a volume that one may read into a new one of one's own, in the background; the task tells the progress."""
 
@@ -287,7 +288,7 @@ class CloneVolumeAction(ScopeAction[Work, TaskResult]):
         return await _task(call, task_id, "clone_volume", arguments)
 
 
-@action(Rules(allow=any_user, effect=Effect.DATABASE, background=True))
+@action(Rules(allow=any_user, effect=Effect.DATABASE, background=True, scope=TokenScope.FILES))
 class DeleteVolumeAction(ScopeAction[Work, TaskResult]):
     """Remove a volume with everything in it, unless a session has it mounted. It is gone at once, its files soon."""
 

@@ -42,6 +42,7 @@ from domain.errors import (
     MoorageError,
     NotFound,
     PermissionDenied,
+    ScopeMissing,
     SessionEnded,
     SessionNotReady,
     Unauthenticated,
@@ -138,8 +139,7 @@ class Processor:
         try:
             async with asyncio.timeout(action.rules.deadline_seconds):
                 call = await self._call(action, by, key, request_id)
-                if _others(call, None) and not _acts_for(call.by, call.owner):
-                    raise PermissionDenied("Only administrators act for other owners.")
+                _check_reach(action, call)
                 answer = await self._dispatch(action, call)
             outcome = "ok"
         except MoorageError as error:
@@ -295,7 +295,7 @@ class Processor:
     async def _load(self, reading: Reading, name_or_id: str | UUID) -> Session:
         """Within the owner's scope; an administrator reaches everybody's by id. Not yours is not there."""
         by = reading.by
-        wider = by.sees_all or by.role is Role.DOMAIN_ADMIN
+        wider = by.role is not Role.USER or bool(by.administers)
         if wider and reading.owner is by and _is_id(name_or_id):
             return await reading.db.all_sessions.get(name_or_id)
         return await reading.db.sessions.get(name_or_id)
@@ -369,6 +369,17 @@ class Processor:
             log.warning("a denial of %s could not be audited", action.action_name)
 
 
+def _check_reach(action: Action[Any, Any], call: Call) -> None:
+    """Whether the credential is for this, and whether the asker may name this owner; before anything is looked at."""
+    if action.rules.needs not in call.by.scopes:
+        raise ScopeMissing(
+            f"This token is for {', '.join(sorted(call.by.scopes))}; this takes one for {action.rules.needs}.",
+            scope=action.rules.needs,
+        )
+    if _others(call, None) and not _acts_for(call.by, call.owner):
+        raise PermissionDenied("Only administrators act for other owners.")
+
+
 def _check(action: Action[Any, Any], call: Call, session: Session) -> None:
     if not action.rules.allow(call.by, session):
         raise PermissionDenied
@@ -391,7 +402,8 @@ def _others(call: Call, session: Session | None) -> bool:
 
 
 def _acts_for(by: Principal, owner: Principal) -> bool:
-    return by.sees_all or (by.role is Role.DOMAIN_ADMIN and by.domain == owner.domain)
+    """Nobody acts for somebody above themselves: what the owner may do would be theirs."""
+    return by.sees_all or by.manages(owner.domain, owner.role)
 
 
 def _is_id(name_or_id: str | UUID) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -10,14 +11,17 @@ from uuid import UUID
 from domain.errors import KeypairNotFound, NotFound, ProjectNotFound, StillInUse, UserNotFound
 from domain.ids import AccessKey
 from domain.names import as_uuid
-from domain.principal import Principal, Role
+from domain.principal import Credential, Principal, Role, TokenScope
 from repositories.database import Connection
 from repositories.transit import Cause
 
 _PRINCIPAL: Final = """
-    SELECT k.access_key, k.secret_hash, u.id AS user_id, u.domain, u.role, u.uid, u.gid,
-        ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id WHERE m.user_id = u.id
-              ORDER BY p.created_at, p.name) AS projects
+    SELECT k.access_key, k.secret_hash, k.previous_hash, k.previous_until, k.requests_per_second,
+        u.id AS user_id, u.domain, u.role, u.uid, u.gid,
+        ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id
+              WHERE m.user_id = u.id AND p.domain = u.domain ORDER BY p.created_at, p.name) AS projects,
+        ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id
+              WHERE m.user_id = u.id AND p.domain = u.domain AND m.administers) AS administers
     FROM keypairs k JOIN users u ON u.id = k.user_id JOIN domains d ON d.name = u.domain
     WHERE k.active AND u.active AND d.active AND
 """
@@ -36,6 +40,8 @@ def _principal(row: Mapping[str, Any]) -> Principal:
         domain=row["domain"],
         role=Role(row["role"]),
         projects=tuple(row["projects"]),
+        administers=frozenset(row["administers"]),
+        requests_per_second=row["requests_per_second"],
         uid=row["uid"],
         gid=row["gid"],
     )
@@ -48,12 +54,23 @@ async def principal_of_keypair(connection: Connection, access_key: str) -> tuple
 
 
 async def principal_of_token(connection: Connection, token_hash: bytes, now: datetime) -> Principal | None:
+    """The active user of a token's keypair, as far as the token reaches."""
     row = await connection.fetchrow(
-        f"{_PRINCIPAL} k.access_key = (SELECT access_key FROM tokens WHERE token_hash = $1 AND expires_at > $2)",
+        f"""
+        SELECT p.*, t.id AS token_id, t.scopes, t.kind FROM tokens t
+        CROSS JOIN LATERAL ({_PRINCIPAL} k.access_key = t.access_key) p WHERE t.token_hash = $1 AND t.expires_at > $2
+        """,
         token_hash,
         now,
     )
-    return _principal(row) if row else None
+    if row is None:
+        return None
+    return replace(
+        _principal(row),
+        credential=Credential(row["kind"]),
+        scopes=frozenset(map(TokenScope, row["scopes"])),
+        token_id=row["token_id"],
+    )
 
 
 class IdentityRepository:

@@ -22,6 +22,7 @@ from domain.session import (
     ClusterMode,
     Event,
     KernelState,
+    OnAgentLost,
     Session,
     SessionKernel,
     SessionTypes,
@@ -39,6 +40,7 @@ _COLUMNS: Final = """
     s.environ, s.bootstrap_script, s.bootstrap_required, s.startup_command, s.shm_mib, s.priority, s.timeout_seconds,
     s.max_wait_seconds, s.starts_at, s.batch_timeout_seconds, s.max_retries, s.retry_delay_seconds, s.retries, s.retrying,
     s.outputs, s.labels, s.preopen_ports, s.callback_url, s.idle_timeout_seconds, s.resource_group, s.constraints,
+    s.on_agent_lost, s.agent_lease_seconds,
     CASE WHEN s.unmet > 0 THEN ARRAY(
         SELECT o.name FROM session_dependencies d JOIN sessions o ON o.id = d.depends_on_id
         WHERE d.session_id = s.id AND d.met_at IS NULL ORDER BY o.created_at, o.id) END AS waits_for,
@@ -76,6 +78,8 @@ _BY_ID: Final = f"""
     SELECT {_COLUMNS} FROM {_FROM}
     WHERE s.id = $1 AND ($2::uuid IS NULL OR s.user_id = $2) AND ($3::text IS NULL OR s.domain = $3)
 """
+#: For whoever administers projects: their sessions, and one's own.
+_BY_ID_IN_PROJECTS: Final = f"{_BY_ID} AND (s.user_id = $4 OR p.name = ANY($5::text[]))"
 _NOT_FINAL: Final = tables.NOT_FINAL.replace("status", "s.status")
 _BY_NAME: Final = f"SELECT {_COLUMNS} FROM {_FROM} WHERE s.name = $1 AND s.user_id = $2 AND {_NOT_FINAL}"
 
@@ -130,6 +134,8 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
         exit_code=row["exit_code"],
         failed=row["failed"],
         agent_lost=row["agent_lost"],
+        on_agent_lost=OnAgentLost(row["on_agent_lost"]),
+        agent_lease_seconds=row["agent_lease_seconds"],
         notices=tuple(row["notices"]),
         idle_warning=row["idle_warning"],
         created_at=row["created_at"],
@@ -189,6 +195,8 @@ class SessionRepository:
         self._connection = connection
         self._user_id = user_id
         self._domain: str | None = None
+        self._projects: Sequence[str] | None = None
+        self._viewer: UUID | None = None
         self._now = now
         self._cause = cause
 
@@ -196,12 +204,15 @@ class SessionRepository:
         """By id, or by name among the owner's live sessions. Raises SessionNotFound."""
         session_id = name_or_id if isinstance(name_or_id, UUID) else as_uuid(name_or_id)
         if session_id is not None:
-            row = await self._connection.fetchrow(_BY_ID, session_id, self._user_id, self._domain)
+            row = await self._by_id(session_id)
         else:
             row = await self._connection.fetchrow(_BY_NAME, name_or_id, self._user_id)
         if row is None:
             raise SessionNotFound(session=str(name_or_id))
         return session_from_row(row)
+
+    async def _by_id(self, session_id: UUID) -> Mapping[str, Any] | None:
+        return await self._connection.fetchrow(_BY_ID, session_id, self._user_id, self._domain)
 
     async def create(
         self,
@@ -224,11 +235,11 @@ class SessionRepository:
                     bootstrap_required, startup_command, shm_mib, priority, timeout_seconds, max_wait_seconds,
                     created_at, status_changed_at, expires_at, main_kernel_id, notices, starts_at,
                     batch_timeout_seconds, max_retries, retry_delay_seconds, outputs, labels, preopen_ports, callback_url,
-                    idle_timeout_seconds, resource_group, constraints)
+                    idle_timeout_seconds, resource_group, constraints, on_agent_lost, agent_lease_seconds)
                 SELECT $1, $2, $3, $4, $5, p.id, $7, $8, $9, $10, $11, 'PENDING', $12, $13, $14, $15, $16, $17, $18, $19,
                     $20, $21::double precision, $22::timestamptz, $22,
                     $22::timestamptz + make_interval(secs => $21::double precision), $23, $26,
-                    $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37
+                    $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $39, $40
                 FROM projects p WHERE p.name = $6 AND p.domain = $5 AND ($38::uuid IS NULL OR EXISTS (
                     SELECT FROM project_members m WHERE m.project_id = p.id AND m.user_id = $38))
                 ON CONFLICT (user_id, name) WHERE status NOT IN ('CANCELLED', 'ERROR', 'TERMINATED') DO NOTHING
@@ -285,6 +296,8 @@ class SessionRepository:
             session.resource_group,
             dict(session.constraints),
             member,
+            session.on_agent_lost,
+            session.agent_lease_seconds,
         )
         if row is None:
             return None
@@ -518,6 +531,11 @@ class SessionRepository:
             wanted = wanted.where(table.c.user_id == self._user_id)
         if self._domain is not None:
             wanted = wanted.where(table.c.domain == self._domain)
+        if self._projects is not None:
+            led = sa.select(tables.projects.c.id).where(
+                tables.projects.c.name.in_(self._projects), tables.projects.c.domain == self._domain
+            )
+            wanted = wanted.where(sa.or_(table.c.user_id == self._viewer, table.c.project_id.in_(led)))
         if search.statuses is not None:
             wanted = wanted.where(table.c.status.in_(sorted(str(status) for status in search.statuses)))
         if search.name_pattern is not None:
@@ -555,11 +573,29 @@ class SessionRepository:
 
 
 class AdminSessionRepository(SessionRepository):
-    """Everybody's sessions, or all of one domain."""
+    """Everybody's sessions; all of one domain; or those of some of its projects, and the viewer's own."""
 
-    def __init__(self, connection: Connection, domain: str | None, *, now: datetime, cause: Cause) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        domain: str | None,
+        *,
+        now: datetime,
+        cause: Cause,
+        projects: Sequence[str] | None = None,
+        viewer: UUID | None = None,
+    ) -> None:
         super().__init__(connection, None, now=now, cause=cause)
         self._domain = domain
+        self._projects = projects
+        self._viewer = viewer
+
+    async def _by_id(self, session_id: UUID) -> Mapping[str, Any] | None:
+        if self._projects is None:
+            return await super()._by_id(session_id)
+        return await self._connection.fetchrow(
+            _BY_ID_IN_PROJECTS, session_id, None, self._domain, self._viewer, list(self._projects)
+        )
 
 
 async def fetch(connection: Connection, statement: sa.sql.expression.Executable) -> list[Any]:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 
 from domain.dependency import Condition
-from domain.principal import Role
-from domain.session import FINAL, Event, KernelState, SessionTypes, Status, Want
+from domain.principal import Role, TokenScope
+from domain.session import FINAL, Event, KernelState, OnAgentLost, SessionTypes, Status, Want
 
 metadata = sa.MetaData(
     naming_convention={
@@ -53,6 +53,7 @@ def _flag(name: str, default: bool = False) -> sa.Column[Any]:
     return sa.Column(name, sa.Boolean, nullable=False, server_default=sa.true() if default else sa.false())
 
 
+_SCOPES: Final = ",".join(sorted(TokenScope))
 NOT_FINAL: Final = f"status NOT IN ({', '.join(repr(str(s)) for s in sorted(FINAL))})"
 
 # -- who ---------------------------------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ project_members = sa.Table(
     metadata,
     sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    _flag("administers"),
     sa.Index(None, "user_id"),
 )
 keypairs = sa.Table(
@@ -100,7 +102,13 @@ keypairs = sa.Table(
     sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     _flag("active", True),
     _now("created_at"),
+    sa.Column("requests_per_second", sa.Double),  # NULL: as many as it likes
+    sa.Column("previous_hash", sa.LargeBinary),  # of the secret before the last one: good until `previous_until`
+    _at("previous_until"),
+    _at("rotated_at"),
     sa.Index(None, "user_id"),
+    sa.CheckConstraint("requests_per_second > 0", name="requests_per_second"),
+    sa.CheckConstraint("(previous_hash IS NULL) = (previous_until IS NULL)", name="previous"),
 )
 tokens = sa.Table(
     "tokens",
@@ -111,7 +119,27 @@ tokens = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     _at("expires_at", nullable=False),
     _now("created_at"),
+    sa.Column("scopes", ARRAY(sa.Text), nullable=False, server_default=sa.text(f"'{{{_SCOPES}}}'")),
+    sa.Column("kind", sa.Text, nullable=False, server_default="token"),  # sign_in: given for a password
     sa.Index(None, "access_key"),
+    sa.CheckConstraint("kind IN ('token', 'sign_in')", name="kind"),
+    sa.CheckConstraint(f"scopes <@ '{{{_SCOPES}}}' AND 'read' = ANY (scopes)", name="scopes"),
+)
+#: argon2id, in PHC's words.
+passwords = sa.Table(
+    "passwords",
+    metadata,
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("hash", sa.Text, nullable=False),
+    _now("set_at"),
+)
+#: Until when the wrong passwords of an account, or from an address, are paid for; by a hash of its name.
+sign_in_debts = sa.Table(
+    "sign_in_debts",
+    metadata,
+    sa.Column("key", sa.LargeBinary, primary_key=True),
+    _at("until_at", nullable=False),
+    sa.Index(None, "until_at"),
 )
 ssh_keys = sa.Table(
     "ssh_keys",
@@ -184,9 +212,13 @@ resource_groups = sa.Table(
     sa.Column("half_life_seconds", sa.Double, nullable=False, server_default=sa.text("604800")),
     _flag("open"),  # everybody may use it; otherwise those of resource_group_access
     _flag("active", True),  # takes new sessions
+    sa.Column("profile", sa.Text, nullable=False, server_default="hardened"),  # domain.isolation.Profile
+    sa.Column("egress", sa.Text, nullable=False, server_default="open"),
     _now("created_at"),
     sa.CheckConstraint("ordering IN ('fifo', 'fair_share')", name="ordering"),
     sa.CheckConstraint("fit IN ('pack', 'spread')", name="fit"),
+    sa.CheckConstraint("profile IN ('hardened', 'standard')", name="profile"),
+    sa.CheckConstraint("egress IN ('none', 'open')", name="egress"),
     sa.CheckConstraint("half_life_seconds BETWEEN 60 AND 315360000", name="half_life"),
 )
 resource_group_access = sa.Table(
@@ -246,6 +278,11 @@ agents = sa.Table(
     sa.CheckConstraint("NOT draining OR NOT schedulable", name="draining"),
     _int("devices_boot_no"),  # which list of its devices was heard last: of that start of the daemon, ...
     _int("devices_seq"),  # ... the how many-eth
+    sa.Column("next_fingerprint", sa.Text),  # of a renewed certificate that it has not shown yet
+    sa.Column("former_fingerprint", sa.Text),  # of the one before, ...
+    _at("former_until"),  # ... which counts until then
+    _at("renewed_at"),
+    _at("revoked_at"),  # since then no certificate of it counts
 )
 agent_tokens = sa.Table(
     "agent_tokens",
@@ -394,6 +431,9 @@ sessions = sa.Table(
     sa.Column("resource_group", sa.ForeignKey("resource_groups.name"), nullable=False, server_default="default"),
     _json("constraints"),  # domain.placement.Constraints
     sa.Column("moves_from", sa.Text),  # it ends to begin again elsewhere, because this host is drained
+    sa.Column("on_agent_lost", sa.Text, nullable=False, server_default=OnAgentLost.KEEP),
+    sa.Column("agent_lease_seconds", sa.Double),  # so long its kernels outlive the silence of their host
+    sa.CheckConstraint(_one_of("on_agent_lost", OnAgentLost), name="on_agent_lost"),
     sa.CheckConstraint(_one_of("status", Status), name="status"),
     sa.CheckConstraint(_one_of("session_type", SessionTypes), name="session_type"),
     sa.CheckConstraint("result IN ('UNDEFINED', 'SUCCESS', 'FAILURE')", name="result"),
@@ -413,6 +453,7 @@ sessions = sa.Table(
     sa.Index("sessions_all_idx", "created_at", "id"),
     sa.Index("sessions_ended_idx", "ended_at", postgresql_where=sa.text("ended_at IS NOT NULL")),
     sa.Index("sessions_labels_idx", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+    sa.Index("sessions_leased_idx", "id", postgresql_where=sa.text(f"on_agent_lost = 'replace' AND {NOT_FINAL}")),
     sa.Index("sessions_callback_idx", "id", postgresql_where=sa.text("callback_url IS NOT NULL")),
 )
 #: A session is not placed before each that it depends on has ended; `met_at` says since when that holds.
@@ -457,6 +498,7 @@ kernels = sa.Table(
     _now("created_at"),
     _at("left_at"),  # when its session shrank by it
     _flag("joining"),  # its session runs and grows by it; not placed yet
+    _at("fenced_at"),  # its host is silent for longer than it lets it run: it runs no more; written by the manager
     sa.CheckConstraint(_one_of("want", Want), name="want"),
     sa.CheckConstraint(_one_of("observed", KernelState), name="observed"),
     sa.CheckConstraint("(want = 'NONE') = (agent_id IS NULL)", name="agent"),
@@ -562,6 +604,7 @@ policies = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("description", sa.Text, nullable=False, server_default=""),
     _now("created_at"),
+    sa.Column("domain", sa.ForeignKey("domains.name")),  # whose administrators keep it; NULL: superadmins alone
 )
 policy_limits = sa.Table(
     "policy_limits",
@@ -684,6 +727,16 @@ audit = sa.Table(
     sa.Index("audit_unstamped_idx", "id", postgresql_where=sa.text("seq IS NULL")),
     sa.Index(None, "seq"),
     postgresql_partition_by="RANGE (at)",
+)
+audit_anchors = sa.Table(
+    "audit_anchors",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),  # where keyed links begin; up to where rows were forgotten by age
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("chain", sa.LargeBinary, nullable=False),
+    _at("at", nullable=False),
+    sa.Column("mac", sa.LargeBinary, nullable=False),  # with the key, which is not in the database
+    sa.CheckConstraint(_one_of("kind", ("keyed", "forgotten")), name="kind"),
 )
 sequencer = sa.Table(
     "sequencer",
@@ -959,7 +1012,9 @@ service_tickets = sa.Table(
     _at("expires_at", nullable=False),
     _at("used_at"),
     _now("created_at"),
+    sa.Column("token_id", sa.ForeignKey("tokens.id", ondelete="CASCADE")),  # that it was asked for with
     sa.CheckConstraint("kind IN ('ticket', 'pass')", name="kind"),
+    sa.Index(None, "token_id"),
     sa.Index(None, "session_id", "name"),
     sa.Index(None, "user_id"),
     sa.Index(None, "access_key"),

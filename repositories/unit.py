@@ -45,8 +45,12 @@ class Repositories:
     @cached_property
     def all_sessions(self) -> AdminSessionRepository:
         """Everybody's sessions, as far as the asker administers or watches them."""
-        domain = self._by.domain if self._by.role is Role.DOMAIN_ADMIN else None
-        return AdminSessionRepository(self.connection, domain, now=self.now, cause=self.cause)
+        by = self._by
+        domain = None if by.sees_all else by.domain
+        projects = sorted(by.administers) if by.role is Role.USER else None
+        return AdminSessionRepository(
+            self.connection, domain, now=self.now, cause=self.cause, projects=projects, viewer=by.user_id
+        )
 
     def sessions_of(self, session: Session) -> SessionRepository:
         """For writing to a session that was loaded and checked; an administrator's scope may be wider than its owner."""
