@@ -41,7 +41,7 @@ def reach_at(step: str, moment: str) -> None:
 
 def begin(process: str) -> None:
     """Called by every process once it knows what it is. Does nothing outside of a fault campaign."""
-    global on_reach
+    global on_reach  # noqa: PLW0603 - the one switch of the process
     if folder := os.environ.get(DIR):
         on_reach = _Listener(Path(folder), process)
 

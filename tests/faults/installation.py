@@ -4,8 +4,8 @@
         async with installation.client() as client:             # patient: retries for two minutes
             ...                                                 # workload.py has a driver with a model
             pid = installation.pids()["control"]                # api, control, proxy, ssh, manager, agent, up
-            killed_at = installation.kill("control")
-            await installation.recovered(killed_at)             # seconds until it is ready again
+            killed = installation.kill("control")
+            await installation.recovered(killed)                # seconds until it is ready again
             assert await installation.check(client) == []       # fsck, and what can be seen from outside
 
 Crash points: `installation.arm("control.facts.commit.before")`, drive, `await installation.fired()`.
@@ -21,12 +21,12 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from moorage import aio
@@ -37,16 +37,17 @@ from tests.faults.outside import Outside
 
 #: The roles of the manager, as the processes call themselves.
 ROLES = ("api", "control", "proxy", "ssh")
+PROCESSES = frozenset({*ROLES, "manager", "agent", "up"})
 
 
 @dataclass(frozen=True, slots=True)
-class Fired:
-    """A crash point that has killed its process."""
+class Killed:
+    """A process's death, by a crash point that it has passed or by a signal."""
 
-    name: str
     process: str
     pid: int
     at: float  #: of time.monotonic()
+    name: str = ""  #: of the crash point
 
 
 @dataclass
@@ -127,33 +128,37 @@ class Installation:
                 found[daemon] = int(process.name)
         return found
 
-    def kill(self, process: str, number: signal.Signals = signal.SIGKILL) -> float:
-        """When that was, by time.monotonic()."""
-        os.kill(self.pids()[process], number)
-        return time.monotonic()
+    def kill(self, process: str, number: signal.Signals = signal.SIGKILL) -> Killed:
+        pid = self.pids()[process]
+        os.kill(pid, number)
+        return Killed(process, pid, time.monotonic())
 
-    def is_ready(self) -> bool:
-        """The API answers, and the agent is connected to it."""
-        request = urllib.request.Request(
-            f"{self.endpoint}/v1/agents", headers={"Authorization": f"Bearer {self.access_key}.{self.secret_key}"}
-        )
-        try:
-            with urllib.request.urlopen(f"{self.endpoint}/readyz", timeout=5) as answer:
-                if answer.status != 200:
-                    return False
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return any(not one["lost"] for one in json.load(answer)["items"])
-        except (OSError, urllib.error.HTTPError, ValueError):
-            return False
-
-    async def recovered(self, killed_at: float, *, seconds: float = 60.0) -> float:
-        """Seconds from `killed_at` until all processes are there and the API is ready again."""
-        wanted = {"up", "manager", "api", "control", "proxy", "ssh", "agent"}
-        while time.monotonic() - killed_at < seconds:
-            if wanted <= self.pids().keys() and await asyncio.to_thread(self.is_ready):
-                return time.monotonic() - killed_at
+    async def recovered(self, killed: Killed, *, seconds: float = 60.0) -> float:
+        """Seconds from the death until its successor works: the API answers, the agent has said hello again."""
+        since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - killed.at)
+        while time.monotonic() - killed.at < seconds:
+            pids = self.pids()
+            if pids.keys() >= PROCESSES and pids[killed.process] != killed.pid:
+                seen = await asyncio.to_thread(self._agent_seen)
+                if seen is not None and (seen > since or killed.process not in ("agent", "control", "manager", "up")):
+                    return time.monotonic() - killed.at
             await asyncio.sleep(0.02)
-        raise TimeoutError(f"not ready {seconds:g} s after the fault: {wanted - self.pids().keys()} missing")
+        raise TimeoutError(
+            f"not ready {seconds:g} s after the death of {killed.process}: {sorted(self.pids())} are there"
+        )
+
+    def _agent_seen(self) -> datetime | None:
+        """When the agent was last heard of; None while the API is not ready."""
+        bearer = {"Authorization": f"Bearer {self.access_key}.{self.secret_key}"}
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/readyz", timeout=5):
+                pass
+            request = urllib.request.Request(f"{self.endpoint}/v1/agents", headers=bearer)
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                seen = [one["last_seen_at"] for one in json.load(answer)["items"] if not one["lost"]]
+        except (OSError, ValueError):
+            return None
+        return max(map(datetime.fromisoformat, seen), default=None)
 
     # -- crash points ------------------------------------------------------------------------------------------------
     def arm(self, name: str, hit: int = 1) -> None:
@@ -166,7 +171,7 @@ class Installation:
         with contextlib.suppress(FileNotFoundError):
             (self.folder / "crash" / "armed").unlink()
 
-    def last_fired(self) -> Fired | None:
+    def last_fired(self) -> Killed | None:
         """The newest death that was not asked for before."""
         try:
             lines = (self.folder / "crash" / "fired").read_text().splitlines()
@@ -176,9 +181,9 @@ class Installation:
             return None
         self.seen_fired = len(lines)
         name, process, pid, at = lines[-1].split()
-        return Fired(name, process, int(pid), float(at))
+        return Killed(process, int(pid), float(at), name)
 
-    async def fired(self, *, seconds: float = 30.0) -> Fired | None:
+    async def fired(self, *, seconds: float = 30.0) -> Killed | None:
         """The armed point's death; None when it was not reached within so long."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

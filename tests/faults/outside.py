@@ -79,7 +79,7 @@ class Outside:
         for process, name in self.processes():
             named[name] += 1
             with contextlib.suppress(OSError):
-                fds = len(os.listdir(process / "fd"))
+                fds = sum(1 for _ in (process / "fd").iterdir())
                 first = self._fds.setdefault(name, fds)
                 if fds > first + _MORE_FDS:
                     found.append(f"I8 {name} has {fds} descriptors, and had {first}")
