@@ -53,6 +53,8 @@ class ResourceGroupData:
     half_life_seconds: float
     open: bool  #: everybody may use it
     active: bool  #: it takes sessions
+    profile: str  #: what may be done inside its containers: hardened, or standard
+    egress: str  #: where its containers may connect to: none, or open
     may_use: bool  #: whether you may
     agents: int
     agents_ready: int  #: that take sessions at the moment
@@ -65,8 +67,8 @@ class ResourceGroupData:
     @classmethod
     def of(cls, row: Mapping[str, Any], *, everything: bool) -> ResourceGroupData:
         same = (
-            "name description ordering fit backfill gpu_sharing half_life_seconds open active agents agents_ready "
-            "sessions pending created_at"
+            "name description ordering fit backfill gpu_sharing half_life_seconds open active profile egress agents "
+            "agents_ready sessions pending created_at"
         )
         return cls(
             **{name: row[name] for name in same.split()},
@@ -139,6 +141,8 @@ class CreateResourceGroupAction(ScopeAction[Work, ResourceGroupResult]):
     half_life_seconds: float | None = None  #: a week, when left out
     open: bool = False
     active: bool = True
+    profile: Literal["hardened", "standard"] = "hardened"
+    egress: Literal["none", "open"] = "open"
 
     def target(self) -> str:
         return self.resource_group
@@ -152,7 +156,10 @@ class CreateResourceGroupAction(ScopeAction[Work, ResourceGroupResult]):
 
 @action(Rules(allow=superadmin, effect=Effect.DATABASE))
 class ModifyResourceGroupAction(ScopeAction[Work, ResourceGroupResult]):
-    """Change a resource group's policy; what is left out stays. Another half-life counts all usage on record anew."""
+    """Change a resource group's policy; what is left out stays. Another half-life counts all usage on record anew.
+
+    Another profile or egress is that of containers that are started from then on.
+    """
 
     resource_group: str
     description: Annotated[str, Field(max_length=1000)] | None = None
@@ -163,6 +170,8 @@ class ModifyResourceGroupAction(ScopeAction[Work, ResourceGroupResult]):
     half_life_seconds: float | None = None
     open: bool | None = None
     active: bool | None = None
+    profile: Literal["hardened", "standard"] | None = None
+    egress: Literal["none", "open"] | None = None
 
     def target(self) -> str:
         return self.resource_group
@@ -284,7 +293,10 @@ class SetWeightAction(ScopeAction[Work, ResourceGroupResult]):
         return await _changed(call, self.resource_group)
 
 
-_FIELDS: Final = ("description", "ordering", "fit", "backfill", "gpu_sharing", "half_life_seconds", "open", "active")
+_FIELDS: Final = (
+    *("description", "ordering", "fit", "backfill", "gpu_sharing", "half_life_seconds", "open", "active"),
+    *("profile", "egress"),
+)
 
 
 def _check_policy(ordering: str, half_life_seconds: float | None) -> None:

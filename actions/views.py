@@ -11,7 +11,7 @@ from uuid import UUID
 from actions.base import Result
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.resources import ResourceSlot
-from domain.session import ClusterMode, KernelState, Session, SessionKernel, SessionTypes, Status
+from domain.session import ClusterMode, KernelState, OnAgentLost, Session, SessionKernel, SessionTypes, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,8 @@ class SessionData:
     exit_code: int | None
     agent: AgentId | None
     agent_lost: bool
+    on_agent_lost: OnAgentLost
+    agent_lease: float | None  #: with replace: seconds that its containers outlive the silence of their host
     attempt: int
     version: int
     activity: int
@@ -173,6 +175,8 @@ class SessionData:
             exit_code=s.exit_code,
             agent=s.agent_id,
             agent_lost=s.agent_lost,
+            on_agent_lost=s.on_agent_lost,
+            agent_lease=s.agent_lease_seconds,
             attempt=s.attempt,
             version=s.version,
             activity=s.activity,

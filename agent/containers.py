@@ -20,13 +20,16 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, IPAMConfig, IPAMPool, LogConfig, Mount, Ulimit
 from docker.utils import kwargs_from_env, parse_repository_tag
 
-from agent import gpu_request, seccomp
+from agent import gpu_request
+from agent.profiles import confinement
+from domain.isolation import Profile
 
 log = logging.getLogger("moorage.agent.containers")
 T = TypeVar("T")
 
 LABEL_PREFIX: Final = "moorage."
 LABEL: Final = "moorage.agent"
+_PROFILE_LABEL: Final = "moorage.profile"
 USER: Final = 1000  #: uid and gid of everything in a session
 _CPU_PERIOD_US: Final = 100_000
 _MIB: Final = 1024 * 1024
@@ -66,6 +69,7 @@ class ContainerSpec:
     gpus: Mapping[str, Sequence[str]] = field(default_factory=dict)  #: by UUID, other names they may have
     network: str | None = None  #: None: no network at all
     address: str | None = None  #: on that network; None: the engine chooses
+    profile: str = Profile.HARDENED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,9 +279,7 @@ class Containers:
         memory = spec.memory_mib * _MIB
         gpus = self._gpus(spec)
         host_config = self._client.create_host_config(
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges:true", f"seccomp={seccomp.profile()}"],
-            read_only=True,
+            **confinement(spec.profile).host_config(),
             tmpfs={"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={max(memory // 2, _MIB)}"},  # noqa: S108
             mem_limit=memory,
             memswap_limit=memory,
@@ -306,7 +308,7 @@ class Containers:
             hostname=spec.hostname,
             working_dir="/home/work",
             environment=gpu_request.container_environ(gpus.driver if gpus is not None else None, list(spec.gpus)),
-            labels={**spec.labels, LABEL: self._uid},
+            labels={**spec.labels, LABEL: self._uid, _PROFILE_LABEL: spec.profile},
             name=spec.name,
             host_config=host_config,
             networking_config=self._endpoint(spec),
@@ -406,9 +408,7 @@ class Containers:
             "cpu_milli": (config.get("CpuQuota") or 0) * 1000 // _CPU_PERIOD_US,
             "memory_mib": (config.get("Memory") or 0) // _MIB,
             "pids": config.get("PidsLimit") or 0,
-            "confined": not config.get("Privileged")
-            and "ALL" in (config.get("CapDrop") or [])
-            and any(option.startswith("no-new-privileges") for option in config.get("SecurityOpt") or []),
+            "confined": confinement((found["Config"].get("Labels") or {}).get(_PROFILE_LABEL, "")).holds(config),
         }
 
     async def freeze(self, container: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from agent.containers import (
 from agent.gpu_handover import Unfit, hand_over, take_back
 from agent.gpu_terms import Holding
 from agent.gpus import Gpus
+from agent.lease import Lease
 from agent.mounts import MountFailed
 from agent.outputs import keep
 from agent.rings import RunnerError, close_unfinished
@@ -36,6 +38,7 @@ from agent.store import Store, StoredKernel
 from agent.volumes import Volumes, mount_all
 from agent.wire import Fact, KernelSpec, exit_record
 from domain.session import KernelState, Want
+from runner.lease import EXIT_CODE as LEASE_OVER
 
 log = logging.getLogger("moorage.agent.kernel")
 T = TypeVar("T")
@@ -71,6 +74,7 @@ class House(Protocol):
     runtime: Path
     starts: asyncio.Semaphore
     networks: cluster.Networks
+    lease: Lease
     volumes: Volumes | None
     gpus: Gpus
 
@@ -203,6 +207,8 @@ class Kernel:
     # -- up --------------------------------------------------------------------------------------------------------
     async def _bring_up(self, found: ContainerState | None, replaces: bool) -> None:
         try:
+            if self.lease_left <= 0:
+                raise StartFailed(self._lease_over())
             if replaces:
                 await self._remove_containers()
             if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
@@ -335,6 +341,7 @@ class Kernel:
     async def _connect(self, state: ContainerState) -> None:
         self.died.clear()
         self.link = await RunnerLink.connect(self.folders.link, self.folders.private, state.pid)
+        await self.tell_lease()
         self.state.container_id = state.id
         self.cgroup, self.pid = Cgroup.of_pid(state.pid) if state.pid else None, state.pid
         for run_id in self.link.runs:
@@ -408,6 +415,40 @@ class Kernel:
             await self._start_command(self.spec.startup_command)
         await self._account_for_runs()
         log.info("%s: found again, %d runs go on", self, len(self._following))
+
+    # -- its lease -------------------------------------------------------------------------------------------------
+    @property
+    def lease_left(self) -> float:
+        """Seconds that it may live without another word from the manager; not above 0: it has to end."""
+        spec = self.state.spec
+        if spec is None or spec.lease_seconds is None or self.state.want != Want.RUN:
+            return math.inf
+        return self._house.lease.left(spec.lease_seconds)
+
+    async def tell_lease(self) -> None:
+        """Its runner ends everything by itself when the lease is over: also when there is no agent, or a stopped one."""
+        seconds = None if self.state.spec is None else self.state.spec.lease_seconds
+        if seconds is not None and (link := self.link) is not None:
+            await link.lease(self._house.lease.until(seconds), self._house.lease.left(seconds))
+
+    async def end_unleased(self) -> None:
+        """By now it may run elsewhere: first what it does is ended, then the container is removed."""
+        if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
+            self.pursue()
+            return
+        if self.state.observed != KernelState.RUNNING or self._condemned is not None:
+            return
+        self._condemned = self._lease_over()
+        log.warning("%s: %s", self, self._condemned["message"])
+        with contextlib.suppress(RunnerError):
+            await self.tell_lease()
+        with contextlib.suppress(EngineError):
+            await self._house.engine.remove(self.name)
+
+    def _lease_over(self) -> dict[str, Any]:
+        seconds = self.spec.lease_seconds or 0.0
+        said = f"The host had no answer from the manager for {seconds:g} s, and ended it: it may run elsewhere by now."
+        return exit_record("fenced", said)
 
     # -- its size --------------------------------------------------------------------------------------------------
     def adjust(self) -> None:
@@ -546,6 +587,8 @@ class Kernel:
             why = f": {state.error}" if state.error else ""
             return exit_record("runner_lost", f"The container's runner does not answer any more{why}.")
         code = state.exit_code
+        if code == LEASE_OVER and self.spec.lease_seconds is not None:
+            return self._lease_over()
         if code == 137 and (oom_kills or state.out_of_memory):
             return exit_record("out_of_memory", "The session ran out of memory.", exit_code=code, signal=9)
         if code == 137:
@@ -756,6 +799,7 @@ class Kernel:
             user=self.user,
             network=house.defaults.network if network is None else cluster.network_name(spec.session_id),
             address=None if network is None else network.address,
+            profile=spec.profile,
         )
 
 

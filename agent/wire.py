@@ -59,6 +59,7 @@ DEVICES: Final = "devices"
 DEVICE_CHECKS: Final = "device_checks"
 PROGRESS: Final = "progress"
 CREDENTIALS: Final = "credentials"
+RENEW: Final = "renew"
 
 # From manager to agent, without an answer: the list of managers has changed.
 MANAGERS: Final = "managers"
@@ -120,6 +121,10 @@ class KernelSpec(Message):
     mounts: list[dict[str, Any]] = field(default_factory=list)
     uid: int | None = None  #: of everything in the container, for homes on NFS; None: the agent's usual one
     gid: int | None = None
+    #: it is ended when no control process has answered for so long, for it is begun anew elsewhere then; None: never
+    lease_seconds: float | None = None
+    profile: str = "hardened"  #: domain.isolation.Profile
+    egress: str = "open"  #: domain.isolation.Egress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +216,7 @@ class AgentHello(Message):
     images: list[str] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)  #: `DeviceFact`s; amounts: `resources`
     devices_seq: int = 0  #: as that of `DeviceList`: the list of which this is, or came after
+    beside: bool = False  #: the connection before still works: what was asked over it is answered there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +286,7 @@ class Welcome(Message):
     managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0
+    authorities: str | None = None  #: PEM: all that are to be trusted, the one that signs first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,19 @@ class ClusterMode(StrEnum):
     MULTI_NODE = "multi-node"
 
 
+class OnAgentLost(StrEnum):
+    """What becomes of a session whose host is not heard of."""
+
+    KEEP = "keep"  #: it goes on there, and nobody starts it elsewhere
+    REPLACE = "replace"  #: its host ends it once its lease is over, and after that it begins anew elsewhere
+
+
+#: Of a session that is replaced when its host is lost: with less, a moment's trouble would end it.
+SHORTEST_LEASE_SECONDS: Final = 20.0
+DEFAULT_LEASE_SECONDS: Final = 60.0
+LONGEST_LEASE_SECONDS: Final = 86400.0
+
+
 class Status(StrEnum):
     PENDING = "PENDING"  #: waiting in the queue for a host with free slots
     SCHEDULED = "SCHEDULED"  #: slots are taken on a host; the host does not know yet
@@ -331,6 +344,8 @@ class Session:
     exit_code: int | None = None
     failed: bool = False
     agent_lost: bool = False
+    on_agent_lost: OnAgentLost = OnAgentLost.KEEP
+    agent_lease_seconds: float | None = None  #: so long its containers outlive the silence of their host
     created_at: datetime
     status_changed_at: datetime
     started_at: datetime | None = None

@@ -158,8 +158,10 @@ async def _take(connection: Connection, session_id: SessionId, kernel: KernelPla
     taken = await connection.fetchval(
         """
         UPDATE kernels k SET agent_id = $2, want = 'RUN', joining = false, generation = generation + 1, next_try_at = $3,
-            tries = 0, spec = spec || jsonb_build_object('devices', $4::jsonb)
-        FROM sessions s WHERE k.id = $1 AND s.id = k.session_id AND s.id = $5 AND k.attempt = s.attempt AND k.joining
+            tries = 0,
+            spec = spec || jsonb_build_object('devices', $4::jsonb, 'profile', g.profile, 'egress', g.egress)
+        FROM sessions s JOIN resource_groups g ON g.name = s.resource_group
+        WHERE k.id = $1 AND s.id = k.session_id AND s.id = $5 AND k.attempt = s.attempt AND k.joining
             AND k.left_at IS NULL AND k.want = 'NONE' RETURNING true
         """,
         kernel.kernel_id,

@@ -60,7 +60,7 @@ _PLACE: Final = f"""
         FROM unnest($11::uuid[], $12::text[], $13::bigint[]) AS n(kernel_id, name, amount) JOIN wanted w USING (kernel_id)
     ), queue AS MATERIALIZED (
         SELECT s.id, s.attempt, s.architecture, s.resource_group, s.constraints, s.labels, s.user_id, s.domain,
-            s.name AS session_name, s.xmin::text::bigint AS row_version, g.gpu_sharing
+            s.name AS session_name, s.xmin::text::bigint AS row_version, g.gpu_sharing, g.profile, g.egress
         FROM sessions s JOIN resource_groups g ON g.name = s.resource_group
         WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0
             AND (s.starts_at IS NULL OR s.starts_at <= $1) ORDER BY s.id FOR UPDATE OF s
@@ -137,8 +137,9 @@ _PLACE: Final = f"""
         UPDATE quota_uses u SET placed = true FROM moved m WHERE u.session_id = m.id AND NOT u.placed
     ), chosen AS (
         UPDATE kernels k SET agent_id = w.agent_id, want = 'RUN', generation = k.generation + 1, next_try_at = $1, tries = 0,
-            claimed_by = NULL, claimed_until = NULL, spec = k.spec || jsonb_build_object('devices', w.devices)
-        FROM wanted w JOIN moved m ON m.id = w.session_id WHERE k.id = w.kernel_id
+            claimed_by = NULL, claimed_until = NULL,
+            spec = k.spec || jsonb_build_object('devices', w.devices, 'profile', q.profile, 'egress', q.egress)
+        FROM wanted w JOIN moved m ON m.id = w.session_id JOIN queue q ON q.id = m.id WHERE k.id = w.kernel_id
     ), told_of_slots AS (
         INSERT INTO events (at, type, session_id, user_id, domain, cause, data)
         SELECT $1, 'resources.allocated', q.id, q.user_id, q.domain, $2,

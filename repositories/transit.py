@@ -151,7 +151,9 @@ def moving(event: Event) -> str:
         kernels = """
         , told AS (
             UPDATE kernels k SET attempt = m.attempt, generation = k.generation + 1, next_try_at = $1, tries = 0,
-                claimed_until = NULL, observed = NULL, exit = NULL, container_id = NULL, started_at = NULL
+                claimed_until = NULL, observed = NULL, exit = NULL, container_id = NULL, started_at = NULL,
+                spec = k.spec || (SELECT jsonb_build_object('profile', g.profile, 'egress', g.egress)
+                    FROM sessions o JOIN resource_groups g ON g.name = o.resource_group WHERE o.id = m.id)
             FROM moved m WHERE m.status = 'RESTARTING' AND k.session_id = m.id AND k.attempt = m.attempt - 1
                 AND k.left_at IS NULL
         )"""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
+from domain import isolation
 from domain.explain import words
 from domain.ids import AgentId
 from domain.placement import Group, PendingSession, Snapshot
@@ -64,7 +65,7 @@ def elsewhere(
         )
     since = "" if session.started_at is None else f" since {words.moment(session.started_at, now)}"
     text = f"It runs on {_hosts(session)}{since.removesuffix(' (now)')}."
-    details = [*_placed(session, now, history), *_chosen(session, asked, snapshot)]
+    details = [*_placed(session, now, history), *_chosen(session, asked, snapshot), *_isolated(session)]
     if session.expires_at is not None:
         details.append(f"Its lifetime ends at {words.moment(session.expires_at, now)}.")
     return Told(code="running", text=text, details=tuple(details))
@@ -128,6 +129,15 @@ def _chosen(session: Session, asked: PendingSession, snapshot: Snapshot) -> list
         text += f"{len(suiting)} suit{'s' if len(suiting) == 1 else ''} what it demands ({demands})."
         said.append(text)
     return said
+
+
+def _isolated(session: Session) -> list[str]:
+    if session.profile is None or session.egress is None:
+        return []
+    many = len(session.kernels) > 1
+    return [
+        f"Its container{'s have' if many else ' has'} {isolation.words(session.profile, session.egress, many=many)}."
+    ]
 
 
 def _policy(group: Group) -> str:

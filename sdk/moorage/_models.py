@@ -165,6 +165,8 @@ class SessionInfo(Model):
     idle_timeout: float | None = None
     resource_group: str = ""
     constraints: dict[str, Any] = field(default_factory=dict)
+    profile: str | None = None
+    egress: str | None = None
     bootstrap_script: str | None = None
     bootstrap_required: bool = False
     startup_command: str | None = None
@@ -828,6 +830,8 @@ class ResourceGroup(Model):
     half_life_seconds: float = 0.0
     open: bool = False
     active: bool = False
+    profile: str = ""
+    egress: str = ""
     may_use: bool = False
     agents: int = 0
     agents_ready: int = 0

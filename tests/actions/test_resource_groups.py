@@ -179,6 +179,13 @@ async def test_get_resource_group(scenario: TestScenario, database: Database) ->
             CreateResourceGroupAction(resource_group="gpu", ordering="fifo", half_life_seconds=3600)
         ),
         "an_unknown_ordering": malformed(CreateResourceGroupAction(resource_group="gpu", ordering=wrong("lottery"))),
+        "with_a_profile_and_no_way_out": TestScenario(
+            do=CreateResourceGroupAction(resource_group="gpu", profile="standard", egress="none"),
+            by=ROOT,
+            answer=lambda a: (a.resource_group.profile, a.resource_group.egress) == ("standard", "none"),
+            then_rows=("+resource_groups gpu",),
+        ),
+        "an_unknown_profile": malformed(CreateResourceGroupAction(resource_group="gpu", profile=wrong("privileged"))),
     },
 )
 async def test_create_resource_group(scenario: TestScenario, database: Database) -> None:
@@ -213,6 +220,16 @@ async def test_create_resource_group(scenario: TestScenario, database: Database)
                 "resource_groups default: half_life_seconds 604800 -> 86400",
             ),
         ),
+        "what_containers_may_do": TestScenario(
+            given=(BIG,),
+            do=ModifyResourceGroupAction(resource_group="big", profile="standard", egress="none"),
+            by=ROOT,
+            then_rows=(
+                "resource_groups big: egress open -> none",
+                "resource_groups big: profile hardened -> standard",
+            ),
+        ),
+        "an_unknown_egress": malformed(ModifyResourceGroupAction(resource_group="big", egress=wrong("host"))),
         "too_long_a_half_life": refused(
             ModifyResourceGroupAction(resource_group="big", half_life_seconds=1e12), ContradictoryPolicy, BIG
         ),

@@ -45,6 +45,14 @@ def policy_options(function: F) -> F:
         ),
         click.option("--open/--closed", "open_", default=None, help="To everybody, or to those who are allowed."),
         click.option("--active/--inactive", default=None, help="Whether it takes sessions."),
+        click.option(
+            "--profile",
+            type=click.Choice(["hardened", "standard"]),
+            help="Of new containers: nobody becomes root inside, or sudo and apt work.",
+        ),
+        click.option(
+            "--egress", type=click.Choice(["none", "open"]), help="Of new containers: no network, or networks outside."
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -225,6 +233,8 @@ def _show(group: ResourceGroup, as_json: bool) -> None:
             "fit": group.fit,
             "backfill": "yes" if group.backfill else "no",
             "GPU sharing": "yes" if group.gpu_sharing else "no",
+            "profile": group.profile,
+            "egress": group.egress,
             "who": _who(group),
             "weights": ", ".join(f"{one.user} {one.weight:g}" for one in group.weights) or None,
         }

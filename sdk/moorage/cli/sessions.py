@@ -352,6 +352,7 @@ def info_command(session: str, gpus: bool, as_json: bool) -> None:
             "host": (info.agent or "") + (" (does not answer)" if info.agent_lost else ""),
             "resource group": info.resource_group or None,
             "host has to be": constraints_text(info.constraints),
+            "isolation": f"{info.profile}, egress {info.egress}" if info.profile else None,
             "project": f"{info.domain}/{info.project}" if info.domain else info.project,
             "owner": info.access_key,
             "tag": info.tag,

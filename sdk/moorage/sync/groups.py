@@ -29,7 +29,7 @@ class ResourceGroups:
 
     def create(self, name: str, **policy: Any) -> ResourceGroup:
         """Add one. `policy`: description, ordering (fair_share, fifo), fit (pack, spread), backfill, gpu_sharing,
-        half_life_seconds, open (to everybody), active."""
+        half_life_seconds, open (to everybody), active, profile (hardened, standard), egress (none, open)."""
         fields = _wire.body(name=name, **policy)
         return _group(self._transport.request("POST", _wire.path("resource-groups"), json=fields))
 
