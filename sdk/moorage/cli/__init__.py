@@ -84,6 +84,8 @@ SERVER = {
     "down": "Stop what 'moorage up' started.",
     "status": "Show whether this machine's server runs.",
     "doctor": "Look for what is missing or wrong on this machine.",
+    "backup": "Keep the whole installation in a file, while it runs.",
+    "restore": "Make an installation of a backup again.",
     "manager": "Run a manager.",
     "agent": "Run an agent, or let this host join an installation.",
     "simulate": "Replay a workload, and compare policies and fleets.",

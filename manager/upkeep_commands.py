@@ -1,0 +1,112 @@
+"""The commands that look after an installation as a whole: `moorage backup`, `restore`, `upgrade`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from manager.config import default_data_dir
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The installation.  [default: $MOORAGE_DATA_DIR, or ~/.local/share/moorage]",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+
+
+class Progress:
+    """One line that changes, for who watches; nothing, where nobody does."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._shown = sys.stderr.isatty() and not quiet
+
+    def __call__(self, what: str) -> None:
+        if self._shown:
+            click.echo(f"\r\x1b[K{what} ...", nl=False, err=True)
+
+    def done(self) -> None:
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+@click.command()
+@click.argument("target", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@_data_dir
+@click.option("--without-keys", is_flag=True, help="Leave out what makes the archive as precious as the installation.")
+@_json
+def backup(target: Path, data_dir: Path | None, without_keys: bool, as_json: bool) -> None:
+    """Keep the whole installation in a new file: database, live sessions included, configuration and keys.
+
+    Nothing is stopped for it. What is on hosts is not in it: containers, files of sessions, volumes, images.
+    """
+    from manager import backup as backing
+
+    progress = Progress(quiet=as_json)
+    try:
+        made = backing.back_up(
+            (data_dir or default_data_dir()).absolute(), target.absolute(), keys=not without_keys, tell=progress
+        )
+    except backing.BackupFailed as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        progress.done()
+    if as_json:
+        click.echo(json.dumps({"path": str(made.path), "bytes": made.bytes, **asdict(made.manifest)}))
+        return
+    said = made.manifest
+    click.echo(
+        f"{made.path} ({made.bytes / 2**20:.1f} MiB): version {said.version}, schema {said.schema}, "
+        f"{said.live_sessions} live sessions, {said.running_executions} executions under way."
+    )
+    if said.keys:
+        click.echo(
+            "It holds the installation's keys in clear: whoever reads it owns the installation. Only its owner can read it "
+            "now (mode 0600); keep it so, or leave the keys out with --without-keys.",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@_data_dir
+@click.option("--force", is_flag=True, help="In place of the installation that is there, which is kept beside it.")
+@click.option("--database-url", help="Into this PostgreSQL.  [default: where the installation has it]")
+@_json
+def restore(source: Path, data_dir: Path | None, force: bool, database_url: str | None, as_json: bool) -> None:
+    """Make an installation of a backup again. It must not run.
+
+    Sessions that are still there go on; those that are not end with a reason; containers that the backup does not know are
+    left alone, and named by 'moorage admin fsck'. Keys and passwords are as they were then.
+    """
+    from manager import restore as restoring
+    from manager.archive import ArchiveRefused
+    from manager.backup import BackupFailed
+
+    folder = (data_dir or default_data_dir()).absolute()
+    progress = Progress(quiet=as_json)
+    try:
+        done = restoring.restore(folder, source.absolute(), force=force, database_url=database_url, tell=progress)
+    except (BackupFailed, ArchiveRefused) as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        progress.done()
+    if as_json:
+        kept = {
+            "kept_database": done.kept_database,
+            "kept_files": str(done.kept_files) if done.kept_files is not None else None,
+        }
+        click.echo(json.dumps({"data_dir": str(folder), "epoch": done.epoch, **kept, **asdict(done.manifest)}))
+        return
+    click.echo(f"Restored what was there at {done.manifest.made_at}: {done.manifest.live_sessions} live sessions.")
+    if done.kept_database is not None:
+        click.echo(f"  the database from before  {done.kept_database} (DROP DATABASE when it is not needed any more)")
+    if done.kept_files is not None:
+        click.echo(f"  files from before         {done.kept_files}")
+    if not done.manifest.keys:
+        click.echo("  keys                      not in the backup; those of this data dir are used")
+    click.echo("Start it ('moorage up', or the managers), then look: moorage admin fsck")
