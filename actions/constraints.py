@@ -74,31 +74,28 @@ async def checked_place(
         at = await get_agent(connection, constraints.agent)
     wanted = asked.resource_group or (at["resource_group"] if at else None)
     owner = call.owner
-    groups = await groups_with_room(
-        connection,
-        user_id=owner.user_id,
-        project=project,
-        domain=owner.domain,
-        architecture=image.architecture,
-        slots=sum_of(sizes),
-        labels=constraints.labels,
-        agent=constraints.agent,
-    )
+    who: dict[str, Any] = {"user_id": owner.user_id, "domain": owner.domain}
+    total = sum_of(sizes)
+    if total.keys() == {"cpu", "mem"} and not (constraints.agent or constraints.labels):
+        who |= {"project": project, "architecture": image.architecture}
+        groups = await groups_with_room(connection, cpu=total["cpu"], mem=total["mem"], **who)
+    else:
+        groups = await groups_for(connection, projects=[project], **who)
     group = _usable(groups, call, wanted, project)
     if at is not None and at["resource_group"] != group["name"]:
         raise InvalidConfiguration(
             f"The agent '{at['id']}' is in the resource group '{at['resource_group']}', not in '{group['name']}'.",
             field="agent",
         )
-    name = group["name"]
-    if not group["roomy"]:
+    name, roomy = group["name"], group.get("roomy", False)
+    if not roomy:
         known = await reported_slots(
             connection, only=constraints.agent, group=name, labels=constraints.labels, gpu_model=asked.gpu_model
         )
         if not known and group["agents"] and (constraints.labels or constraints.agent):
             _refuse(name, constraints)
     await check_devices(connection, name, constraints, sizes)
-    if not group["roomy"]:
+    if not roomy:
         check_possible(known, image, sizes, asked.cluster_mode, gpu_model=asked.gpu_model)
     notices = () if group["agents"] or name == DEFAULT_GROUP else (_waits_for_agents(name),)
     return Place(group=name, constraints=constraints, notices=notices)

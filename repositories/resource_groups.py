@@ -8,7 +8,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.errors import AlreadyExists, ResourceGroupNotFound, StillInUse
-from domain.ids import AgentId
 from repositories.database import Connection
 from repositories.tables import NOT_FINAL
 
@@ -41,39 +40,28 @@ async def groups_for(
 
 
 async def groups_with_room(
-    connection: Connection,
-    *,
-    user_id: UUID,
-    project: str,
-    domain: str,
-    architecture: str,
-    slots: Mapping[str, int],
-    labels: Mapping[str, str],
-    agent: AgentId | None,
+    connection: Connection, *, user_id: UUID, project: str, domain: str, architecture: str, cpu: int, mem: int
 ) -> list[Mapping[str, Any]]:
-    """As `groups_for`; `roomy` says whether one host that is meant could hold all `slots`, if it were empty.
+    """As `groups_for`; `roomy` says whether one host could hold so many millicpu and MiB, if it were empty.
 
-    It looks no further than to the first such host. Devices are not counted: with any, nothing is `roomy`.
+    It looks no further than to the first such host: an EXISTS might be answered by reading all of them beforehand.
     """
-    counted = slots if slots.keys() == {"cpu", "mem"} else {"cpu": None, "mem": None}
     return list(
         await connection.fetch(
             f"""
-            SELECT g.*, EXISTS (
-                SELECT FROM agents a JOIN resources c ON c.agent_id = a.id AND c.name = 'cpu' AND c.reported >= $5::bigint
-                JOIN resources m ON m.agent_id = a.id AND m.name = 'mem' AND m.reported >= $6::bigint
-                WHERE a.resource_group = g.name AND a.architecture = $4 AND a.labels @> $7::jsonb
-                    AND ($8::text IS NULL OR a.id = $8)) AS roomy
+            SELECT g.*, coalesce((
+                SELECT true FROM agents a WHERE a.resource_group = g.name AND a.architecture = $4
+                    AND (SELECT c.reported FROM resources c WHERE c.agent_id = a.id AND c.name = 'cpu') >= $5::bigint
+                    AND (SELECT m.reported FROM resources m WHERE m.agent_id = a.id AND m.name = 'mem') >= $6::bigint
+                LIMIT 1), false) AS roomy
             FROM ({_GROUP}) g {_BY_NAME}
             """,
             user_id,
             [project],
             domain,
             architecture,
-            counted["cpu"],
-            counted["mem"],
-            dict(labels),
-            agent,
+            cpu,
+            mem,
         )
     )
 
