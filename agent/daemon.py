@@ -17,11 +17,14 @@ from agent import pki
 from agent.cluster import Networks
 from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError
+from agent.firewall import Firewall
 from agent.gpus import Gpus
 from agent.host import Host
 from agent.kernel import Defaults
 from agent.kernels import Kernels
+from agent.lease import Lease
 from agent.link import Links
+from agent.renewal import Renewal
 from agent.runtime import ensure_runtime
 from agent.store import Store
 from agent.volumes import Volumes
@@ -54,6 +57,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
     """Everything is found again, and managers are dialled, as long as the block lasts."""
     store = await Store.open(config.data_dir / "agent.db")
     engine = Containers(config.engine or None, store.uid, config.network or "moorage", gpu_runtime=config.gpu_runtime)
+    networks: Networks | None = None
     try:
         tls = pki.client_context(config.data_dir / "pki")
         info = await _open(engine)
@@ -65,12 +69,19 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             mounts=config.mounts,
         )
         volumes = await asyncio.to_thread(Volumes, Path(config.volumes)) if config.volumes else None
+        info["fences"] = True  # it ends kernels whose lease is over
         info["volumes"] = volumes.store if volumes is not None else None
         gpus = Gpus(config.gpu_settings(), boot_no=store.boot_no)
         await gpus.open()
         if gpus.facts() and (missing := engine.gpu_trouble()) is not None:
             info["warnings"].append(missing)
         address = config.address or own_address(config.known_managers())
+        firewall = Firewall(store.uid, closed=config.closed)
+        networks = Networks(engine, address=address, port=config.vxlan_port, firewall=firewall)
+        await networks.open()
+        if (said := firewall.trouble) is not None:
+            log.warning("%s", said)
+            info["warnings"].append(said)
         kernels = Kernels(
             store,
             engine,
@@ -78,7 +89,8 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             runtime,
             defaults=defaults,
             sample_seconds=config.sample_seconds,
-            networks=Networks(engine, address=address, port=config.vxlan_port),
+            networks=networks,
+            lease=Lease(config.data_dir / "lease"),
             volumes=volumes,
             gpus=gpus,
         )
@@ -87,13 +99,15 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         links.on_urls = lambda urls: config.remember_managers(list(urls))
         kernels.progress = links.progress
         kernels.credentials = links.credentials
+        links.on_answer = kernels.renewed
         try:
             await kernels.recover()
             await gpus.look()  # now it is known which processes are sessions'
             log.info("boot %d of %s: %d kernels known", store.boot_no, config.agent_id, len(kernels.inventory()))
             if config.direct:
                 await _serve_directly(host, config, address, kernels.now)
-            async with _in_background(kernels.watch(), links.run()):
+            renewal = Renewal(config.data_dir / "pki", config.agent_id, tls, links)
+            async with _in_background(kernels.watch(), links.run(), renewal.run()):
                 yield kernels
         finally:
             if host.direct is not None:
@@ -103,8 +117,8 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
             if volumes is not None:
                 await volumes.close()
     finally:
-        with contextlib.suppress(EngineError):  # refused while sessions are on it
-            await engine.remove_network()
+        with contextlib.suppress(EngineError):
+            await (networks.close() if networks is not None else engine.remove_network())
         engine.close()
         await store.close()
 

@@ -11,9 +11,10 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID, uuid4
 from weakref import WeakKeyDictionary
 
@@ -21,8 +22,9 @@ from aiohttp import web
 
 from agent import pki, wire
 from agent.client import Download, FilePage, FileStat, KernelAddress, Place, Process, VolumeAddress
+from agent.hearing import Malformed, all_shaped, is_info, is_modest, is_plain, shaped
 from agent.process import StreamedProcess
-from agent.rpc import Peer
+from agent.rpc import Handler, Peer
 from agent.streams import TICKET_SECONDS, Channel, Landing, PlainChannel, chunks, send_chunk, send_end
 from agent.tunnel import Handover, as_socket, streams_of
 from agent.wire import (
@@ -49,6 +51,7 @@ from domain.errors import (
 )
 from domain.ids import AgentId, KernelId, RunId
 
+T = TypeVar("T")
 log = logging.getLogger("moorage.agents")
 #: Asking and answering take milliseconds; a host that is slower than this is in trouble.
 CALL_SECONDS: Final = 15.0
@@ -61,6 +64,13 @@ _JOB_SECONDS: Final = 6 * 3600.0
 #: Between the last byte of an upload and the word that it is on disk.
 _WRITTEN_SECONDS: Final = 300.0
 _HELLO_SECONDS: Final = 30.0
+#: A connection beside which its agent has made another ends when nobody waits for anything over it, or after so long.
+_RETIRE_SECONDS: Final = 3000.0
+_MOST_RETIRING: Final = 4
+#: Notices of progress that wait to be written; the next one says the same.
+_MOST_BACKGROUND: Final = 10_000
+#: Facts, runs, samples in one message; agents send fewer.
+_MOST_AT_ONCE: Final = 20_000
 _MAX_JOIN_BYTES: Final = 64 * 1024
 _REFUSED_JOINS_PER_MINUTE: Final = 30
 
@@ -101,6 +111,15 @@ async def _tell_no_methods(
         return await handler(request)
     except web.HTTPMethodNotAllowed:
         raise web.HTTPUnauthorized(text="agents show their certificate") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The certificate of a connection."""
+
+    agent_id: AgentId
+    fingerprint: str
+    ends_at: datetime
 
 
 class AgentHub:
@@ -176,6 +195,12 @@ class AgentHub:
 
     async def _show_authority(self, _request: web.Request) -> web.Response:
         return web.Response(body=(self._ca_dir / "ca.pem").read_bytes(), content_type="application/x-pem-file")
+
+    def _authorities(self) -> str | None:
+        try:
+            return pki.authorities(self._ca_dir).decode()
+        except FileNotFoundError:
+            return None
 
     async def _join(self, request: web.Request) -> web.Response:
         """One-time secret and request in, certificate out. Says nothing more to who guesses, and not often."""
@@ -270,18 +295,34 @@ class AgentHub:
                 if heard[fact.kernel_id].observed == "GONE":
                     del heard[fact.kernel_id]
 
+        async def several(kind: type[T], said: object) -> list[T]:
+            """What makes sense of a list; the rest is on record, and not told again."""
+            good, bad = all_shaped(kind, said, most=_MOST_AT_ONCE)
+            if bad:
+                await self._callbacks.refused(agent_id, "speak", f"malformed: {bad} of {kind.__name__}")
+            return good
+
         async def hello(arguments: dict[str, Any]) -> dict[str, Any]:
-            said = AgentHello.unpack(arguments)
+            said = shaped(AgentHello, arguments)
             if said.agent_id != agent_id:
+                await self._callbacks.refused(agent_id, "hello", f"agent {said.agent_id[:64]}")
                 raise Unauthenticated("The agent names itself otherwise than its certificate.")
             if said.protocol != wire.PROTOCOL_VERSION:
                 raise InvalidRequest(f"The manager speaks protocol {wire.PROTOCOL_VERSION}; upgrade the older side.")
-            await self._callbacks.on_hello(said)
-            hear(map(Fact.unpack, said.facts), complete=True)
+            if not is_modest(said):
+                raise Malformed("What the agent says of its host is more than there can be.")
+            facts = await several(Fact, said.facts)
+            await self._callbacks.on_hello(replace(said, facts=[fact.pack() for fact in facts]))
+            hear(facts, complete=True)
             if (former := self._peers.get(agent_id)) is not None and former is not peer:
-                if lives == (said.uid, said.boot_no):
-                    pass
-                await former.close()
+                if (
+                    said.beside
+                    and sum(self._shown[one].agent_id == agent_id for one in self._retiring) < _MOST_RETIRING
+                ):
+                    self._retiring.add(former)
+                    self._spawn(former.retire(_RETIRE_SECONDS))
+                else:
+                    await former.close()
             self._peers[agent_id] = peer
             self._changed.set()
             greeted()
@@ -292,52 +333,76 @@ class AgentHub:
                 managers=await self._callbacks.managers(),
                 heartbeat_seconds=HEARTBEAT_SECONDS,
                 lease_seconds=LEASE_SECONDS,
+                authorities=self._authorities(),
             ).pack()
 
         async def heartbeat(arguments: dict[str, Any]) -> dict[str, Any]:
-            check_greeted()
             await self._callbacks.on_heartbeat(agent_id)
             differs = arguments.get("digest") not in (None, wire.digest(heard.values()))
             return {"managers": await self._callbacks.managers(), "inventory": differs}
 
         async def facts(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            said = [Fact.unpack(fact) for fact in arguments["facts"]]
+            said = await several(Fact, arguments["facts"])
             await self._callbacks.on_facts(agent_id, said)
             hear(said, complete=bool(arguments.get("complete")))
 
         async def runs_done(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            await self._callbacks.on_runs_done(agent_id, [RunDone.unpack(run) for run in arguments["runs"]])
+            await self._callbacks.on_runs_done(agent_id, await several(RunDone, arguments["runs"]))
 
         async def samples(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            await self._callbacks.on_samples(agent_id, [Sample.unpack(sample) for sample in arguments["samples"]])
+            await self._callbacks.on_samples(agent_id, await several(Sample, arguments["samples"]))
 
         async def services(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            said = [ServiceFact.unpack(fact) for fact in arguments["services"]]
-            await self._callbacks.on_services(agent_id, said)
+            await self._callbacks.on_services(agent_id, await several(ServiceFact, arguments["services"]))
 
         async def devices(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            await self._callbacks.on_devices(agent_id, DeviceList.unpack(arguments))
+            said = shaped(DeviceList, arguments)
+            if not is_modest(said):
+                raise Malformed("These are more devices than a host can have.")
+            await self._callbacks.on_devices(agent_id, said)
 
         async def device_checks(arguments: dict[str, Any]) -> None:
-            check_greeted()
-            said = [DeviceCheck.unpack(check) for check in arguments["checks"]]
-            await self._callbacks.on_device_checks(agent_id, said)
+            await self._callbacks.on_device_checks(agent_id, await several(DeviceCheck, arguments["checks"]))
 
         async def credentials(arguments: dict[str, Any]) -> dict[str, str] | None:
-            check_greeted()
             return await self._callbacks.credentials(agent_id, str(arguments["kernel_id"]), str(arguments["image"]))
 
+        async def renew(arguments: dict[str, Any]) -> dict[str, str]:
+            certificate, fingerprint = pki.sign_request(self._ca_dir, str(arguments["csr"]).encode(), agent_id)
+            await self._callbacks.renewing(agent_id, fingerprint)
+            log.info("agent %s renews its certificate", agent_id)
+            return {"certificate": certificate.decode(), "authorities": self._authorities() or ""}
+
         def progress(said: dict[str, Any]) -> None:
-            if (queue := self._pulls.get(str(said.get("pull")))) is not None:
+            check_greeted()
+            owner, queue = self._pulls.get(str(said.get("pull")), (None, None))
+            if len(self._background) >= _MOST_BACKGROUND or not is_info(said):
+                return
+            if queue is not None and owner == agent_id:
                 with contextlib.suppress(asyncio.QueueFull):  # progress is worth nothing once it is old
                     queue.put_nowait(said)
+            elif queue is not None:
+                self._spawn(self._callbacks.refused(agent_id, "report_progress", f"work of agent {owner}"))
             elif said.get("kernel_id"):
                 self._spawn(self._callbacks.on_progress(agent_id, said))
+
+        def heard_out(name: str, handler: Handler) -> Handler:
+            """After hello only; what makes no sense is refused in one sentence, and on record."""
+
+            async def handle(arguments: dict[str, Any]) -> Any:
+                if name != wire.HELLO:
+                    check_greeted()
+                try:
+                    return await handler(arguments)
+                except Malformed as error:
+                    await self._callbacks.refused(agent_id, "speak", f"malformed: {name}")
+                    raise InvalidRequest(error.message) from None
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    log.warning("what agent %s said with %s makes no sense: %r", agent_id, name, error)
+                    await self._callbacks.refused(agent_id, "speak", f"malformed: {name}")
+                    raise InvalidRequest(f"What was said with '{name}' makes no sense.") from None
+
+            return handle
 
         for name, handler in (
             (wire.HELLO, hello),
@@ -346,11 +411,12 @@ class AgentHub:
             (wire.RUNS_DONE, runs_done),
             (wire.SAMPLES, samples),
             (wire.CREDENTIALS, credentials),
+            (wire.RENEW, renew),
             (wire.SERVICES, services),
             (wire.DEVICES, devices),
             (wire.DEVICE_CHECKS, device_checks),
         ):
-            peer.handle(name, handler)
+            peer.handle(name, heard_out(name, handler))
         peer.on_notice(wire.PROGRESS, progress)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -409,7 +475,7 @@ class AgentHub:
             "spec": spec.pack() if spec is not None else None,
             "grace_seconds": grace_seconds,
         }
-        return Fact.unpack(await self._ask(where, wire.ENSURE, arguments))
+        return _made(Fact, await self._ask(where, wire.ENSURE, arguments))
 
     async def execute(
         self,
@@ -458,20 +524,24 @@ class AgentHub:
         self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
     ) -> dict[str, Any]:
         arguments = {"code": code, "row": row, "col": col, "line": line, "post": post}
-        return dict(await self._ask(where, wire.COMPLETE, arguments))
+        return _map(await self._ask(where, wire.COMPLETE, arguments))
 
     async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage:
         page = await self._ask(
             where, wire.LIST_FILES, {"path": path, "cursor": cursor, "limit": limit}, seconds=FILES_SECONDS
         )
-        return FilePage(files=[FileStat(**stat) for stat in page["files"]], next_cursor=page["next_cursor"])
+        if not isinstance(page, dict) or not isinstance(page.get("next_cursor"), str | None):
+            raise _senseless()
+        return FilePage(
+            files=[_made(FileStat, stat) for stat in _list(page.get("files"))], next_cursor=page["next_cursor"]
+        )
 
     async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
         stat = await self._ask(where, wire.MANAGE_FILE, {"op": op, "arguments": arguments}, seconds=FILES_SECONDS)
-        return FileStat(**stat) if stat is not None else None
+        return _made(FileStat, stat) if stat is not None else None
 
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
-        return dict(await self._ask(where, wire.STATISTICS, {}))
+        return _map(await self._ask(where, wire.STATISTICS, {}))
 
     async def pull_image(
         self, agent_id: AgentId, image: str, auth: dict[str, str] | None = None
@@ -493,7 +563,7 @@ class AgentHub:
         return self._followed(where.agent_id, wire.COMMIT, arguments)
 
     async def volume_usage(self, where: VolumeAddress) -> dict[str, int]:
-        return dict(await self._ask(where, wire.VOLUME_USAGE, {}, seconds=FILES_SECONDS))
+        return _map(await self._ask(where, wire.VOLUME_USAGE, {}, seconds=FILES_SECONDS))
 
     def clone_volume(self, where: VolumeAddress, job: UUID, source: UUID) -> AsyncIterator[dict[str, Any]]:
         arguments = {"job": str(job), "volume": where.pack(), "source": str(source)}
@@ -507,10 +577,13 @@ class AgentHub:
         return bool(await asked)
 
     async def census(self, agent_id: AgentId) -> dict[str, Any]:
-        return dict(await self._peer(agent_id).request(wire.CENSUS, {}, timeout_seconds=FILES_SECONDS))
+        return _map(await self._peer(agent_id).request(wire.CENSUS, {}, timeout_seconds=FILES_SECONDS))
 
     async def list_images(self, agent_id: AgentId) -> list[dict[str, Any]]:
-        return list(await self._peer(agent_id).request(wire.LIST_IMAGES, {}, timeout_seconds=FILES_SECONDS))
+        return [
+            _map(one)
+            for one in _list(await self._peer(agent_id).request(wire.LIST_IMAGES, {}, timeout_seconds=FILES_SECONDS))
+        ]
 
     async def remove_image(self, agent_id: AgentId, image: str, *, job: UUID | None = None) -> bool:
         arguments = {"image": image, "job": str(job) if job else None}
@@ -519,7 +592,8 @@ class AgentHub:
     async def _followed(self, agent_id: AgentId, what: str, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Ask for long work: its progress, and at last {"result": the answer}."""
         name, peer = uuid4().hex, self._peer(agent_id)
-        queue = self._pulls[name] = asyncio.Queue(64)
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(64)
+        self._pulls[name] = agent_id, queue
         asked = self._spawn(peer.request(what, {**arguments, "pull": name}, timeout_seconds=_JOB_SECONDS))
         asked.add_done_callback(lambda _: queue.put_nowait(None) if not queue.full() else None)
         try:
@@ -545,22 +619,22 @@ class AgentHub:
         sha256: str | None = None,
     ) -> FileStat:
         arguments = {"op": "upload", "path": path, "size": size, "mode": mode, "overwrite": overwrite, "sha256": sha256}
-        return FileStat(**await self._send(where, arguments, body))
+        return _made(FileStat, await self._send(where, arguments, body))
 
     async def unpack(
         self, where: Place, path: str, body: AsyncIterator[bytes], *, size: int | None, overwrite: bool = True
     ) -> dict[str, int]:
         arguments = {"op": "unpack", "path": path, "size": size, "overwrite": overwrite}
-        return dict(await self._send(where, arguments, body))
+        return _map(await self._send(where, arguments, body))
 
     async def _send(self, where: Place, arguments: dict[str, Any], body: AsyncIterator[bytes]) -> dict[str, Any]:
-        with self._landing.expecting() as (ticket, landed):
+        with self._landing.expecting(where.agent_id) as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=86400.0))
             try:
                 channel = await _landed(landed, asked)
                 if channel is not None:
                     await self._pump(channel, body, asked)
-                return dict(await asked)
+                return _map(await asked)
             finally:
                 asked.cancel()
 
@@ -599,7 +673,7 @@ class AgentHub:
         return await self._receive(where, {"op": "results"})
 
     async def _receive(self, where: Place, arguments: dict[str, Any]) -> Download:
-        with self._landing.expecting() as (ticket, landed):
+        with self._landing.expecting(where.agent_id) as (ticket, landed):
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=FILES_SECONDS))
             channel = None
             try:
@@ -612,18 +686,19 @@ class AgentHub:
                 raise
         if channel is None:
             raise TransferFailed
-        return ChannelDownload(channel, FileStat(**answer["stat"]) if answer.get("stat") else None)
+        stat = _map(answer).get("stat")
+        return ChannelDownload(channel, _made(FileStat, stat) if stat else None)
 
     # -- services --------------------------------------------------------------------------------------------------------
     async def start_service(self, where: KernelAddress, spec: ServiceSpec) -> ServiceFact:
         seconds = spec.ready_seconds + 2 * CALL_SECONDS
-        return ServiceFact.unpack(await self._ask(where, wire.START_SERVICE, {"spec": spec.pack()}, seconds=seconds))
+        return _made(ServiceFact, await self._ask(where, wire.START_SERVICE, {"spec": spec.pack()}, seconds=seconds))
 
     async def stop_service(self, where: KernelAddress, name: str) -> None:
         await self._ask(where, wire.STOP_SERVICE, {"name": name})
 
     async def grant_direct(self, where: KernelAddress, *, write: bool, by: str) -> dict[str, Any]:
-        said = dict(await self._ask(where, wire.GRANT_DIRECT, {"write": write, "by": by}))
+        said = _map(await self._ask(where, wire.GRANT_DIRECT, {"write": write, "by": by}))
         if "refused" not in said:
             self._dug_lately.add(where.kernel_id)
         return said
@@ -638,7 +713,7 @@ class AgentHub:
 
     async def _dig(self, where: KernelAddress, what: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         """A connection into the container, and what the agent said to it."""
-        with self._landing.expecting() as (ticket, landed):
+        with self._landing.expecting(where.agent_id) as (ticket, landed):
             arguments = {**what, "handover": self._handover.name}
             asked = self._spawn(self._open_stream(where, arguments, ticket, seconds=CALL_SECONDS))
             try:
@@ -655,7 +730,7 @@ class AgentHub:
         sock = as_socket(channel, self._spawn)
         self._dug[sock] = where.kernel_id
         self._dug_lately.add(where.kernel_id)
-        return sock, dict(said)
+        return sock, _map(said)
 
     def kernels_in_use(self) -> set[KernelId]:
         """Those that a connection leads into, or has led into since this was asked last."""
@@ -706,6 +781,29 @@ async def _landed(landed: asyncio.Future[Channel], asked: asyncio.Task[Any]) -> 
     raise AgentUnavailable("The session's host did not open the transfer in time; ask again.")
 
 
-def _run_read(data: dict[str, Any]) -> RunRead:
-    read = RunRead.unpack(data)
+def _run_read(data: object) -> RunRead:
+    read = _made(RunRead, data)
     return read if read.gap is None else replace(read, gap=(read.gap[0], read.gap[1]))
+
+
+def _made(kind: type[T], answer: object) -> T:
+    try:
+        return shaped(kind, answer)
+    except Malformed:
+        raise _senseless() from None
+
+
+def _map(answer: object) -> dict[str, Any]:
+    if not isinstance(answer, dict) or not is_plain(answer):
+        raise _senseless()
+    return answer
+
+
+def _list(answer: object) -> list[Any]:
+    if not isinstance(answer, list):
+        raise _senseless()
+    return answer
+
+
+def _senseless() -> AgentUnavailable:
+    return AgentUnavailable("The answer of the session's host makes no sense; its administrator finds more in its log.")

@@ -8,6 +8,7 @@ import logging
 import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact, Welcome
+from domain.elapsed import boottime
 from domain.errors import AgentUnavailable, MoorageError
 
 log = logging.getLogger("moorage.link")
@@ -66,6 +68,7 @@ class Connection:
         handlers: Mapping[str, Handler],
         on_managers: Callable[[Sequence[Mapping[str, Any]]], None],
         on_welcome: Callable[[Connection, Welcome], None],
+        on_answer: Callable[[float], None],
     ) -> None:
         self.url = url
         self._tls = tls
@@ -73,8 +76,11 @@ class Connection:
         self._handlers = handlers
         self._on_managers = on_managers
         self._on_welcome = on_welcome
+        self._on_answer = on_answer
         self.peer: Peer | None = None
         self.welcome: Welcome | None = None
+        self._anew = asyncio.Event()
+        self._former: set[asyncio.Task[None]] = set()
 
     @property
     def is_control(self) -> bool:
@@ -82,17 +88,48 @@ class Connection:
 
     async def run(self) -> None:
         pause = 0.0
-        while True:
-            started = asyncio.get_running_loop().time()
-            try:
-                await self._serve()
-            except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
-                log.info("no connection to the manager at %s: %s", self.url, error)
-            finally:
-                self.peer = self.welcome = None
-            lasted = asyncio.get_running_loop().time() - started
-            pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 2))
-            await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
+        try:
+            while True:
+                started = asyncio.get_running_loop().time()
+                if await self._until_it_ends_or_is_made_anew():
+                    continue
+                lasted = asyncio.get_running_loop().time() - started
+                pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 2))
+                await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
+        finally:
+            for task in self._former:
+                task.cancel()
+            await asyncio.gather(*self._former, return_exceptions=True)
+
+    def make_anew(self) -> None:
+        """Dial once more, and use that connection; the one before goes on with what it is at until the manager ends it."""
+        self._anew.set()
+
+    async def _until_it_ends_or_is_made_anew(self) -> bool:
+        """True when there is to be another one at once."""
+        self._anew.clear()
+        serving = asyncio.create_task(self._tried(), name=f"serve {self.url}")
+        anew = asyncio.create_task(self._anew.wait())
+        try:
+            await asyncio.wait({serving, anew}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            raise
+        finally:
+            anew.cancel()
+        if serving.done():
+            serving.result()
+            return False
+        self._former.add(serving)
+        serving.add_done_callback(self._former.discard)
+        return True
+
+    async def _tried(self) -> None:
+        try:
+            await self._serve()
+        except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
+            log.info("no connection to the manager at %s: %s", self.url, error)
 
     async def _serve(self) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
@@ -108,14 +145,19 @@ class Connection:
             peer.on_notice(wire.MANAGERS, lambda said: self._on_managers(said.get("managers", [])))
             reading = asyncio.create_task(peer.run(), name=f"link {self.url}")
             try:
-                said = await self._teller.hello()
+                said = replace(await self._teller.hello(), beside=self.peer is not None)
+                sent_at = boottime()
                 answer = await peer.request(wire.HELLO, said.pack(), timeout_seconds=30.0)
                 self.peer, self.welcome = peer, Welcome.unpack(answer)
+                if self.is_control:
+                    self._on_answer(sent_at)
                 self._on_managers(self.welcome.managers)
                 self._on_welcome(self, self.welcome)
                 log.info("connected to the %s process at %s", self.welcome.role, self.url)
                 await self._beat(peer, self.welcome.heartbeat_seconds, reading)
             finally:
+                if self.peer is peer:
+                    self.peer = self.welcome = None
                 await peer.close()
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -142,8 +184,12 @@ class Connection:
             done, _ = await asyncio.wait({reading}, timeout=seconds)
             if done:
                 return
-            sign = {"digest": wire.digest(self._teller.inventory())}
+            if self.peer is not peer:  # there is another one, over which everything is told now
+                continue
+            sign, sent_at = {"digest": wire.digest(self._teller.inventory())}, boottime()
             answer = await peer.request(wire.HEARTBEAT, sign, timeout_seconds=max(10.0, 2 * seconds))
+            if self.is_control:  # the others write nothing down
+                self._on_answer(sent_at)
             self._on_managers(answer.get("managers", []))
             if self.is_control and (answer.get("inventory") or clock() - listed_at >= _LIST_SECONDS):
                 listed_at = clock()
@@ -169,6 +215,10 @@ class Links:
         self._runs_ended = asyncio.Event()
         #: called with the list of managers' addresses whenever it changes, to be remembered for the next start
         self.on_urls: Callable[[Sequence[str]], None] = lambda _urls: None
+        #: called with the time (of runner.lease.boottime) at which a control process was sent what it has answered
+        self.on_answer: Callable[[float], None] = lambda _sent_at: None
+        #: called with the authorities that a manager says are to be trusted, at every welcome
+        self.on_authorities: Callable[[str], None] = lambda _bundle: None
 
     async def run(self) -> None:
         self._dial(self._first)
@@ -214,11 +264,30 @@ class Links:
             await asyncio.sleep(_TELL_AGAIN_SECONDS)
         return None
 
+    async def renew(self, request_pem: str) -> dict[str, Any] | None:
+        """A new certificate of ours and the authorities to trust, from any manager; None while there is none."""
+        for connection, _ in list(self._connections.values()):
+            if connection.peer is not None:
+                answer = await connection.peer.request(wire.RENEW, {"csr": request_pem}, timeout_seconds=_TELL_SECONDS)
+                return dict(answer)
+        return None
+
+    def make_anew(self) -> None:
+        """All connections, one beside the other: what runs over them is not cut short."""
+        for connection, _ in self._connections.values():
+            connection.make_anew()
+
     def _dial(self, urls: Iterable[str]) -> None:
         for url in urls:
             if url not in self._connections:
                 connection = Connection(
-                    url, self._tls, self._teller, self._handlers, self._managers_are, self._welcomed_by
+                    url,
+                    self._tls,
+                    self._teller,
+                    self._handlers,
+                    self._managers_are,
+                    self._welcomed_by,
+                    lambda sent_at: self.on_answer(sent_at),
                 )
                 self._connections[url] = connection, asyncio.create_task(connection.run(), name=f"dial {url}")
 
@@ -237,8 +306,10 @@ class Links:
         if set(urls) != known:
             self.on_urls(urls)
 
-    def _welcomed_by(self, _connection: Connection, _welcome: Welcome) -> None:
+    def _welcomed_by(self, _connection: Connection, welcome: Welcome) -> None:
         self._welcomed.set()
+        if welcome.authorities:
+            self.on_authorities(welcome.authorities)
         self._teller.changed.set()
         self._teller.device_news.set()
 

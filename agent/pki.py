@@ -1,4 +1,7 @@
-"""Certificates: the installation's own authority, the manager's and the agents' certificates, and the token to join with."""
+"""Certificates: the installation's own authority, the manager's and the agents' certificates, and the token to join with.
+
+`ca.pem` holds every authority that is trusted, the one that signs first (agent/authority.py changes it).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,7 +25,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from domain.errors import InvalidRequest
 
 _TOKEN_PREFIX: Final = "moj_"  # noqa: S105 - what every token begins with
+#: Of the authority and of managers, whose certificates are files that an administrator changes (docs/trust.md).
 _YEARS: Final = 10
+#: Agents renew theirs by themselves, when a third of this is left.
+AGENT_LIFETIME: Final = timedelta(days=30)
+RENEW_WITHIN: Final = AGENT_LIFETIME / 3
 #: Clocks of hosts differ; a certificate is valid from a little before it was made.
 _BACKDATED: Final = timedelta(minutes=10)
 
@@ -65,8 +72,15 @@ def client_context(folder: Path, *, with_certificate: bool = True) -> ssl.SSLCon
     context.check_hostname = False  # GPU hosts know managers by address; the authority signs managers and agents only
     context.load_verify_locations(folder / "ca.pem")
     if with_certificate:
-        context.load_cert_chain(folder / "agent.pem", folder / "agent.key")
+        load_identity(context, folder)
     return context
+
+
+def load_identity(context: ssl.SSLContext, folder: Path) -> None:
+    """Show what `folder` holds now on connections from now on, and trust all authorities there; open ones go on."""
+    context.load_verify_locations(folder / "ca.pem")
+    own = folder / "agent.pem"  # a renewed one comes with its key in the same file, so that both change at once
+    context.load_cert_chain(own, None if b"PRIVATE KEY" in own.read_bytes() else folder / "agent.key")
 
 
 def make_request(folder: Path, agent_id: str) -> bytes:
@@ -78,15 +92,68 @@ def make_request(folder: Path, agent_id: str) -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
-def sign_request(folder: Path, request_pem: bytes, agent_id: str) -> tuple[bytes, str]:
+def renewal_request(agent_id: str) -> tuple[bytes, bytes]:
+    """A new key, which is written nowhere yet, and the request to certify it (both PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name(agent_id)).sign(key, hashes.SHA256())
+    return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
+
+
+def keep_renewed(folder: Path, key_pem: bytes, certificate_pem: bytes) -> None:
+    """In one file, so that no crash leaves a key without its certificate. Raises ValueError when they do not fit."""
+    made = x509.load_pem_x509_certificate(certificate_pem)
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if made.public_key() != key.public_key():
+        raise ValueError("the certificate is of another key")
+    _write(folder / "agent.pem", certificate_pem + key_pem, 0o600)
+    (folder / "agent.key").unlink(missing_ok=True)
+
+
+def authorities(folder: Path) -> bytes:
+    return (folder / "ca.pem").read_bytes()
+
+
+def keep_authorities(folder: Path, bundle_pem: bytes) -> bool:
+    """What a manager that is trusted already says is to be trusted; whether anything is new. Raises ValueError."""
+    if not x509.load_pem_x509_certificates(bundle_pem):
+        raise ValueError("no authority at all")
+    if bundle_pem == authorities(folder):
+        return False
+    _write(folder / "ca.pem", bundle_pem, 0o644)
+    return True
+
+
+def expires_at(folder: Path) -> datetime:
+    """When the agent's own certificate ends."""
+    return x509.load_pem_x509_certificate((folder / "agent.pem").read_bytes()).not_valid_after_utc
+
+
+def is_of_signing_authority(folder: Path) -> bool:
+    """Whether the agent's certificate was signed by the first authority of the list, not by one on its way out."""
+    own = x509.load_pem_x509_certificate((folder / "agent.pem").read_bytes())
+    try:
+        own.verify_directly_issued_by(x509.load_pem_x509_certificate(authorities(folder)))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def ends_at(certificate_der: bytes) -> datetime:
+    return x509.load_der_x509_certificate(certificate_der).not_valid_after_utc
+
+
+def sign_request(
+    folder: Path, request_pem: bytes, agent_id: str, *, lifetime: timedelta = AGENT_LIFETIME
+) -> tuple[bytes, str]:
     """The certificate (PEM) of an agent, and its fingerprint. Raises InvalidRequest for what is no such request."""
     try:
         request = x509.load_pem_x509_csr(request_pem)
-        if not request.is_signature_valid:
+        if not request.is_signature_valid or not isinstance(request.public_key(), ec.EllipticCurvePublicKey):
             raise InvalidSignature
-    except (ValueError, InvalidSignature):
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         raise InvalidRequest("This is not a valid request for a certificate.") from None
-    made = _signed(folder, _name(agent_id), request.public_key(), ExtendedKeyUsageOID.CLIENT_AUTH)  # type: ignore[arg-type]
+    subject, key = _name(agent_id), request.public_key()
+    made = _signed(folder, subject, key, ExtendedKeyUsageOID.CLIENT_AUTH, lifetime=lifetime)  # type: ignore[arg-type]
     return made.public_bytes(serialization.Encoding.PEM), fingerprint(made.public_bytes(serialization.Encoding.DER))
 
 
@@ -167,13 +234,18 @@ def keep_certificate(folder: Path, certificate_pem: bytes) -> None:
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
 def _signed(
-    folder: Path, subject: x509.Name, public_key: ec.EllipticCurvePublicKey, purpose: x509.ObjectIdentifier
+    folder: Path,
+    subject: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    purpose: x509.ObjectIdentifier,
+    *,
+    lifetime: timedelta = timedelta(days=365 * _YEARS),
 ) -> x509.Certificate:
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return (
-        _builder(subject, authority.subject, public_key)
+        _builder(subject, authority.subject, public_key, lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -181,7 +253,12 @@ def _signed(
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    lifetime: timedelta = timedelta(days=365 * _YEARS),
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -190,7 +267,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurve
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + timedelta(days=365 * _YEARS))
+        .not_valid_after(now + lifetime)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,6 +24,10 @@ _REQUEST, _ANSWER, _ERROR, _NOTICE, _CANCEL = range(5)
 _PIECE_BYTES: Final = MAX_FRAME_BYTES - 64
 _MOST_HANDLED: Final = 1024
 _MOST_PARTIAL: Final = 256
+#: Of all unfinished messages of one connection together: who leaves many behind is cut off, and harms nobody else.
+_MOST_PARTIAL_BYTES: Final = 4 * MAX_MESSAGE_BYTES
+#: Requests that wait to be refused, beyond those that are handled: who goes on asking is cut off.
+_MOST_UNHANDLED: Final = 16 * _MOST_HANDLED
 
 
 class WebSocket(Protocol):
@@ -49,6 +54,7 @@ class Peer:
         self._notices: dict[str, Notice] = {}
         self._handled: dict[int, asyncio.Task[None]] = {}
         self._partial: dict[tuple[int, int], bytearray] = {}
+        self._partial_bytes = 0
         self._sending: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
 
@@ -110,6 +116,14 @@ class Peer:
         self._partial.clear()
         await self._socket.close()
 
+    async def retire(self, seconds: float) -> None:
+        """Close once nothing that was asked over it waits for its answer any more, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while left := [*self._waiting.values(), *self._handled.values()]:
+                    await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        await self.close()
+
     # -- sending -----------------------------------------------------------------------------------------------------
     async def _send(self, kind: int, number: int, content: Any) -> None:
         body = msgpack.packb(content, default=_plain)
@@ -158,7 +172,7 @@ class Peer:
             raise ValueError("a frame is malformed")
         key = (kind, number)
         if piece is None:
-            self._partial.pop(key, None)
+            self._partial_bytes -= len(self._partial.pop(key, b""))
             return
         if more or key in self._partial:
             if (whole := self._joined(key, piece, more)) is None:
@@ -179,6 +193,8 @@ class Peer:
                 raise ValueError("a frame is of no known kind")
 
     def _noticed(self, name: str, arguments: dict[str, Any]) -> None:
+        if not isinstance(arguments, dict):
+            raise ValueError("a notice is malformed")
         if (notice := self._notices.get(name)) is None:
             return
         try:
@@ -191,10 +207,14 @@ class Peer:
             raise ValueError("too many messages are left unfinished")
         partial = self._partial.setdefault(key, bytearray())
         partial += piece
+        self._partial_bytes += len(piece)
         if len(partial) > MAX_MESSAGE_BYTES:
             raise ValueError("a message is too long")
+        if self._partial_bytes > _MOST_PARTIAL_BYTES:
+            raise ValueError("too much is left unfinished")
         if more:
             return None
+        self._partial_bytes -= len(partial)
         return bytes(self._partial.pop(key))
 
     def _answered(self, kind: int, number: int, content: Any) -> None:
@@ -208,7 +228,11 @@ class Peer:
             waiting.set_exception(from_code(str(code), str(message), **{str(k): v for k, v in facts.items()}))
 
     def _serve(self, number: int, name: str, arguments: dict[str, Any]) -> None:
-        task = asyncio.create_task(self._answer(number, name, arguments), name=f"rpc {name}")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError("a request is malformed")
+        if number in self._handled or len(self._handled) > _MOST_UNHANDLED:
+            raise ValueError("a number is used twice, or too many requests are asked at once")
+        task = asyncio.create_task(self._answer(number, name, arguments), name=f"rpc {name[:40]}")
         self._handled[number] = task
         task.add_done_callback(lambda _: self._handled.pop(number, None))
 

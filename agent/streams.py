@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -16,10 +17,13 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Final, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
+from agent import pki
 from domain.errors import TransferFailed
 
 T = TypeVar("T")
+log = logging.getLogger("moorage.streams")
 CHUNK_BYTES: Final = 1 << 20
 #: Read from the disk while the chunk before it is sent, so that sending does not wait for it.
 _AHEAD_BYTES: Final = 8 * CHUNK_BYTES
@@ -151,6 +155,9 @@ class TlsChannel:
         except asyncio.IncompleteReadError:
             raise broken() from None
 
+    def abort(self) -> None:
+        self._writer.transport.abort()
+
     async def close(self) -> None:
         self._writer.close()
         with contextlib.suppress(OSError, TimeoutError):
@@ -183,7 +190,8 @@ class Landing:
         self._host = host
         self._port = port
         self._tls = tls
-        self._expected: dict[bytes, asyncio.Future[Channel]] = {}
+        self._expected: dict[bytes, tuple[asyncio.Future[Channel], str | None]] = {}
+        self._open: WeakKeyDictionary[socket.socket | TlsChannel, str] = WeakKeyDictionary()
         self._server: asyncio.Server | None = None
         self._plain: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -213,23 +221,45 @@ class Landing:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-        for future in self._expected.values():
+        for future, _ in self._expected.values():
             future.cancel()
 
-    def landed(self, ticket: bytes, channel: Channel) -> bool:
-        """Give a connection to the one who waits for it; False when nobody does."""
-        future = self._expected.pop(ticket, None)
+    def landed(self, ticket: bytes, channel: Channel, *, by: str | None = None) -> bool:
+        """Give a connection to the one who waits for it; False when nobody does. `by`: whom its certificate names."""
+        future, agent_id = self._expected.get(ticket, (None, None))
         if future is None or future.done():
             return False
+        if by is not None and agent_id is not None and by != agent_id:
+            log.error("agent %s shows a ticket that agent %s was given; refused", by, agent_id)
+            return False
+        del self._expected[ticket]
+        if agent_id is not None:
+            if isinstance(channel, PlainChannel):
+                self._open[channel.socket] = agent_id
+            elif isinstance(channel, TlsChannel):
+                self._open[channel] = agent_id
         future.set_result(channel)
         return True
 
+    def cut(self, agent_id: str) -> None:
+        """End whatever this agent sends or receives at the moment."""
+        for ticket, (future, owner) in list(self._expected.items()):
+            if owner == agent_id:
+                del self._expected[ticket]
+                future.cancel()
+        for end in [end for end, owner in self._open.items() if owner == agent_id]:
+            if isinstance(end, TlsChannel):
+                end.abort()
+            else:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
     @contextlib.contextmanager
-    def expecting(self) -> Iterator[tuple[bytes, asyncio.Future[Channel]]]:
-        """A ticket, good for one connection, and the future of that connection."""
+    def expecting(self, agent_id: str | None = None) -> Iterator[tuple[bytes, asyncio.Future[Channel]]]:
+        """A ticket, good for one connection of this agent, and the future of that connection."""
         ticket = secrets.token_bytes(TICKET_BYTES)
         future: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        self._expected[ticket] = future
+        self._expected[ticket] = future, agent_id
         try:
             yield ticket, future
         finally:
@@ -249,9 +279,13 @@ class Landing:
             self._keep(asyncio.create_task(self._land(PlainChannel(sock)), name="transfer"))
 
     async def _land_tls(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._land(TlsChannel(reader, writer))
+        certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if not certificate:  # only agents have anything to bring here
+            writer.close()
+            return
+        await self._land(TlsChannel(reader, writer), by=pki.common_name(certificate))
 
-    async def _land(self, channel: Channel) -> None:
+    async def _land(self, channel: Channel, *, by: str | None = None) -> None:
         if self._unknown >= _MOST_UNKNOWN:
             await channel.close()
             return
@@ -264,7 +298,7 @@ class Landing:
             return
         finally:
             self._unknown -= 1
-        if not self.landed(ticket, channel):
+        if not self.landed(ticket, channel, by=by):
             await channel.close()
 
     def _keep(self, task: asyncio.Task[None]) -> None:

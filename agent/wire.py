@@ -193,7 +193,7 @@ def exit_record(
 
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
     bootstrap_failed, mount_refused, agent_restarted, device_failed (a device of it is not fit to be used, and is reported
-    as such), gpu_unsupported (the host's engine hands no devices to containers), gpu_overused; `finished` is true when the
+    as such), fenced (its lease was over), gpu_unsupported (the host's engine hands no devices to containers), gpu_overused; `finished` is true when the
     main work came to its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}

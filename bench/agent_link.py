@@ -58,6 +58,13 @@ class Trusting:
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         return True
 
+    async def trusted(self, shown: Sequence[tuple[AgentId, str]]) -> Sequence[tuple[AgentId, str]]:
+        return shown
+
+    async def renewing(self, agent_id: AgentId, fingerprint: str) -> None: ...
+
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None: ...
+
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None: ...
 
     async def managers(self) -> list[dict[str, Any]]:

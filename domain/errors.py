@@ -205,6 +205,30 @@ class TooManyRequests(MoorageError):
     code, http_status, retryable = "too_many_requests", 429, True
 
 
+class RateLimited(TooManyRequests):
+    """The keypair's requests come faster than it may send them; wait as long as Retry-After says."""
+
+    code = "rate_limited"
+
+
+class SignInRefused(Unauthenticated):
+    """The e-mail address or the password is wrong, or the account is closed."""
+
+    code = "sign_in_refused"
+
+
+class TooManySignIns(TooManyRequests):
+    """Too many wrong passwords; wait as long as Retry-After says."""
+
+    code = "too_many_sign_ins"
+
+
+class PasswordTooWeak(InvalidRequest):
+    """A password has 10 to 256 characters and is not the e-mail address."""
+
+    code = "password_too_weak"
+
+
 # -- things that are not there --------------------------------------------------------------------------------------
 class NotFound(MoorageError):
     """There is no such thing, or it is not yours."""
@@ -258,6 +282,12 @@ class UserNotFound(NotFound):
     """There is no such user."""
 
     code = "user_not_found"
+
+
+class DomainNotFound(NotFound):
+    """There is no such domain; 'moorage admin domain ls' lists them."""
+
+    code = "domain_not_found"
 
 
 class ProjectNotFound(NotFound):

@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -36,11 +36,13 @@ from manager.gateway.authority import Authority
 from manager.herald import Herald
 from manager.ingest import Ingest
 from manager.metrics import Metrics
+from manager.refusals import Refusals
 from manager.supervisor import supervise
 from manager.vault import Vault
 from manager.webhooks import WebhookSettings
 from manager.world import World
 from repositories import agents as agent_rows
+from repositories import trust
 from repositories.activity import touch
 from repositories.database import Database
 
@@ -53,6 +55,8 @@ _POOL: Final = {"api": 16, "control": 12, "proxy": 4, "ssh": 4}
 _FIRST_AGENTS_SECONDS: Final = 3.0
 #: Between two looks at which sessions have connections into them.
 _USED_SECONDS: Final = 10.0
+#: Between two looks at whether the certificates of connected agents still count; a revocation is heard of at once.
+_TRUST_SECONDS: Final = 10.0
 
 
 class CannotServe(Exception):
@@ -181,6 +185,10 @@ async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: 
     stack.push_async_callback(hub.close)
     await _register(database, hub, role)
     herald.announce("managers")
+    check = asyncio.Event()
+    stack.callback(herald.subscribe("trust", lambda _: check.set()))
+    checking = asyncio.create_task(_check_trust(hub, check), name="check trust")
+    stack.push_async_callback(_ended, checking)
     announcing = asyncio.create_task(_say_where(database, hub, role), name="say where")
     stack.push_async_callback(_ended, announcing)
     if role != "control":  # whose connections are its own, not a user's
@@ -198,6 +206,19 @@ async def _say_what_is_used(database: Database, hub: AgentHub) -> None:
                     await touch(connection, used, now=datetime.now(UTC))
             except DatabaseUnavailable:
                 log.debug("what is used cannot be written at the moment")
+
+
+async def _check_trust(hub: AgentHub, check: asyncio.Event) -> None:
+    """At once when a certificate was taken away; and now and then, should that not have been heard here."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TRUST_SECONDS):
+                await check.wait()
+        check.clear()
+        try:
+            await hub.check_trust()
+        except DatabaseUnavailable:
+            log.debug("whose certificates count cannot be read at the moment")
 
 
 async def _say_where(database: Database, hub: AgentHub, role: str) -> None:
@@ -244,13 +265,25 @@ def _go_on(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) ->
 class _Callbacks:
     """What the hub asks and tells; the control role's ingest, when there is one, takes what agents say."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, herald: Herald) -> None:
         self._database = database
+        self._refusals = Refusals(database, herald, clock=lambda: datetime.now(UTC))
         self.ingest: Ingest | None = None
 
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         async with self._database.reader() as connection:
-            return await agent_rows.is_known(connection, agent_id, fingerprint)
+            return await trust.is_known(connection, agent_id, fingerprint, now=datetime.now(UTC))
+
+    async def trusted(self, shown: Sequence[tuple[AgentId, str]]) -> Collection[tuple[AgentId, str]]:
+        async with self._database.reader() as connection:
+            return await trust.trusted(connection, shown, now=datetime.now(UTC))
+
+    async def renewing(self, agent_id: AgentId, fingerprint: str) -> None:
+        async with self._database.transaction() as connection:
+            await trust.renewing(connection, agent_id, fingerprint)
+
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None:
+        await self._refusals.record(agent_id, action, target)
 
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None:
         async with self._database.transaction() as connection:
@@ -339,7 +372,7 @@ async def open_world(
     """Everything that runs actions in this process, with connections to the agents of its own."""
     database, herald = await _open(config, role, stack)
     data_port = config.agent_data_port if port and role == "api" else 0
-    hub = _hub(config, role, _Callbacks(database), port, data_port)
+    hub = _hub(config, role, _Callbacks(database, herald), port, data_port)
     clock = DatabaseClock(database)
     await clock.step()
     ticking = asyncio.create_task(clock.run(), name="clock")
@@ -376,7 +409,7 @@ async def _ssh(config: ManagerConfig, stack: AsyncExitStack) -> None:
 
 async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     database, herald = await _open(config, "control", stack)
-    callbacks, tell = _Callbacks(database), asyncio.Event()
+    callbacks, tell = _Callbacks(database, herald), asyncio.Event()
     hub = _hub(config, "control", callbacks, config.agent_control_port)
     # A new manager process is dialled at once, not at the next heartbeat.
     herald.subscribe("managers", lambda _: tell.set())
@@ -405,6 +438,6 @@ async def _proxy(config: ManagerConfig, stack: AsyncExitStack) -> None:
     from manager.proxy import serve
 
     database, herald = await _open(config, "proxy", stack)
-    hub = _hub(config, "proxy", _Callbacks(database), config.agent_proxy_port)
+    hub = _hub(config, "proxy", _Callbacks(database, herald), config.agent_proxy_port)
     await _open_to_agents(hub, "proxy", database, herald, stack)
     await serve(database, herald, hub, config, _tls(config), stack)

@@ -20,7 +20,8 @@ from repositories.listen import MAX_PAYLOAD_BYTES, Listener
 log = logging.getLogger(__name__)
 
 #: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait
-#: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks.
+#: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks;
+#: trust: the certificate of an agent does not count any more.
 TOPICS: Final = frozenset(
     {
         "queue",
@@ -35,6 +36,7 @@ TOPICS: Final = frozenset(
         "services",
         "stamped",
         "tasks",
+        "trust",
         "webhooks",
     }
 )

@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
 from domain.ids import AgentId, KernelId, SessionId
@@ -15,18 +16,19 @@ from domain.names import as_uuid
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Batcher
+from manager.refusals import Refusals
 from manager.vault import Vault
 from repositories import device_checks
 from repositories.agents import change_devices, heartbeats, hello
 from repositories.database import Database
-from repositories.kernels import record_facts, renew_pull
-from repositories.record import AuditRecord, write_audit
+from repositories.kernels import agents_of, record_facts, renew_pull
 from repositories.registry import RegistryRepository, owner_of_kernel
 from repositories.runs_done import finish_runs
 from repositories.samples import store_samples
 from repositories.service import record_services
 
 log = logging.getLogger("moorage.control.ingest")
+_MOST_OWNERS: Final = 100_000
 
 
 class Ingest:
@@ -41,8 +43,11 @@ class Ingest:
         clock: Callable[[], datetime],
         lease_seconds: float,
         vault: Vault | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self._database = database
+        self._refusals = refusals or Refusals(database, herald, clock=clock)
+        self._owns: dict[UUID, AgentId] = {}  #: kernels whose agents are known: for the audit only, writes look again
         self._vault = vault
         self._herald = herald
         self._agents = agents
@@ -54,7 +59,6 @@ class Ingest:
         self._beats: Batcher[AgentId] = Batcher("heartbeats", self._write_heartbeats)
         self._samples: Batcher[tuple[AgentId, Sample]] = Batcher("samples", self._write_samples, most=5000)
         self._renewed: dict[KernelId, datetime] = {}
-        self._refused: dict[AgentId, datetime] = {}
 
     async def run(self) -> None:
         try:
@@ -94,12 +98,15 @@ class Ingest:
         await self._facts.put([(agent_id, fact) for fact in facts])
 
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None:
+        await self._look_whose(agent_id, "report_runs", [run.kernel_id for run in runs])
         await self._runs.put([(agent_id, run) for run in runs])
 
     async def on_samples(self, agent_id: AgentId, samples: Sequence[Sample]) -> None:
+        await self._look_whose(agent_id, "report_samples", [sample.kernel_id for sample in samples])
         await self._samples.put([(agent_id, sample) for sample in samples])
 
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
+        await self._look_whose(agent_id, "report_services", [fact.kernel_id for fact in facts])
         async with self._database.transaction() as connection:
             changed = await record_services(connection, agent_id, facts, now=self._clock())
         if changed:
@@ -120,6 +127,8 @@ class Ingest:
 
     async def on_device_checks(self, agent_id: AgentId, checks: Sequence[DeviceCheck]) -> None:
         """Devices were looked at, when they were handed over, given back, or in between."""
+        named = [check.kernel_id for check in checks if check.kernel_id is not None]
+        await self._look_whose(agent_id, "report_device_checks", named)
         async with self._database.transaction() as connection:
             sessions = await device_checks.store(connection, agent_id, checks, now=self._clock())
         if sessions:
@@ -136,6 +145,7 @@ class Ingest:
         if len(self._renewed) > 10_000:
             self._renewed.clear()
         self._renewed[KernelId(kernel_id)] = now
+        await self._look_whose(agent_id, "report_progress", [str(kernel_id)])
         async with self._database.reader() as connection:
             await renew_pull(connection, agent_id, KernelId(kernel_id), now=now)
 
@@ -147,6 +157,7 @@ class Ingest:
         async with self._database.reader() as connection:
             owner_id = await owner_of_kernel(connection, kernel, agent_id, image)
             if owner_id is None:
+                await self._refusals.record(agent_id, "ask_for_credentials", f"{kernel} {image}")
                 return None
             row = await RegistryRepository(connection, now=self._clock()).of(registry_of(image), owner_id)
         if row is None:
@@ -165,12 +176,14 @@ class Ingest:
         if recorded.moved or recorded.released:
             self._herald.announce("events")
         for agent_id, kernel_id in recorded.refused:
-            await self._refuse(agent_id, kernel_id)
+            await self._refusals.record(agent_id, "report_facts", str(kernel_id))
 
     async def _write_runs(self, reports: Sequence[tuple[AgentId, RunDone]]) -> None:
         async with self._database.reader() as connection:
-            sessions = await finish_runs(connection, reports, now=self._clock())
-        self._announce_runs(sessions)
+            finished = await finish_runs(connection, reports, now=self._clock())
+        self._announce_runs(finished.sessions)
+        for agent_id, run_id in finished.refused:
+            await self._refusals.record(agent_id, "report_runs", f"run {run_id}")
 
     async def _write_samples(self, reports: Sequence[tuple[AgentId, Sample]]) -> None:
         async with self._database.transaction() as connection:
@@ -191,24 +204,20 @@ class Ingest:
             self._herald.announce("agents")
             self._herald.announce("events")
 
-    async def _refuse(self, agent_id: AgentId, kernel_id: KernelId) -> None:
-        """An agent speaks of another's kernel: a mistake of ours, or an agent in wrong hands. Said once a minute."""
-        now = self._clock()
-        last = self._refused.get(agent_id)
-        if last is not None and now - last < timedelta(minutes=1):
+    async def _look_whose(self, agent_id: AgentId, action: str, kernels: Sequence[str]) -> None:
+        """An agent that speaks of another's kernel is on record: a mistake of ours, or an agent in wrong hands.
+
+        Nothing depends on it: every statement that writes what was said asks whose kernel it is by itself.
+        """
+        named = {as_uuid(kernel) for kernel in kernels} - {None}
+        unsure = [kernel for kernel in named if kernel is not None and self._owns.get(kernel) != agent_id]
+        if not unsure:
             return
-        self._refused[agent_id] = now
-        log.error("agent %s reports on kernel %s, which is not its own", agent_id, kernel_id)
-        record = AuditRecord(
-            at=now,
-            user_id=None,
-            access_key=f"agent:{agent_id}",
-            owner_access_key=None,
-            action="report_facts",
-            target=str(kernel_id),
-            outcome="permission_denied",
-            request_id=None,
-        )
         async with self._database.reader() as connection:
-            await write_audit(connection, record)
-        self._herald.announce("events")
+            found = await agents_of(connection, unsure)
+        if len(self._owns) > _MOST_OWNERS:
+            self._owns.clear()
+        self._owns.update(found)
+        for kernel, owner in found.items():
+            if owner != agent_id:
+                await self._refusals.record(agent_id, action, str(kernel))

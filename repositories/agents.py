@@ -11,7 +11,15 @@ from typing import Any, Final
 from uuid import UUID
 
 from agent.wire import AgentHello, DeviceList
-from domain.errors import AgentNotFound, AlreadyExists, Conflict, ResourceGroupNotFound, StillInUse, Unauthenticated
+from domain.errors import (
+    AgentNotFound,
+    AgentRevoked,
+    AlreadyExists,
+    Conflict,
+    ResourceGroupNotFound,
+    StillInUse,
+    Unauthenticated,
+)
 from domain.ids import AgentId, SessionId
 from domain.names import as_uuid
 from domain.placement import DEVICE, GPU, GPU_SHARE
@@ -41,40 +49,41 @@ async def issue_token(connection: Connection, *, expires_at: datetime, now: date
 async def enrol(connection: Connection, token: str, agent_id: AgentId, fingerprint: str, *, now: datetime) -> None:
     """Use up a join token: from now on this agent is whoever holds the certificate of this fingerprint.
 
-    A host that was set up anew may take its old name again, but not while an agent of that name is heard of.
-    Raises Unauthenticated, AlreadyExists.
+    A host that was set up anew may take its old name again, but not while an agent of that name is heard of; and that of
+    one that was revoked only with a token that was made afterwards. Raises Unauthenticated, AlreadyExists, AgentRevoked.
     """
-    used = await connection.fetchval(
+    made_at = await connection.fetchval(
         """
         UPDATE agent_tokens SET used_at = $2, agent_id = $3
-        WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2 RETURNING true
+        WHERE secret_hash = $1 AND used_at IS NULL AND expires_at > $2 RETURNING created_at
         """,
         _hash(token),
         now,
         agent_id,
     )
-    if not used:
+    if made_at is None:
         raise Unauthenticated("This join token is not valid, was used already, or has expired; ask for a new one.")
     pinned = await connection.fetchval(
         """
         INSERT INTO agents (id, fingerprint, created_at) VALUES ($1, $2, $3)
-        ON CONFLICT (id) DO UPDATE SET fingerprint = EXCLUDED.fingerprint
-            WHERE agents.lease_until IS NULL OR agents.lease_until < $3 OR agents.fingerprint = EXCLUDED.fingerprint
+        ON CONFLICT (id) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, revoked_at = NULL, renewed_at = NULL,
+            next_fingerprint = NULL, former_fingerprint = NULL, former_until = NULL
+            WHERE (agents.lease_until IS NULL OR agents.lease_until <= $3 OR agents.fingerprint = EXCLUDED.fingerprint)
+                AND (agents.revoked_at IS NULL OR agents.revoked_at < $4)
         RETURNING true
         """,
         agent_id,
         fingerprint,
         now,
+        made_at,
     )
     if not pinned:
+        if await connection.fetchval("SELECT revoked_at IS NOT NULL FROM agents WHERE id = $1", agent_id):
+            raise AgentRevoked(
+                f"The agent '{agent_id}' was revoked after this token was made; ask for a new one.", agent=agent_id
+            )
         raise AlreadyExists(f"An agent named '{agent_id}' is connected; stop it first, or choose another name.")
     await emit(connection, "agent.enrolled", now=now, cause=Cause(by=f"agent:{agent_id}"), data={"agent": agent_id})
-
-
-async def is_known(connection: Connection, agent_id: AgentId, fingerprint: str) -> bool:
-    """Whether the certificate of this fingerprint belongs to this agent."""
-    pinned = await connection.fetchval("SELECT fingerprint FROM agents WHERE id = $1", agent_id)
-    return pinned is not None and secrets.compare_digest(pinned, fingerprint)
 
 
 # -- being heard of ----------------------------------------------------------------------------------------------------
@@ -97,9 +106,13 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
     Raises AgentNotFound for one that has not joined, Conflict for an older daemon than was heard already.
     """
     agent_id = AgentId(said.agent_id)
-    known = await connection.fetchrow("SELECT uid, boot_no, lost FROM agents WHERE id = $1 FOR NO KEY UPDATE", agent_id)
+    known = await connection.fetchrow(
+        "SELECT uid, boot_no, lost, revoked_at FROM agents WHERE id = $1 FOR NO KEY UPDATE", agent_id
+    )
     if known is None:
         raise AgentNotFound(agent=agent_id)
+    if known["revoked_at"] is not None:
+        raise AgentRevoked(agent=agent_id)
     if known["uid"] == said.uid and said.boot_no < known["boot_no"]:
         raise Conflict("A later start of this agent was heard already; two daemons share one data dir.", agent=agent_id)
     forgot = known["uid"] is not None and known["uid"] != said.uid
@@ -192,7 +205,7 @@ async def heartbeats(
         """
         UPDATE agents a SET seen_at = $2, lease_until = $3
         WHERE id IN (SELECT id FROM agents WHERE id = ANY($1::text[]) ORDER BY id FOR NO KEY UPDATE)
-            AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+            AND revoked_at IS NULL AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
         RETURNING id, lost
         """,
         list(agents),
@@ -414,7 +427,7 @@ async def remove(connection: Connection, agent_id: AgentId, *, now: datetime, lo
         raise AgentNotFound(agent=agent_id)
     living = await connection.fetch(
         """
-        SELECT k.id, s.ended_at IS NULL AS live FROM kernels k JOIN sessions s ON s.id = k.session_id
+        SELECT k.id, s.ended_at IS NULL AND k.attempt = s.attempt AS live FROM kernels k JOIN sessions s ON s.id = k.session_id
         WHERE k.agent_id = $1 AND k.want <> 'NONE' AND k.observed IS DISTINCT FROM 'GONE'
         """,
         agent_id,

@@ -14,7 +14,7 @@ from uuid import UUID
 from agent.wire import Fact, KernelSpec
 from domain.ids import AgentId, KernelId, SessionId
 from domain.names import as_uuid
-from domain.session import DEADLINES, Event, KernelState, KernelView, Status, Want, derive
+from domain.session import DEADLINES, Event, KernelState, KernelView, OnAgentLost, Status, Want, derive
 from repositories.clusters import free
 from repositories.database import Connection
 from repositories.retries import begin_work, retry
@@ -129,6 +129,14 @@ async def renew_pull(connection: Connection, agent_id: AgentId, kernel_id: Kerne
     )
 
 
+async def agents_of(connection: Connection, kernels: Sequence[UUID]) -> dict[UUID, AgentId]:
+    """Where these kernels are; those that are nowhere, or of which nobody knows, are left out."""
+    rows = await connection.fetch(
+        "SELECT id, agent_id FROM kernels WHERE id = ANY($1::uuid[]) AND agent_id IS NOT NULL", list(kernels)
+    )
+    return {row["id"]: AgentId(row["agent_id"]) for row in rows}
+
+
 # -- facts -----------------------------------------------------------------------------------------------------------
 @dataclass(slots=True, kw_only=True)
 class Recorded:
@@ -155,7 +163,7 @@ _NEWS: Final = """
 """
 _SESSION: Final = """
     s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name, s.retrying,
-    s.replaced
+    s.replaced, s.on_agent_lost
 """
 
 
@@ -253,6 +261,7 @@ _REASONS: Final = {
     "mount_refused": "a volume could not be mounted",
     "device_failed": "a GPU of its host failed its check, and is offered no more",
     "gpu_unsupported": "the host's container engine hands out no GPUs",
+    "fenced": "its lease on its host was over",
     "gpu_overused": "it used more GPU memory than its share",
     "agent_restarted": "the host's agent restarted and did not find the container again",
 }
@@ -353,7 +362,8 @@ async def _derive(
     """Move each session by what its kernels are, until nothing follows from it."""
     kernels = await connection.fetch(
         """
-        SELECT k.id, k.session_id, k.want, k.observed, k.exit, k.role, k.id = s.main_kernel_id AS is_main
+        SELECT k.id, k.session_id, k.want, k.observed, k.exit, k.role, k.agent_id, k.fenced_at,
+            k.id = s.main_kernel_id AS is_main
         FROM kernels k JOIN sessions s ON s.id = k.session_id AND s.attempt = k.attempt
         WHERE s.id = ANY($1::uuid[]) AND (k.left_at IS NULL OR k.want <> 'NONE')
         ORDER BY k.session_id, k.id = s.main_kernel_id DESC, k.idx
@@ -365,6 +375,7 @@ async def _derive(
     failed = {session["id"]: bool(session["failed"]) for session in sessions}
     retrying = {session["id"]: bool(session["retrying"]) for session in sessions}
     replaced = {session["id"]: int(session["replaced"]) for session in sessions}
+    replaces = {session["id"]: session["on_agent_lost"] == OnAgentLost.REPLACE for session in sessions}
     moved: list[Moved] = []
     waiting = list(status)
     while waiting:
@@ -372,6 +383,9 @@ async def _derive(
         for one in waiting:
             event = derive(status[one], failed[one], _views(by_session[one], status[one]), retrying=retrying[one])
             if event is Event.FAIL and _placed_again(status[one], replaced[one], by_session[one]):
+                event = Event.MOVE
+            elif event is Event.FAIL and replaces[one] and _fenced_by_its_host(by_session[one]):
+                await _note_host(connection, one)
                 event = Event.MOVE
             if event is not None:
                 following[event, causes[one]].append(_asked(SessionId(one), event, by_session[one]))
@@ -412,12 +426,29 @@ def _placed_again(status: Status, replaced: int, kernels: Sequence[Row]) -> bool
     return bad and not began and replaced < MOST_REPLACEMENTS
 
 
+def _fenced_by_its_host(kernels: Sequence[Row]) -> bool:
+    """It has ended them because nobody renewed their lease, as it was to."""
+    return any((row["exit"] or {}).get("reason") == "fenced" for row in kernels)
+
+
+async def _note_host(connection: Connection, session_id: SessionId) -> None:
+    await connection.execute(
+        """
+        UPDATE sessions s SET moves_from = coalesce((
+            SELECT min(k.agent_id) FROM kernels k
+            WHERE k.session_id = s.id AND k.attempt = s.attempt AND k.exit ->> 'reason' = 'fenced'), '?')
+        WHERE s.id = $1
+        """,
+        session_id,
+    )
+
+
 async def _note_replacement(connection: Connection, sessions: Sequence[SessionId]) -> None:
     await connection.execute(
         """
         UPDATE sessions s SET replaced = s.replaced + 1,
             moves_from = coalesce((SELECT k.agent_id FROM kernels k WHERE k.id = s.main_kernel_id), '?')
-        WHERE s.id = ANY($1::uuid[])
+        WHERE s.id = ANY($1::uuid[]) AND s.moves_from IS NULL
         """,
         list(sessions),
     )
@@ -429,7 +460,12 @@ def _views(kernels: Sequence[Row], status: Status) -> list[KernelView]:
         KernelView(
             want=Want.GONE if ending and row["want"] == Want.RUN else Want(row["want"]),
             is_main=row["is_main"],
-            observed=KernelState(row["observed"]) if row["observed"] else None,
+            # who is fenced runs no more, whatever its host has not said yet
+            observed=KernelState.GONE
+            if row["fenced_at"]
+            else KernelState(row["observed"])
+            if row["observed"]
+            else None,
             finished=bool(row["exit"] and row["exit"].get("finished")),
         )
         for row in kernels
@@ -443,7 +479,7 @@ def _asked(session_id: SessionId, event: Event, kernels: Sequence[Row]) -> Asked
     ended = [row for row in kernels if row["observed"] in ("EXITED", "FAILED", "GONE")]
     broken = [row for row in ended if not (row["exit"] or {}).get("finished")]
     if event is Event.MOVE:
-        broken = [row for row in broken if (row["exit"] or {}).get("reason") == "device_failed"]
+        broken = [row for row in broken if (row["exit"] or {}).get("reason") in ("device_failed", "fenced")]
     row = (ended if event is Event.FINISH else broken or ended)[0]
     if event is Event.FINISH:
         return Asked(session_id=session_id, reason=reason_of(row["exit"]), exit_code=_exit_code(row["exit"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -47,14 +48,22 @@ _FINISH: Final = """
                 'signal', d.signal, 'reason', d.reason, 'output_bytes', d.output_bytes))
         FROM done d JOIN theirs s ON s.id = d.session_id
     )
-    SELECT DISTINCT session_id FROM done
+    SELECT DISTINCT session_id, NULL::text AS agent_id, NULL::uuid AS run_id FROM done
+    UNION ALL SELECT NULL, t.agent_id, t.run_id FROM told t JOIN executions e USING (run_id)
+    WHERE (e.kernel_id, e.agent_id) IS DISTINCT FROM (t.kernel_id, t.agent_id)
 """
 
 
-async def finish_runs(
-    connection: Connection, reports: Sequence[tuple[AgentId, RunDone]], *, now: datetime
-) -> frozenset[SessionId]:
-    """End the executions that agents say are over, and count them for their sessions; whose rows are different now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What reports of ended runs did."""
+
+    sessions: frozenset[SessionId] = frozenset()  #: whose rows are different now
+    refused: tuple[tuple[AgentId, UUID], ...] = ()  #: agents speaking of runs not their own
+
+
+async def finish_runs(connection: Connection, reports: Sequence[tuple[AgentId, RunDone]], *, now: datetime) -> Finished:
+    """End the executions that agents say are over, and count them for their sessions.
 
     A run that ended before, and one of another agent's kernel, changes nothing.
     """
@@ -64,7 +73,7 @@ async def finish_runs(
         if run_id is not None and kernel_id is not None:
             runs.setdefault(run_id, (agent_id, run))
     if not runs:
-        return frozenset()
+        return Finished()
     rows = [
         (
             run_id,
@@ -82,7 +91,10 @@ async def finish_runs(
         for run_id, (agent_id, run) in sorted(runs.items())
     ]
     found = await connection.fetch(_FINISH, *([row[at] for row in rows] for at in range(11)), now)
-    return frozenset(SessionId(row["session_id"]) for row in found)
+    return Finished(
+        sessions=frozenset(SessionId(row["session_id"]) for row in found if row["session_id"] is not None),
+        refused=tuple((AgentId(row["agent_id"]), row["run_id"]) for row in found if row["run_id"] is not None),
+    )
 
 
 async def end_lost_runs(connection: Connection, *, ended_before: datetime, now: datetime) -> int:

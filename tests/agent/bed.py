@@ -54,6 +54,13 @@ class Heard:
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         return self.known.get(agent_id) == fingerprint
 
+    async def trusted(self, shown: Sequence[tuple[AgentId, str]]) -> Sequence[tuple[AgentId, str]]:
+        return shown
+
+    async def renewing(self, agent_id: AgentId, fingerprint: str) -> None: ...
+
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None: ...
+
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None:
         if secret not in self.secrets:
             raise Unauthenticated

@@ -56,7 +56,7 @@ class Manager:
         self.beats: list[AgentId] = []
         self.progress: list[dict[str, Any]] = []
         self.refuses: MoorageError | None = None
-        self.refused = asyncio.Event()
+        self.has_refused = asyncio.Event()
         self._changed = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -68,11 +68,18 @@ class Manager:
     def _take(self) -> None:
         self._changed.set()
         if self.refuses is not None:
-            self.refused.set()
+            self.has_refused.set()
             raise self.refuses
 
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         return self.known.get(agent_id) == fingerprint
+
+    async def trusted(self, shown: Sequence[tuple[AgentId, str]]) -> Sequence[tuple[AgentId, str]]:
+        return shown
+
+    async def renewing(self, agent_id: AgentId, fingerprint: str) -> None: ...
+
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None: ...
 
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None:
         if secret != SECRET:
@@ -512,7 +519,7 @@ async def test_samples_are_told_until_they_are_taken(place: Place) -> None:
     await place.connect(host, hub)
     manager.refuses = DatabaseUnavailable()
     host.samples = list(samples)
-    await asyncio.wait_for(manager.refused.wait(), 10)
+    await asyncio.wait_for(manager.has_refused.wait(), 10)
     assert host.samples == samples
     manager.refuses = None
     await manager.until(lambda: len(manager.samples) == 2)
@@ -530,7 +537,7 @@ async def test_devices_and_checks_of_them_are_told_until_they_are_taken(place: P
     manager.refuses = DatabaseUnavailable()
     host.devices, host.checks = devices, list(checks)
     host.device_news.set()
-    await asyncio.wait_for(manager.refused.wait(), 10)
+    await asyncio.wait_for(manager.has_refused.wait(), 10)
     assert (host.devices, len(host.checks)) == (devices, 450)
     manager.refuses = None
     await manager.until(lambda: len(manager.checks) == 450)
@@ -542,7 +549,7 @@ async def test_facts_and_runs_are_told_to_a_control_process_until_it_takes_them(
     await place.connect(host, api, control)
     manager.refuses = DatabaseUnavailable()
     host.says(*map(a_fact, range(1, 501)), *map(a_run, range(1, 4)))
-    await manager.refused.wait()
+    await manager.has_refused.wait()
     assert len(host.facts) == 500
     manager.refuses = None
     async with asyncio.timeout(10):

@@ -17,7 +17,6 @@ from repositories.agents import (
     get_agent,
     heartbeats,
     hello,
-    is_known,
     issue_token,
     list_agents,
     list_managers,
@@ -28,6 +27,7 @@ from repositories.agents import (
 from repositories.database import Database
 from repositories.drains import cordon, uncordon
 from repositories.placement import snapshot
+from repositories.trust import is_known
 from tests.control.rows import (
     LATER,
     NOW,
@@ -54,9 +54,9 @@ async def test_a_token_lets_one_agent_in_once(database: Database) -> None:
     async with database.transaction() as connection:
         token = await issue_token(connection, expires_at=LATER, now=NOW)
         await enrol(connection, token, A, "print", now=NOW)
-        assert await is_known(connection, A, "print")
-        assert not await is_known(connection, A, "another")
-        assert not await is_known(connection, AgentId("b"), "print")
+        assert await is_known(connection, A, "print", now=NOW)
+        assert not await is_known(connection, A, "another", now=NOW)
+        assert not await is_known(connection, AgentId("b"), "print", now=NOW)
         stored = await connection.fetchval("SELECT secret_hash FROM agent_tokens")
         assert token.encode() not in stored
     for wrong in (token, "guess", ""):
@@ -78,7 +78,7 @@ async def test_a_name_changes_hands_only_while_nobody_is_heard_under_it(database
             await enrol(connection, token, A, "another host's", now=NOW)
     async with database.transaction() as connection:
         await enrol(connection, token, A, "another host's", now=NOW + timedelta(minutes=1))
-        assert await is_known(connection, A, "another host's")
+        assert await is_known(connection, A, "another host's", now=NOW)
 
 
 async def test_only_who_has_joined_may_say_hello_and_no_older_daemon(database: Database) -> None:
