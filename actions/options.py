@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from actions.base import Reading
 from domain.errors import InvalidConfiguration
 from domain.options import check_callback_url, check_labels, check_ports
-from domain.session import Session
+from domain.session import DEFAULT_LEASE_SECONDS, OnAgentLost, Session
 
 
 class Optioned(Protocol):
@@ -22,6 +22,10 @@ class Optioned(Protocol):
     def callback_url(self) -> str | None: ...
     @property
     def idle_timeout(self) -> float | None: ...
+    @property
+    def on_agent_lost(self) -> OnAgentLost: ...
+    @property
+    def agent_lease(self) -> float | None: ...
 
 
 async def checked_options(call: Reading, asked: Optioned) -> dict[str, Any]:
@@ -31,7 +35,20 @@ async def checked_options(call: Reading, asked: Optioned) -> dict[str, Any]:
         "preopen_ports": check_ports(asked.preopen_ports),
         "callback_url": None if asked.callback_url is None else await checked_callback(call, asked.callback_url),
         "idle_timeout_seconds": asked.idle_timeout,
+        "on_agent_lost": asked.on_agent_lost,
+        "agent_lease_seconds": _checked_lease(asked),
     }
+
+
+def _checked_lease(asked: Optioned) -> float | None:
+    if asked.on_agent_lost is OnAgentLost.REPLACE:
+        return asked.agent_lease or DEFAULT_LEASE_SECONDS
+    if asked.agent_lease is not None:
+        raise InvalidConfiguration(
+            "Only a session that is replaced when its host is lost has agent_lease; pass on_agent_lost='replace' as well.",
+            field="agent_lease",
+        )
+    return None
 
 
 async def checked_callback(call: Reading, url: str, session: Session | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -223,6 +223,7 @@ class UserData:
     created_at: datetime
     uid: int | None = None  #: of its containers and volumes; None: everybody's 1000
     gid: int | None = None
+    administers: list[str] = field(default_factory=list)  #: of the projects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +232,10 @@ class KeypairData:
     user: str
     active: bool
     created_at: datetime
-    secret_key: str | None = None  #: only in the answer to its creation
+    requests_per_second: float | None = None  #: of all its credentials together, at one manager; None: any number
+    rotated_at: datetime | None = None  #: since when its secret is what it is
+    previous_until: datetime | None = None  #: until when the secret before it is good as well
+    secret_key: str | None = None  #: only in the answer to its creation or rotation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +244,16 @@ class ProjectData:
     name: str
     domain: str
     members: list[str]
+    created_at: datetime
+    admins: list[str] = field(default_factory=list)  #: of the members
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainData:
+    name: str
+    active: bool
+    users: int
+    projects: int
     created_at: datetime
 
 

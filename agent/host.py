@@ -145,10 +145,14 @@ class Host:
                 "quarantined": list(self._kernels.quarantined),
             },
             facts=[fact.pack() for fact in self._kernels.inventory()],
+            holds=self._kernels.holds(),
             images=images,
             devices=[fact.pack() for fact in gpus.facts()],
             devices_seq=gpus.seq,
         )
+
+    async def epoch_is(self, epoch: int) -> None:
+        await self._kernels.epoch_is(epoch)
 
     def inventory(self) -> Sequence[Fact]:
         return self._kernels.inventory()
@@ -184,6 +188,10 @@ class Host:
 
     async def ensure(self, arguments: Arguments) -> Arguments:
         spec = arguments["spec"]
+        seconds = spec.get("lease_seconds") if spec is not None else None
+        if seconds is not None and self._kernels.lease.left(seconds) <= 0:
+            # it was sent before this host fell silent; what it asks for may run elsewhere by now
+            raise AgentUnavailable("The session's host has not heard of a manager for too long to begin this; ask again.")
         fact = await self._kernels.ensure(
             arguments["kernel_id"],
             arguments["attempt"],
@@ -575,6 +583,8 @@ class Host:
         if asked > state.attempt or (asked == state.attempt and state.observed in _ON_THEIR_WAY):
             raise SessionNotReady
         if asked < state.attempt or state.observed != KernelState.RUNNING:
+            raise SessionEnded
+        if kernel.lease_left <= 0:
             raise SessionEnded
         if kernel.link is None:
             raise AgentUnavailable("The session's host looks for its runner at the moment; ask again.")

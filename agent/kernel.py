@@ -37,6 +37,7 @@ from agent.statistics import Cgroup
 from agent.store import Store, StoredKernel
 from agent.volumes import Volumes, mount_all
 from agent.wire import Fact, KernelSpec, exit_record
+from domain.isolation import Egress
 from domain.session import KernelState, Want
 from runner.lease import EXIT_CODE as LEASE_OVER
 
@@ -50,6 +51,7 @@ _DEFAULT_MILLI_CPU: Final = 1000
 _DEFAULT_MIB: Final = 1024
 _MIB: Final = 1 << 20
 _LOG_TAIL_BYTES: Final = 4096
+_ALIVE: Final = (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING)
 _MOST_NOTICES: Final = 20
 
 
@@ -119,6 +121,7 @@ class Kernel:
         self._telling: asyncio.Task[None] | None = None
         self._adjusting: asyncio.Task[None] | None = None
         self._condemned: dict[str, Any] | None = None  #: why we ended its container ourselves
+        self._unleased = False  #: its lease is over, and it is being ended
         self._off_network = False  #: no container of it is there any more, which nobody has been told yet
 
     def __repr__(self) -> str:
@@ -166,7 +169,7 @@ class Kernel:
     def pursue(self, *, found: ContainerState | None = None, replaces: bool = False) -> None:
         """Begin to make true what is wanted, in place of what was being done. `found`: this container is there already."""
         before = self._task
-        self._off_network, self._condemned = False, None
+        self._off_network, self._condemned, self._unleased = False, None, False
         work = self._bring_up(found, replaces) if self.state.want == Want.RUN else self._take_down()
         if before is not None:
             before.cancel()
@@ -317,6 +320,7 @@ class Kernel:
             state = await engine.inspect(container_id)
             if state is None or state.status != "running":
                 raise StartFailed(self._classify(state))
+            self._house.networks.started(self.spec)
             await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 raise StartFailed(self._classify(await engine.inspect(container_id)))
@@ -433,12 +437,13 @@ class Kernel:
 
     async def end_unleased(self) -> None:
         """By now it may run elsewhere: first what it does is ended, then the container is removed."""
-        if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
+        if self._unleased or self.state.observed not in _ALIVE:
+            return
+        if self.state.observed != KernelState.RUNNING:
             self.pursue()
+            self._unleased = True
             return
-        if self.state.observed != KernelState.RUNNING or self._condemned is not None:
-            return
-        self._condemned = self._lease_over()
+        self._condemned, self._unleased = self._lease_over(), True
         log.warning("%s: %s", self, self._condemned["message"])
         with contextlib.suppress(RunnerError):
             await self.tell_lease()
@@ -797,10 +802,17 @@ class Kernel:
             mounts=mounts,
             gpus={uuid: house.gpus.other_names(uuid) for uuid in holding.devices} if holding is not None else {},
             user=self.user,
-            network=house.defaults.network if network is None else cluster.network_name(spec.session_id),
+            network=self._network(),
             address=None if network is None else network.address,
             profile=spec.profile,
         )
+
+
+    def _network(self) -> str | None:
+        """A session of one container that may reach nothing has no network: services come by the runner's socket."""
+        if cluster.view(self.spec) is not None:
+            return cluster.network_name(self.spec.session_id)
+        return None if self.spec.egress == Egress.NONE else self._house.defaults.network
 
 
 def _hostname(session_name: str) -> str:

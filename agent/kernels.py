@@ -20,6 +20,7 @@ from agent.containers import Containers, ContainerState, EngineError, ImageConfi
 from agent.gpus import Gpus
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
+from agent.lease import LOOK_SECONDS, Lease
 from agent.relief import Relief
 from agent.rings import RingReader, RunnerError
 from agent.runs import Runs
@@ -38,6 +39,7 @@ KEEP_SECONDS: Final = 7 * 86400.0
 _LOOK_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 2.0
 _PURGE_SECONDS: Final = 600.0
+_HOLDING: Final = frozenset({KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING})
 _THAW_SECONDS: Final = 60.0
 T = TypeVar("T")
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -59,6 +61,7 @@ class Kernels:
         most_starts: int | None = None,
         sample_seconds: float = PERIOD_SECONDS,
         networks: Networks | None = None,
+        lease: Lease | None = None,
         volumes: Volumes | None = None,
         gpus: Gpus | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Kernels:
         self.runtime = runtime
         self.defaults = defaults or Defaults()
         self.networks = networks or Networks(engine)
+        self.lease = lease or Lease()
         self.volumes = volumes  #: None: this host keeps none
         self.changed = asyncio.Event()
         self.runs = Runs(store, self.changed)
@@ -170,6 +174,9 @@ class Kernels:
         if spec is None and request.want is Want.RUN:
             raise InvalidRequest("An intent to run says what to run.")
         kernel = self._kernels.get(kernel_id)
+        if kernel is None and spec is not None and spec.begun:
+            log.error("kernel %s has begun, as the manager knows, and nothing of it is here; it does not begin again", kernel_id)
+            request = replace(request, want=Want.GONE)
         if kernel is None:
             unheard_of = StoredKernel(
                 kernel_id=kernel_id,
@@ -239,6 +246,29 @@ class Kernels:
             for kernel in self._kernels.values()
             if kernel.state.generation and not (kernel.state.told and kernel.state.observed == KernelState.GONE)
         ]
+
+    def holds(self) -> dict[str, dict[str, int]]:
+        """The slots of every kernel that has a container, or is to have one."""
+        return {
+            kernel.id: kernel.state.spec.slots
+            for kernel in self._kernels.values()
+            if kernel.state.spec is not None and kernel.state.observed in _HOLDING
+        }
+
+    async def epoch_is(self, epoch: int) -> None:
+        """Of the managers' database. A new one was restored from a backup: what it was told since then, it does not know."""
+        before = await self.store.epoch()
+        if epoch == before:
+            return
+        if before:
+            log.warning("the managers' database was restored from a backup; telling everything again")
+            for kernel in self._kernels.values():
+                kernel.state.told = False
+            self._told.clear()
+            await self.runs.tell_again()
+            self.services.tell_again()
+        await self.store.keep_epoch(epoch)
+        self.news()
 
     async def census(self) -> dict[str, Any]:
         """What the engine really has, container by container."""
@@ -320,17 +350,41 @@ class Kernels:
     async def watch(self) -> None:
         """Follow the engine's hints, and empty what is thrown away. Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_leases())
             group.create_task(self._watch_engine())
             group.create_task(Relief(self._kernels.values).run())
             group.create_task(self.sampler.run())
             group.create_task(self.gpus.run())
             group.create_task(self._clean())
+            group.create_task(self.networks.watch())
+
+    def renewed(self, sent_at: float) -> None:
+        """A control process has answered what was sent then."""
+        self.lease.renewed(sent_at)
+        for kernel in self._kernels.values():
+            if kernel.link is not None and kernel.state.spec is not None and kernel.state.spec.lease_seconds is not None:
+                self._spawn(self._tell_lease(kernel))
+
+    async def _tell_lease(self, kernel: Kernel) -> None:
+        try:
+            await kernel.tell_lease()
+        except RunnerError as error:
+            log.warning("%s: its runner was not told of its lease: %s", kernel, error)
+
+    async def _watch_leases(self) -> None:
+        """On this host's own clock. What is over is ended before anything else is done about it."""
+        while True:
+            for kernel in list(self._kernels.values()):
+                if kernel.lease_left <= 0:
+                    self._spawn(kernel.end_unleased())
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _watch_engine(self) -> None:
         while True:
             with contextlib.suppress(EngineError):
                 await self.engine.watch(self.on_event)
             await asyncio.sleep(1.0)
+            self.networks.look.set()
 
     async def _clean(self) -> None:
         next_purge = next_thaw = 0.0

@@ -19,7 +19,7 @@ from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact, Welcome
 from domain.elapsed import boottime
-from domain.errors import AgentUnavailable, MoorageError
+from domain.errors import AgentUnavailable, InvalidRequest, MoorageError
 
 log = logging.getLogger("moorage.link")
 _TELL_SECONDS: Final = 15.0
@@ -38,6 +38,7 @@ class Teller(Protocol):
     changed: asyncio.Event
 
     async def hello(self) -> AgentHello: ...
+    async def epoch_is(self, epoch: int) -> None: ...
     def inventory(self) -> Sequence[Fact]: ...
     def pending_facts(self) -> Sequence[Fact]: ...
     def facts_acknowledged(self, facts: Iterable[Fact]) -> None: ...
@@ -147,8 +148,10 @@ class Connection:
             try:
                 said = replace(await self._teller.hello(), beside=self.peer is not None)
                 sent_at = boottime()
-                answer = await peer.request(wire.HELLO, said.pack(), timeout_seconds=30.0)
-                self.peer, self.welcome = peer, Welcome.unpack(answer)
+                welcome = await _greet(peer, said)
+                if welcome.epoch:
+                    await self._teller.epoch_is(welcome.epoch)
+                self.peer, self.welcome = peer, welcome
                 if self.is_control:
                     self._on_answer(sent_at)
                 self._on_managers(self.welcome.managers)
@@ -391,6 +394,18 @@ class Links:
             controls = [connection for connection, _ in self._connections.values() if connection.is_control]
             self._told = random.choice(controls) if controls else None  # noqa: S311 - spreads the load, no secret
         return self._told.peer if self._told is not None else None
+
+
+async def _greet(peer: Peer, said: AgentHello) -> Welcome:
+    """A manager of the release before knows nothing of newer protocols, and refuses them: it is spoken to in its own."""
+    try:
+        answer = await peer.request(wire.HELLO, said.pack(), timeout_seconds=30.0)
+    except InvalidRequest:
+        if said.protocol <= wire.OLDEST_PROTOCOL:
+            raise
+        older = replace(said, protocol=wire.OLDEST_PROTOCOL)
+        answer = await peer.request(wire.HELLO, older.pack(), timeout_seconds=30.0)
+    return Welcome.unpack(answer)
 
 
 async def open_channel(stream: Mapping[str, Any], tls: ssl.SSLContext) -> Channel:

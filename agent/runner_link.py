@@ -271,6 +271,10 @@ class RunnerLink(asyncio.Protocol):
         """A line in the container's log."""
         await self._ask({"op": "note"}, text.encode(), seconds=5.0)
 
+    async def lease(self, until: float, left: float) -> None:
+        """The container ends itself then, unless it hears otherwise; `until` by the host's clock, as runner.lease has it."""
+        await self._ask({"op": "lease", "until": until, "left": left}, seconds=5.0)
+
     async def ping(self) -> None:
         """The runner answers."""
         await self._ask({"op": "hello", "protocol": PROTOCOL})

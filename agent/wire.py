@@ -15,7 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeVar
 
-PROTOCOL_VERSION: Final = 1
+from domain.errors import InvalidRequest
+
+PROTOCOL_VERSION: Final = 2
+#: The release before this one speaks it, and each release understands the one before.
+OLDEST_PROTOCOL: Final = 1
 #: One WebSocket frame; longer messages are split, so that none holds up the others.
 MAX_FRAME_BYTES: Final = 64 * 1024
 #: One whole message, put together again.
@@ -101,6 +105,8 @@ class KernelSpec(Message):
     role: str = "main"  #: main, or worker
     index: int = 1
     image: str  #: as the engine knows it
+    #: this attempt has been heard of: it is to go on where it is there, and never to begin a second time
+    begun: bool = False
     architecture: str = "x86_64"
     slots: dict[str, int] = field(default_factory=dict)  #: milli-CPU, MiB, units
     devices: dict[str, int] = field(default_factory=dict)  #: allocated devices, by slot name `gpu/UUID`
@@ -193,8 +199,8 @@ def exit_record(
 
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
     bootstrap_failed, mount_refused, agent_restarted, device_failed (a device of it is not fit to be used, and is reported
-    as such), fenced (its lease was over), gpu_unsupported (the host's engine hands no devices to containers), gpu_overused; `finished` is true when the
-    main work came to its own end.
+    as such), fenced (its lease was over), superseded (a manager says so: a later attempt is there), gpu_unsupported (the
+    host's engine hands no devices to containers), gpu_overused; `finished` is true when the main work came to its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
 
@@ -203,7 +209,8 @@ def exit_record(
 class AgentHello(Message):
     """The first message on every connection."""
 
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = PROTOCOL_VERSION  #: the newest that the agent speaks
+    oldest_protocol: int = OLDEST_PROTOCOL  #: and the oldest; protocol 1 does not say
     agent_id: str
     uid: str  #: of the data dir: a new one means that the agent remembers nothing
     boot_no: int  #: counts starts of the daemon on this data dir
@@ -216,7 +223,20 @@ class AgentHello(Message):
     images: list[str] = field(default_factory=list)
     devices: list[dict[str, Any]] = field(default_factory=list)  #: `DeviceFact`s; amounts: `resources`
     devices_seq: int = 0  #: as that of `DeviceList`: the list of which this is, or came after
+    holds: dict[str, dict[str, int]] = field(default_factory=dict)  #: the slots of each kernel that has a container
     beside: bool = False  #: the connection before still works: what was asked over it is answered there
+
+
+def common_protocol(said: AgentHello) -> int:
+    """What both sides speak: the newest of the older one. Raises InvalidRequest when that is too old for either."""
+    common = min(said.protocol, PROTOCOL_VERSION)
+    if common < max(OLDEST_PROTOCOL, said.oldest_protocol if said.protocol > 1 else 1):
+        older = "agent" if said.protocol < PROTOCOL_VERSION else "manager"
+        raise InvalidRequest(
+            f"The agent speaks protocol {said.protocol}, the manager {PROTOCOL_VERSION}, and they understand only one "
+            f"release apart; upgrade the {older} (version {said.version} is the agent's)."
+        )
+    return common
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +306,9 @@ class Welcome(Message):
     managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0
+    protocol: int = 1  #: what both sides speak from now on
+    #: of the database: a new one means that it was restored from a backup, and is to be told everything again. 0: unknown
+    epoch: int = 0
     authorities: str | None = None  #: PEM: all that are to be trusted, the one that signs first
 
 

@@ -10,11 +10,13 @@ from datetime import datetime
 from ipaddress import IPv4Network
 from uuid import UUID
 
+from domain.elapsed import boottime
 from manager import image_tasks, volume_tasks
 from manager.clock import DatabaseClock
 from manager.dependencies import Dependencies
 from manager.dispatcher import ConnectedAgents, Dispatcher
 from manager.drains import Drains, FairShares
+from manager.fencing import Replacements
 from manager.herald import Herald
 from manager.housekeeping import Purger, Sequencer
 from manager.idle import IdleCheckers
@@ -26,7 +28,7 @@ from manager.scheduling import Scheduler
 from manager.services import ServiceKeeper
 from manager.tails import Tails
 from manager.tasks import TaskLoop, Tools
-from manager.vault import Vault
+from manager.vault import AuditSeal, Vault
 from manager.webhooks import Callbacks, Webhooks, WebhookSettings
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
@@ -52,9 +54,11 @@ class Control:
         *,
         manager_id: UUID,
         clock: Callable[[], datetime] | None = None,
+        elapsed: Callable[[], float] = boottime,
         jitter: Callable[[], float] = random.random,
         settings: ControlSettings | None = None,
         vault: Vault | None = None,
+        seal: AuditSeal | None = None,
     ) -> None:
         settings = settings or ControlSettings()
         self._shared_clock = DatabaseClock(database)
@@ -70,10 +74,11 @@ class Control:
         self.services = ServiceKeeper(database, herald, agents, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
+        self.replacements = Replacements(database, herald, clock=clock, elapsed=elapsed)
         self.drains = Drains(database, herald, clock=clock)
         self.fair_shares = FairShares(database, clock=clock)
-        self.sequencer = Sequencer(database, herald)
-        self.purger = Purger(database, keep=settings.keep, clock=clock)
+        self.sequencer = Sequencer(database, herald, seal=seal)
+        self.purger = Purger(database, keep=settings.keep, clock=clock, seal=seal)
         self.tails = Tails(database, agents, clock=clock)
         self.idle_checkers = IdleCheckers(database, herald, clock=clock)
         tools = Tools(database=database, herald=herald, agents=agents, clock=clock, vault=vault)
@@ -116,6 +121,7 @@ class Control:
             self.services,
             self.deadlines,
             self.lost_agents,
+            self.replacements,
             self.drains,
             self.fair_shares,
             self.sequencer,

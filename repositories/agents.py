@@ -116,6 +116,7 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
     if known["uid"] == said.uid and said.boot_no < known["boot_no"]:
         raise Conflict("A later start of this agent was heard already; two daemons share one data dir.", agent=agent_id)
     forgot = known["uid"] is not None and known["uid"] != said.uid
+    strangers = await _strangers(connection, agent_id, said)
     await connection.execute(
         """
         UPDATE agents SET uid = $2, boot_no = $3, hostname = $4, architecture = $5, version = $6, info = $7, images = $8,
@@ -127,7 +128,7 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
         said.hostname,
         said.architecture,
         said.version,
-        said.info,
+        {**said.info, "quarantined": [*said.info.get("quarantined", []), *strangers.values()]},
         said.images,
         now,
         now + timedelta(seconds=lease_seconds),
@@ -142,7 +143,8 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
     told = await devices.record(connection, agent_id, said.devices, now) if newest else devices.Changed()
     changed |= told.sessions
     # last: everybody locks sessions before resources
-    await set_resources(connection, agent_id, said.resources, of_devices=None if newest else False)
+    left = _without(said.resources, [said.holds.get(str(kernel), {}) for kernel in strangers])
+    await set_resources(connection, agent_id, left, of_devices=None if newest else False)
     return Greeted(
         changed=frozenset(changed),
         moved=tuple(moved),
@@ -150,6 +152,28 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
         forgot=forgot,
         told=bool(told.out or told.back),
     )
+
+
+async def _strangers(connection: Connection, agent_id: AgentId, said: AgentHello) -> dict[UUID, str]:
+    """Kernels that have a container there and none here: of a time after the backup that was restored. Left alone."""
+    there = [(as_uuid(str(fact.get("kernel_id"))), fact.get("attempt")) for fact in said.facts]
+    attempts = {kernel: n for kernel, n in there if kernel is not None and isinstance(n, int) and str(kernel) in said.holds}
+    rows = await connection.fetch(
+        """
+        SELECT f.id, f.attempt FROM unnest($2::uuid[], $3::bigint[]) AS f(id, attempt)
+        LEFT JOIN kernels k ON k.id = f.id AND k.agent_id = $1
+        WHERE k.id IS NULL OR k.attempt < f.attempt OR k.observed = 'GONE' OR k.want = 'NONE'
+        """,
+        agent_id,
+        list(attempts),
+        list(attempts.values()),
+    )
+    return {row["id"]: f"moorage-{row['id'].hex}-{row['attempt']}" for row in rows}
+
+
+def _without(amounts: Mapping[str, int], taken: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """What quarantined containers hold is not offered to anybody."""
+    return {name: max(0, amount - sum(one.get(name, 0) for one in taken)) for name, amount in amounts.items()}
 
 
 async def change_devices(

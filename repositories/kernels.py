@@ -61,7 +61,7 @@ async def claim(
             ORDER BY next_try_at LIMIT $5 FOR UPDATE SKIP LOCKED
         ) AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
         RETURNING k.id, k.session_id, k.agent_id, k.attempt, k.generation, k.want, k.tries,
-            CASE k.want WHEN 'RUN' THEN k.spec END AS spec
+            CASE k.want WHEN 'RUN' THEN k.spec || jsonb_build_object('begun', k.observed IS NOT NULL) END AS spec
         """,
         list(agents),
         by,
@@ -262,6 +262,7 @@ _REASONS: Final = {
     "device_failed": "a GPU of its host failed its check, and is offered no more",
     "gpu_unsupported": "the host's container engine hands out no GPUs",
     "fenced": "its lease on its host was over",
+    "superseded": "the database was restored from a backup that is older than the session's last restart",
     "gpu_overused": "it used more GPU memory than its share",
     "agent_restarted": "the host's agent restarted and did not find the container again",
 }

@@ -23,6 +23,7 @@ from typing import Any
 from runner import processes, ring
 from runner.files import Files, Refused
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
+from runner.lease import Lease, end_now
 from runner.loop import READ, WRITE, Loop, Timer
 from runner.streamed import Line
 from runner.terminals import Terminals
@@ -275,6 +276,7 @@ class Supervisor:
         with open(os.path.join(link, "config.json"), encoding="utf-8") as config:
             self.config = Config(json.load(config))
         self.loop = Loop(self._report)
+        self._lease = Lease(self.loop, end_now)
         self.connections: set[Connection] = set()
         self.runs: dict[str, Run] = {}  #: unfinished ones
         self._queue: deque[Run] = deque()
@@ -312,6 +314,7 @@ class Supervisor:
             "disarm": self._disarm,
             "status": self._status,
             "note": self._note,
+            "lease": self._renew,
             "listening": self._listening,
             "terminals": lambda *_: {"terminals": self._terminals.listed()},
             "environ": self._environ,
@@ -428,6 +431,13 @@ class Supervisor:
         self._say(body.decode("utf-8", "replace"))
         self._write_log()
         return {}
+
+    def _renew(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        """The agent has heard of the manager: until then this container may live."""
+        until, left = header.get("until"), header.get("left")
+        if not isinstance(until, (int, float)) or not isinstance(left, (int, float)):
+            raise Refused("invalid_request", "'until' and 'left' are numbers of seconds.")
+        return self._lease.renew(float(until), float(left))
 
     def _status(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         def count() -> dict[str, Any]:

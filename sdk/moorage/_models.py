@@ -175,6 +175,8 @@ class SessionInfo(Model):
     exit_code: int | None = None
     agent: str | None = None
     agent_lost: bool = False
+    on_agent_lost: str = ""
+    agent_lease: float | None = None
     attempt: int = 0
     version: int = 0
     activity: int = 0

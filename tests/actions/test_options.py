@@ -94,6 +94,27 @@ SCENARIOS: Final = {
     "a_port_that_is_none": refused(create(preopen_ports=(0,)), InvalidConfiguration),
     "too_many_ports": refused(create(preopen_ports=tuple(range(1, 40))), InvalidConfiguration),
     "an_idle_timeout_of_nothing": refused(create(idle_timeout=0), InvalidRequest),
+    "it_stays_with_a_lost_host_unless_asked_otherwise": TestScenario(
+        do=create(),
+        answer=lambda a: (a.session_data.on_agent_lost, a.session_data.agent_lease) == ("keep", None),
+        then_rows=CREATED,
+    ),
+    "it_is_replaced_after_a_lease": TestScenario(
+        do=create(on_agent_lost="replace"),
+        answer=lambda a: (a.session_data.on_agent_lost, a.session_data.agent_lease) == ("replace", 60.0),
+        then_rows=CREATED,
+    ),
+    "a_lease_of_its_own": TestScenario(
+        do=create(on_agent_lost="replace", agent_lease=20),
+        answer=lambda a: a.session_data.agent_lease == 20.0,
+        then_rows=CREATED,
+    ),
+    "a_lease_without_being_replaced": refused(create(agent_lease=60), InvalidConfiguration),
+    "a_lease_that_a_moment_of_trouble_ends": refused(
+        create(on_agent_lost="replace", agent_lease=19), InvalidRequest
+    ),
+    "a_lease_without_end": refused(create(on_agent_lost="replace", agent_lease=1e6), InvalidRequest),
+    "another_fate": refused(create(on_agent_lost="forget"), InvalidRequest),
     "a_callback_with_a_secret_to_sign": TestScenario(
         given=(A_SECRET,),
         do=create(callback_url="https://hooks.example.org/x?y=1"),

@@ -25,7 +25,6 @@ from tests.control.rows import (
     destroy,
     fact_of,
     history_of,
-    kernels_of,
     plan_and_place,
     row_of,
     status_of,

@@ -59,6 +59,17 @@ def carried_options(function: F) -> F:
             help="On no host with a session of yours that has this label (repeatable).",
         ),
         click.option("--agent", metavar="HOST", help="On this host; for administrators."),
+        click.option(
+            "--on-agent-lost",
+            type=click.Choice(["keep", "replace"]),
+            help="When its host falls silent: wait for it, or begin anew elsewhere. [default: keep]",
+        ),
+        click.option(
+            "--agent-lease",
+            type=click.FloatRange(20, 86400),
+            metavar="SECONDS",
+            help="With replace: how long its host may be silent. [default: 60]",
+        ),
     ]
     for option in reversed(options):
         function = option(function)

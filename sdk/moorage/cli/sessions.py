@@ -134,9 +134,13 @@ def creation_fields(
     host_labels: Iterable[tuple[str, str | None]],
     apart_from: Iterable[tuple[str, str | None]],
     agent: str | None,
+    on_agent_lost: str | None,
+    agent_lease: float | None,
     **batch: Any,
 ) -> dict[str, Any]:
     return {
+        "on_agent_lost": on_agent_lost,
+        "agent_lease": agent_lease,
         **carried_fields(labels, ports, callback_url, idle_timeout, resource_group, host_labels, apart_from, agent),
         "mounts": [parse_mount(text) for text in mounts] or None,
         **batch_fields(**batch),
@@ -350,6 +354,9 @@ def info_command(session: str, gpus: bool, as_json: bool) -> None:
             "holds": terminal.slots_text(info.occupied_slots),
             "kernels": kernels_text(info),
             "host": (info.agent or "") + (" (does not answer)" if info.agent_lost else ""),
+            "host silent": None
+            if info.on_agent_lost != "replace"
+            else f"begins anew elsewhere after {terminal.span(info.agent_lease or 0)} and a moment",
             "resource group": info.resource_group or None,
             "host has to be": constraints_text(info.constraints),
             "isolation": f"{info.profile}, egress {info.egress}" if info.profile else None,
