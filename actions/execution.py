@@ -30,6 +30,7 @@ from actions.base import (
 from actions.cursor import decode_cursor, encode_cursor
 from agent.client import KernelAddress
 from agent.wire import RECORD, RECORD_KINDS, Record, RunRead, decode_records
+from domain.crash import reach
 from domain.errors import AgentUnavailable, InvalidRequest, RunNotFound
 from domain.ids import KernelId, RunId
 from domain.names import as_uuid
@@ -190,6 +191,7 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
                     "request_id": call.request_id,
                 },
             )
+        reach("action.execute_session.indexed")
         call.service.announce("events")
         if attempt is None:
             async with call.service.reading(call) as reading:

@@ -22,6 +22,7 @@ from docker.utils import kwargs_from_env, parse_repository_tag
 
 from agent import gpu_request
 from agent.profiles import confinement
+from domain.crash import reach
 from domain.isolation import Profile
 
 log = logging.getLogger("moorage.agent.containers")
@@ -233,12 +234,12 @@ class Containers:
                 check_duplicate=True,
             )
 
-        await self._call(make)
+        await self._call(make, "create_network")
 
     async def unmake_network(self, name: str) -> None:
         """It is no error when it is gone."""
         try:
-            await self._call(lambda: self._client.remove_network(name))
+            await self._call(lambda: self._client.remove_network(name), "remove_network")
         except EngineError as error:
             if error.missing != "network":
                 raise
@@ -269,7 +270,7 @@ class Containers:
     async def create(self, spec: ContainerSpec) -> str:
         """Create the container, or find the one of this name that an earlier call made. Its id."""
         try:
-            return await self._call(lambda: self._create(spec))
+            return await self._call(lambda: self._create(spec), "create")
         except EngineError:
             if (there := await self.inspect(spec.name)) and there.labels.get(LABEL) == self._uid:
                 return there.id
@@ -347,13 +348,14 @@ class Containers:
                 cpu_quota=cpu_quota_us(cpu_milli),
                 mem_limit=memory,
                 memswap_limit=memory,
-            )
+            ),
+            "update",
         )
 
     async def start(self, container_id: str) -> None:
         """Start it. Does nothing when it runs; the network is made again when it has vanished."""
         try:
-            await self._call(lambda: self._client.start(container_id))
+            await self._call(lambda: self._client.start(container_id), "start")
         except EngineError as error:
             if error.missing != "network":
                 raise
@@ -412,10 +414,10 @@ class Containers:
         }
 
     async def freeze(self, container: str) -> None:
-        await self._call(lambda: self._client.pause(container))
+        await self._call(lambda: self._client.pause(container), "pause")
 
     async def thaw(self, container: str) -> None:
-        await self._call(lambda: self._client.unpause(container))
+        await self._call(lambda: self._client.unpause(container), "unpause")
 
     async def signal(self, container: str, signal: str) -> None:
         await self._call(lambda: self._client.kill(container, signal))
@@ -423,7 +425,7 @@ class Containers:
     async def remove(self, container: str) -> None:
         """Kill and remove; it is no error when it is gone or going."""
         try:
-            await self._call(lambda: self._client.remove_container(container, force=True, v=True))
+            await self._call(lambda: self._client.remove_container(container, force=True, v=True), "remove")
         except EngineError as error:
             if error.missing != "container" and "already in progress" not in str(error):
                 raise
@@ -488,13 +490,19 @@ class Containers:
             # closing waits for nothing: the socket is shut, and the thread's read ends
             stream.close()
 
-    async def ask(self, question: Callable[[Any], T], *, slow: bool = False) -> T:
+    async def ask(self, question: Callable[[Any], T], what: str = "", *, slow: bool = False) -> T:
         """For `agent.images`: ask the engine's client, in a thread, with its refusals as EngineError."""
-        return await self._call(lambda: question(self._patient if slow else self._client))
+        return await self._call(lambda: question(self._patient if slow else self._client), what)
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], what: str = "") -> T:
+        """`what` names the crash points of a call that changes something."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+            if what:
+                reach("agent.docker", what, "before")
+            done = await asyncio.get_running_loop().run_in_executor(self._threads, function)
+            if what:
+                reach("agent.docker", what, "after")
+            return done
         except ImageNotFound as error:
             raise EngineError(error.explanation or str(error), missing="image") from None
         except NotFound as error:

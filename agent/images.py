@@ -99,7 +99,7 @@ class Images:
         """What has changed in the container's own file system, as a layer. Mounts are not in it. Freeze it before."""
         repository, tag = scrap_name(job).split(":")
         await self._engine.ask(
-            lambda client: client.commit(container, repository=repository, tag=tag, pause=False), slow=True
+            lambda client: client.commit(container, repository=repository, tag=tag, pause=False), "commit", slow=True
         )
         made = await self.look(scrap_name(job))
         if made is None:
@@ -133,7 +133,7 @@ class Images:
                 if "error" in line:
                     raise EngineError(str(line["error"]))
 
-        await self._engine.ask(load, slow=True)
+        await self._engine.ask(load, "load", slow=True)
         made = await self.look(name)
         if made is None:
             raise EngineError("the engine took the image, and does not have it")
@@ -176,7 +176,7 @@ class Images:
     async def remove(self, name: str) -> bool:
         """False when it is not there. Layers that no other image has go with it."""
         try:
-            await self._engine.ask(lambda client: client.remove_image(name, force=False, noprune=False))
+            await self._engine.ask(lambda client: client.remove_image(name, force=False, noprune=False), "remove_image")
         except EngineError as error:
             if error.missing == "image":
                 return False
@@ -199,7 +199,7 @@ class Images:
             finally:
                 client.remove_container(made["Id"], force=True, v=True)
 
-        await self._engine.ask(give, slow=True)
+        await self._engine.ask(give, "fill", slow=True)
 
 
 def scrap_name(job: str) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
+from runner.lease import EXIT_CODE as LEASE_OVER
+
 from agent import cluster, gpu_request, runtime
 from agent.containers import (
     USER,
@@ -37,9 +39,9 @@ from agent.statistics import Cgroup
 from agent.store import Store, StoredKernel
 from agent.volumes import Volumes, mount_all
 from agent.wire import Fact, KernelSpec, exit_record
+from domain.crash import reach
 from domain.isolation import Egress
 from domain.session import KernelState, Want
-from runner.lease import EXIT_CODE as LEASE_OVER
 
 log = logging.getLogger("moorage.agent.kernel")
 T = TypeVar("T")
@@ -704,6 +706,7 @@ class Kernel:
     async def _keep_outputs(self, patterns: Sequence[str]) -> None:
         try:
             await asyncio.to_thread(keep, self.folders.scratch, self.folders.results, patterns)
+            reach("agent.files.results.kept")
         except OSError as error:  # the end of a session is not held up by its files
             log.warning("%s: its results could not all be kept: %s", self, error)
 

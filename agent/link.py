@@ -18,6 +18,7 @@ from agent import wire
 from agent.rpc import Handler, Peer
 from agent.streams import Channel, dial
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact, Welcome
+from domain.crash import reach
 from domain.elapsed import boottime
 from domain.errors import AgentUnavailable, InvalidRequest, MoorageError
 
@@ -332,10 +333,12 @@ class Links:
                 while facts := list(self._teller.pending_facts())[:_MOST_AT_ONCE]:
                     said = {"facts": [fact.pack() for fact in facts]}
                     await control.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)
+                    reach("agent.told.facts")
                     self._teller.facts_acknowledged(facts)
                 while services := list(self._teller.pending_services())[:_MOST_AT_ONCE]:
                     said = {"services": [fact.pack() for fact in services]}
                     await control.request(wire.SERVICES, said, timeout_seconds=_TELL_SECONDS)
+                    reach("agent.told.services")
                     self._teller.services_acknowledged(services)
             except MoorageError as error:
                 log.warning("the manager did not take what it was told (%s); telling it again", error)
@@ -351,6 +354,7 @@ class Links:
                 while (control := self._control()) and (runs := list(self._teller.pending_runs())[:_MOST_AT_ONCE]):
                     said = {"runs": [run.pack() for run in runs]}
                     await control.request(wire.RUNS_DONE, said, timeout_seconds=_TELL_SECONDS)
+                    reach("agent.told.runs")
                     self._teller.runs_acknowledged(runs)
             except MoorageError as error:
                 log.warning("the manager did not take the ends of runs (%s); telling it again", error)
@@ -384,6 +388,7 @@ class Links:
                     samples = pending[:_MOST_SAMPLES_AT_ONCE]
                     said = {"samples": [sample.pack() for sample in samples]}
                     await control.request(wire.SAMPLES, said, timeout_seconds=_TELL_SECONDS)
+                    reach("agent.told.samples")
                     self._teller.samples_acknowledged(samples)
             except MoorageError as error:
                 log.debug("the manager did not take the samples (%s); telling them again", error)

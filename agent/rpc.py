@@ -13,6 +13,7 @@ import msgpack
 from aiohttp import WSMsgType
 
 from agent.wire import MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
+from domain.crash import reach
 from domain.errors import AgentUnavailable, Internal, InvalidRequest, MoorageError, TooManyRequests, from_code
 
 log = logging.getLogger("moorage.rpc")
@@ -242,7 +243,9 @@ class Peer:
                 raise TooManyRequests
             if (handler := self._handlers.get(name)) is None:
                 raise InvalidRequest(f"The other side does not know '{name}'; it may be of another version.")
-            await self._send(_ANSWER, number, await handler(arguments))
+            answer = await handler(arguments)
+            reach("answer", name)
+            await self._send(_ANSWER, number, answer)
         except asyncio.CancelledError:
             raise
         except AgentUnavailable as error:

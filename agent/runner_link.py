@@ -23,6 +23,7 @@ from typing import Any, Final, cast
 
 from agent.client import FilePage, FileStat
 from agent.rings import RunnerError, close_unfinished
+from domain.crash import reach
 from runner.frames import CHUNK, LENGTHS, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.ring import RECENT_BYTES
 
@@ -110,8 +111,10 @@ def prepare_link(link_dir: Path, config: RunnerConfig, *, uid: int = 1000, gid: 
         for name in (_SOCKET, "ready", "config.json"):
             _clear(folder, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        reach("agent.files.link.cleared")
         with os.fdopen(os.open("config.json", flags, 0o444, dir_fd=folder), "w", encoding="utf-8") as out:
             json.dump(asdict(config), out)
+        reach("agent.files.link.configured")
         os.mkfifo("ready", 0o600, dir_fd=folder)
         fifo = os.open("ready", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         if own:
@@ -356,7 +359,9 @@ class RunnerLink(asyncio.Protocol):
                     raise
                 # the runner has hung up before the end: its answer says why
             async with _transfer(FILE_SECONDS):
-                return await self._answer_on(sock)
+                answer = await self._answer_on(sock)
+            reach("agent.runner", header["op"], "after")
+            return answer
 
     async def archive(self, paths: Sequence[str]) -> Archive:
         """A tar stream of files and folders; links stay links. Closing the stream stops the runner's work on it."""
@@ -438,7 +443,9 @@ class RunnerLink(asyncio.Protocol):
         number, future = self._send(header, body)
         deadline = self._loop.call_later(seconds, self._give_up, number, seconds)
         try:
-            return _result(await future, nullable=nullable)
+            answer = _result(await future, nullable=nullable)
+            reach("agent.runner", header["op"], "after")
+            return answer
         finally:
             deadline.cancel()
             self._pending.pop(number, None)
@@ -452,6 +459,7 @@ class RunnerLink(asyncio.Protocol):
         )
         try:
             frame = await future
+            reach("agent.runner", header["op"], "after")
             return {**_result(frame), "records": frame["body"]}
         except asyncio.CancelledError:
             self._disarm(number)
@@ -476,6 +484,7 @@ class RunnerLink(asyncio.Protocol):
     def _send(self, header: dict[str, Any], body: bytes) -> tuple[int, asyncio.Future[dict[str, Any]]]:
         if self.lost.is_set() or self._transport is None:
             raise RunnerError("runner_lost", "The session's runner is gone; restart the session.")
+        reach("agent.runner", header["op"], "before")
         self._next_id += 1
         header["id"] = self._next_id
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -533,6 +542,7 @@ class RunnerLink(asyncio.Protocol):
     async def _stream(self, header: dict[str, Any]) -> AsyncIterator[socket.socket]:
         if self.lost.is_set():
             raise RunnerError("runner_lost", "The session's runner is gone; restart the session.")
+        reach("agent.runner", header["op"], "before")
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 sock = await self._address.connect()

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from domain.crash import reach
+
 
 @dataclass(frozen=True, slots=True)
 class Folders:
@@ -30,11 +32,14 @@ class Folders:
         shutil.rmtree(self.private, ignore_errors=True)
         if self.scratch.exists():
             trash.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            reach("agent.files.discard.before")
             self.scratch.rename(trash)
+            reach("agent.files.discard.after")
 
 
 def make_scratch(folder: Path, uid: int, gid: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reach("agent.files.scratch.made")
     if os.geteuid() == 0 and folder.stat().st_uid != uid:
         os.chown(folder, uid, gid)
 
@@ -48,6 +53,7 @@ def set_aside(link: Path, run_id: str, new_name: str) -> None:
             rings = os.open("ring", flags, dir_fd=above)
             try:
                 os.rename(run_id, new_name, src_dir_fd=rings, dst_dir_fd=rings)
+                reach("agent.files.ring.set_aside")
             finally:
                 os.close(rings)
         finally:

@@ -23,6 +23,7 @@ from agent.containers import USER, Containers, EngineError, ImageConfig
 from agent.images import AGENT_LABEL, HOME_LABEL, SCRAP, TASK_LABEL, ImageFacts, Images, scrap_name
 from agent.jobs import Jobs, Progress, Stopped
 from agent.kernel import Kernel
+from domain.crash import reach
 from domain.errors import (
     AgentUnavailable,
     CommitFailed,
@@ -133,6 +134,7 @@ class Snapshots:
             async with self._frozen(kernel, container):
                 begun = time.monotonic()
                 packed = await self._pack(kernel.folders.scratch, layer, progress)
+                reach("agent.files.layer.packed")
                 if may_differ:
                     layers = list((await _to_its_end(self.images.commit(container, job))).layers)
             frozen = time.monotonic() - begun
@@ -242,6 +244,7 @@ class Snapshots:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
         await asyncio.to_thread(marker.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+        reach("agent.files.home.filled")
         await asyncio.to_thread(marker.touch)
 
     # -- registries and the rest -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from agent.wire import Fact, KernelSpec, RunDone
+from domain.crash import reach
 
 T = TypeVar("T")
 
@@ -123,6 +124,7 @@ class Store:
             with _transaction(connection):
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('uid', ?), ('boot_no', '0')", (uuid4().hex,))
                 connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'boot_no'")
+            reach("agent.store.boot.after")
             meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
             return connection, meta["uid"], int(meta["boot_no"])
 
@@ -166,7 +168,8 @@ class Store:
                 " changed_at = excluded.changed_at, told = excluded.told"
                 " WHERE (excluded.attempt, excluded.generation) >= (kernels.attempt, kernels.generation)",
                 row,
-            )
+            ),
+            "save",
         )
 
     async def forget(self, kernel_ids: Iterable[str]) -> None:
@@ -177,15 +180,18 @@ class Store:
                 self._connection.executemany("DELETE FROM kernels WHERE kernel_id = ?", rows)
                 self._connection.executemany("DELETE FROM runs WHERE kernel_id = ? AND told = 1", rows)
 
-        await self._call(delete)
+        await self._call(delete, "forget")
 
     async def begin_run(self, run_id: str, kernel_id: str, attempt: int) -> bool:
         """Exactly one caller gets True, and may deliver the code; False: it was delivered, or is being so."""
 
         def insert() -> bool:
             statement = "INSERT OR IGNORE INTO runs (run_id, kernel_id, attempt) VALUES (?, ?, ?)"
+            reach("agent.store.begin_run.before")
             with self._lazily():
-                return self._connection.execute(statement, (run_id, kernel_id, attempt)).rowcount == 1
+                begun = self._connection.execute(statement, (run_id, kernel_id, attempt)).rowcount == 1
+            reach("agent.store.begin_run.after")
+            return begun
 
         if self._lock.acquire(blocking=False):
             try:
@@ -217,7 +223,8 @@ class Store:
     async def refuse_run(self, run_id: str) -> None:
         """Its code was refused, so it never ran."""
         await self._call(
-            lambda: self._connection.execute("DELETE FROM runs WHERE run_id = ? AND done IS NULL", (run_id,))
+            lambda: self._connection.execute("DELETE FROM runs WHERE run_id = ? AND done IS NULL", (run_id,)),
+            "refuse_run",
         )
 
     async def finish_runs(self, runs: Sequence[RunDone]) -> list[RunDone]:
@@ -232,7 +239,7 @@ class Store:
             with self._lazily(), _transaction(self._connection):
                 return [run for run in runs if self._connection.execute(statement, _row(run)).rowcount == 1]
 
-        return await self._call(write)
+        return await self._call(write, "finish_runs")
 
     async def unfinished_runs(self) -> list[tuple[str, str, int]]:
         """(run id, kernel id, attempt)"""
@@ -252,7 +259,7 @@ class Store:
             with self._lazily(), _transaction(self._connection):
                 self._connection.executemany("UPDATE runs SET told = 1 WHERE run_id = ? AND done IS NOT NULL", rows)
 
-        await self._call(update)
+        await self._call(update, "runs_told")
 
     async def services(self) -> list[dict[str, Any]]:
         rows = await self._call(lambda: self._connection.execute("SELECT row FROM services").fetchall())
@@ -260,11 +267,13 @@ class Store:
 
     async def save_service(self, row: dict[str, Any]) -> None:
         values = (row["kernel_id"], row["name"], json.dumps(row))
-        await self._call(lambda: self._connection.execute("INSERT OR REPLACE INTO services VALUES (?, ?, ?)", values))
+        await self._call(
+            lambda: self._connection.execute("INSERT OR REPLACE INTO services VALUES (?, ?, ?)", values), "save_service"
+        )
 
     async def forget_service(self, kernel_id: str, name: str) -> None:
         statement = "DELETE FROM services WHERE kernel_id = ? AND name = ?"
-        await self._call(lambda: self._connection.execute(statement, (kernel_id, name)))
+        await self._call(lambda: self._connection.execute(statement, (kernel_id, name)), "forget_service")
 
     @contextmanager
     def _lazily(self) -> Iterator[None]:
@@ -275,10 +284,14 @@ class Store:
         finally:
             self._connection.execute("PRAGMA synchronous = FULL")
 
-    async def _call(self, function: Callable[[], T]) -> T:
+    async def _call(self, function: Callable[[], T], what: str = "") -> T:
         def alone() -> T:
             with self._lock:
+                if what:
+                    reach("agent.store", what, "before")
                 result = function()
+                if what:
+                    reach("agent.store", what, "after")
                 self._unwritten += 1
                 self._write_back()
                 return result

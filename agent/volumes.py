@@ -32,6 +32,7 @@ from agent import mounts
 from agent.client import FileStat
 from agent.jobs import Jobs, Progress
 from agent.rings import RunnerError
+from domain.crash import reach
 from domain.volumes import HOME
 from runner.files import Files, Quota, Refused
 from runner.unpack import Limits, unpack
@@ -125,6 +126,7 @@ class Volumes:
                 raise RunnerError("volume_not_found", "The volume has been removed.")
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o755)
+                reach("agent.volume.made")
                 if os.geteuid() == 0:
                     os.chown(folder, volume.uid, volume.gid)
                 folder.chmod(0o777)  # its users may have other uids; only root gets as far as this
@@ -147,7 +149,9 @@ class Volumes:
         work = _Copy(origin, target.folder, target.asked, report, stop)
         done = loop.run_in_executor(self._threads, work.run)
         try:
-            return await asyncio.shield(done)
+            cloned = await asyncio.shield(done)
+            reach("agent.volume.cloned")
+            return cloned
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait({done})
@@ -164,8 +168,10 @@ class Volumes:
         for folder in (trash, gone):
             folder.mkdir(mode=0o700, exist_ok=True)
         (gone / volume.id.hex).touch(mode=0o600)  # a request that comes late makes it no second time
+        reach("agent.volume.gone")
         with contextlib.suppress(FileNotFoundError):
             (self._root / volume.id.hex).rename(trash / f"{volume.id.hex}-{secrets.token_hex(4)}")
+        reach("agent.volume.in_trash")
         for left in trash.glob(f"{volume.id.hex}-*"):
             shutil.rmtree(left)
 
@@ -198,6 +204,7 @@ def mount_all(
             tree = mounts.clone(folder, read_only=bool(mount["read_only"]))
             opened.callback(os.close, tree)
             inside.attach(tree, path)
+            reach("agent.volume.mounted")
 
 
 def _make_place(home: int, path: str, user: tuple[int, int]) -> None:

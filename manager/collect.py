@@ -49,7 +49,7 @@ class Collector:
 
     async def _discard(self, image: Image) -> bool:
         """First off the list, so that nobody begins to use it; then off its host, whose rest a later run finds."""
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.image_discarded") as connection:
             if not await self._images(connection).discard(image.name):
                 return False
         self._tools.herald.announce("images")

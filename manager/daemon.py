@@ -26,6 +26,7 @@ from agent import pki
 from agent.hub import AgentHub
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
 from domain import crash
+from domain.crash import reach
 from domain.errors import DatabaseUnavailable, WrongStatus
 from domain.ids import AgentId
 from manager.bootstrap import bootstrap, join_token
@@ -184,6 +185,7 @@ async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: 
     await hub.start()
     stack.push_async_callback(hub.close)
     await _register(database, hub, role)
+    reach(role, "registered")
     herald.announce("managers")
     check = asyncio.Event()
     stack.callback(herald.subscribe("trust", lambda _: check.set()))

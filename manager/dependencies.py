@@ -28,7 +28,7 @@ class Dependencies(Loop):
         async with self._database.reader() as connection:
             if not await anything_ended(connection):
                 return None
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.dependencies") as connection:
             done = await resolve(connection, now=self._clock())
         if not done.anything:
             return None

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from agent.client import AgentClient, KernelAddress
 from agent.wire import Fact
+from domain.crash import reach
 from domain.errors import MoorageError
 from domain.ids import AgentId, KernelId
 from manager.loop import Loop
@@ -71,6 +72,8 @@ class Dispatcher(Loop):
                 claim_seconds=CLAIM_SECONDS,
             )
             intents = await mounts_asked_again(connection, intents)
+        if intents:
+            reach("control.intents.claimed")
         for intent in intents:
             key = (intent.kernel_id, intent.attempt, intent.generation)
             if key not in self._in_flight:
@@ -94,6 +97,7 @@ class Dispatcher(Loop):
         where = KernelAddress(agent_id=intent.agent_id, kernel_id=intent.kernel_id, attempt=intent.attempt)
         try:
             fact = await self._agents.ensure(where, generation=intent.generation, want=intent.want, spec=intent.spec)
+            reach("control.intents.taken_on")
             if fact.attempt == intent.attempt and fact.generation > intent.generation:
                 await self._overtake(intent, fact)
                 return

@@ -50,7 +50,7 @@ class FairShares(Loop):
         self._clock = clock
 
     async def step(self) -> float | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.fair_shares") as connection:
             if not await lead(connection, "fair_shares"):
                 return None
             counted = await count_ended(connection, now=self._clock(), limit=self.batch)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 from uuid import UUID, uuid4
 
+from domain.crash import reach
 from domain.errors import MoorageError
 from domain.ids import SessionId
 from repositories.listen import MAX_PAYLOAD_BYTES, Listener
@@ -178,12 +179,15 @@ class Herald:
                 self._unsent.clear()
                 pending, self._pending = self._pending, {}
                 try:
+                    if pending:
+                        reach("notify.before")
                     await listener.notify(self._message(pending))  # empty now and then: is the server still there?
                 except BaseException:
                     self._pending = dict.fromkeys({*pending, *self._pending})
                     self._unsent.set()
                     raise
                 if pending:
+                    reach("notify.after")
                     await self._rest()
         finally:
             ended.cancel()

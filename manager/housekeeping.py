@@ -27,7 +27,7 @@ class Sequencer(Loop):
         self._herald = herald
 
     async def step(self) -> float | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.sequencer") as connection:
             if not await lead(connection, "sequencer"):
                 return self.rest_seconds  # whoever leads may have looked before our rows were there
             events = await stamp_events(connection, limit=self.batch)

@@ -31,7 +31,7 @@ class IdleCheckers(Loop):
 
     async def step(self) -> float | None:
         now = self._clock()
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.idle") as connection:
             if not await lead(connection, "idle checkers"):
                 return None
             await forget_ended(connection)

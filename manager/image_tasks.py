@@ -73,7 +73,7 @@ class ImageJobs:
     async def _made(self, task: Task, made: Mapping[str, Any]) -> dict[str, Any]:
         """The image is there: now it can be used."""
         name, digest = str(task.arguments["image"]), made.get("digest")
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.image_made") as connection:
             images = ImageRepository(connection, now=self._tools.clock(), cause=_CAUSE)
             wanted = await images.made(
                 task.id,
@@ -163,7 +163,7 @@ class ImageJobs:
     async def _seen(self, host: AgentId, sizes: Mapping[str, int]) -> list[str]:
         """Keep what a host has; the snapshots that it should have, and has not, go off the list."""
         gone = []
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.images_seen") as connection:
             images = ImageRepository(connection, now=self._tools.clock(), cause=_CAUSE)
             await images.on_host(host, sorted(sizes))
             for image in await images.all():
@@ -174,7 +174,7 @@ class ImageJobs:
         return gone
 
     async def _compare(self, found: Mapping[str, str], *, register: bool) -> dict[str, Any]:
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.images_compared") as connection:
             images = ImageRepository(connection, now=self._tools.clock(), cause=_CAUSE)
             known = {image.name for image in await images.all()}
             new = sorted(set(found) - known)

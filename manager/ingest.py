@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
+from domain.crash import reach
 from domain.ids import AgentId, KernelId, SessionId
 from domain.images import registry_of
 from domain.names import as_uuid
@@ -71,7 +72,7 @@ class Ingest:
 
     async def on_hello(self, said: AgentHello) -> None:
         """An agent has connected: who it is was proved by its certificate. Its inventory is recorded with it."""
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.hello") as connection:
             greeted = await hello(connection, said, now=self._clock(), lease_seconds=self._lease_seconds)
         if greeted.forgot:
             log.warning("agent %s comes with a new data dir; %d sessions end", said.agent_id, len(greeted.moved))
@@ -107,7 +108,7 @@ class Ingest:
 
     async def on_services(self, agent_id: AgentId, facts: Sequence[ServiceFact]) -> None:
         await self._look_whose(agent_id, "report_services", [fact.kernel_id for fact in facts])
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.service_facts") as connection:
             changed = await record_services(connection, agent_id, facts, now=self._clock())
         if changed:
             self._herald.announce("services", *changed)
@@ -165,7 +166,7 @@ class Ingest:
         return {"username": row.username, "password": self._vault.open(row.sealed, row.host)}
 
     async def _write_facts(self, reports: Sequence[tuple[AgentId, Fact]]) -> None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.facts") as connection:
             recorded = await record_facts(connection, reports, now=self._clock())
         if recorded.changed:
             self._herald.announce("sessions", *recorded.changed)
@@ -180,13 +181,15 @@ class Ingest:
 
     async def _write_runs(self, reports: Sequence[tuple[AgentId, RunDone]]) -> None:
         async with self._database.reader() as connection:
+            reach("control.runs.before")
             finished = await finish_runs(connection, reports, now=self._clock())
+        reach("control.runs.after")
         self._announce_runs(finished.sessions)
         for agent_id, run_id in finished.refused:
             await self._refusals.record(agent_id, "report_runs", f"run {run_id}")
 
     async def _write_samples(self, reports: Sequence[tuple[AgentId, Sample]]) -> None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.samples") as connection:
             await store_samples(connection, reports, now=self._clock())
 
     def _announce_runs(self, sessions: frozenset[SessionId]) -> None:
@@ -195,7 +198,7 @@ class Ingest:
             self._herald.announce("events")
 
     async def _write_heartbeats(self, agents: Sequence[AgentId]) -> None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.heartbeats") as connection:
             returned = await heartbeats(
                 connection, sorted(set(agents)), now=self._clock(), lease_seconds=self._lease_seconds
             )

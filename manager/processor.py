@@ -34,6 +34,7 @@ from actions.base import (
     Work,
     no_seal,
 )
+from domain.crash import reach
 from domain.errors import (
     AgentUnavailable,
     DatabaseUnavailable,
@@ -247,6 +248,7 @@ class Processor:
         if session is None:
             session = await self._loaded(action, call)
             answer = await _invoke(action, remote, session)
+        reach("action", action.action_name, "done")
         if action.rules.audit is Audit.ALWAYS or (action.rules.audit is Audit.OTHERS and _others(call, session)):
             await self._audit(action, call, "ok", session)
         return answer
@@ -317,7 +319,7 @@ class Processor:
     @asynccontextmanager
     async def transaction(self, call: Call, action: str) -> AsyncIterator[Work]:
         """A unit of work; what it announces goes out after the commit."""
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(f"action.{action}") as connection:
             work: Work = _as(Work, call, db=self.repositories(connection, call, action))
             yield work
         for topic, session_id in work.announcements:

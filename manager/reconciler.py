@@ -44,7 +44,7 @@ class Deadlines(Loop):
 
     async def _end_what_is_due(self, now: datetime) -> bool:
         blocked = await self._blocked(now)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.deadlines") as connection:
             due = await take_due(connection, now=now)
             moved = []
             for event, sessions in groupby(sorted(due, key=lambda one: one.event), key=lambda one: one.event):

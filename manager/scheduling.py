@@ -11,6 +11,7 @@ from datetime import datetime
 from ipaddress import IPv4Network
 from typing import Final
 
+from domain.crash import reach
 from domain.ids import SessionId
 from domain.placement import Placement, Plan, Reservation, Snapshot
 from domain.scheduler import plan as plan
@@ -131,14 +132,16 @@ class Scheduler(Loop):
 
     async def _place(self, placements: Sequence[Placement]) -> Counter[str]:
         async with self._database.reader() as connection:
+            reach("control.place.before")
             placed = await place(connection, placements, now=self._clock(), versions=self._versions(placements))
+        reach("control.place.after")
         self._tell(placed.sessions)
         return Counter(placed.conflicts.values())
 
     async def _place_alone(self, placement: Placement) -> Counter[str]:
         """A transaction of its own: what happens to one cluster is no other session's business."""
         now, pool, versions = self._clock(), self._pool, self._versions([placement])
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.place_alone") as connection:
             if placement.joins:
                 conflict = await join_cluster(connection, placement, pool=pool, now=now)
             elif placement.clustered:

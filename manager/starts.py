@@ -79,7 +79,7 @@ class ServiceStarter(Generic[Place]):
             if afresh:
                 await self._agents.stop_service(where, spec.name)
             fact = await self._agents.start_service(where, spec)
-            async with self._database.transaction() as connection:
+            async with self._database.transaction("control.service") as connection:
                 changed = await record_services(
                     connection, where.agent_id, [fact], now=self._clock(), cause=self._cause
                 )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 from agent.client import KernelAddress
 from agent.wire import RECORD, decode_records
+from domain.crash import reach
 from domain.errors import AgentUnavailable, MoorageError
 from domain.ids import AgentId, KernelId, RunId
 from manager.loop import Loop
@@ -45,7 +46,9 @@ class Tails(Loop):
                 self._log.info("the output of run %s is not there any more: %s", run["run_id"], error)
                 tail = b""
             async with self._database.reader() as connection:
+                reach("control.tails.read")
                 await keep(connection, RunId(run["run_id"]), tail)
+            reach("control.tails.kept")
         logs = await self._keep_logs()
         return 0.0 if _AT_ONCE in (len(found), logs) else None
 
@@ -65,7 +68,9 @@ class Tails(Loop):
                 self._log.info("the log of kernel %s is not there any more: %s", where.kernel_id, error)
                 records = b""
             async with self._database.reader() as connection:
+                reach("control.logs.read")
                 await keep_log(connection, where.kernel_id, where.attempt, records, now=now)
+            reach("control.logs.kept")
         return len(found)
 
     async def _read_log(self, where: KernelAddress) -> bytes:

@@ -106,7 +106,7 @@ class TaskLoop(Loop):
         room = self.most_at_once - len(self._running)
         if room <= 0:
             return None
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.task_claimed") as connection:
             claimed = await self._rows(connection).claim(self._manager_id, lease_seconds=LEASE_SECONDS, limit=room)
         for task in claimed:
             if task.id in self._running:  # our own lease ran out: nobody else has it, so go on
@@ -212,7 +212,7 @@ class TaskLoop(Loop):
             self._log.exception("what task %s has left half-made could not be removed", task.id)
 
     async def _finish(self, task: Task, **outcome: Any) -> None:
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.task_ended") as connection:
             await self._rows(connection).finish(task, self._manager_id, **outcome)
         self._tools.herald.announce("tasks")
         self._tools.herald.announce("events")

@@ -39,7 +39,7 @@ class _Volumes:
                 found = said["result"]
             else:
                 await report(int(said["current"]), int(said["total"]), str(said["message"]))
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.volume_made") as connection:
             if not await rows.made(connection, where.volume_id):
                 raise VolumeNotFound("The copy was removed while it was being made.")
         return {"volume": str(where.volume_id), "name": task.arguments["name"], **found}
@@ -65,7 +65,7 @@ class _Volumes:
         await self._tools.agents.cancel_job(where.agent_id, task.id)
         async for _ in self._tools.agents.remove_volume(where, task.id):
             pass
-        async with self._tools.database.transaction() as connection:
+        async with self._tools.database.transaction("control.volume_forgotten") as connection:
             await rows.forget(connection, where.volume_id)
 
     async def _wait_for_host(self, task: Task, report: Report) -> VolumeAddress:

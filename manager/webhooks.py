@@ -62,7 +62,7 @@ class Callbacks(Loop):
         self._clock = clock
 
     async def step(self) -> float | None:
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("control.callbacks") as connection:
             if not await lead(connection, "callbacks"):
                 return None
             made, more = await queue_events(connection, now=self._clock())

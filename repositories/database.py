@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import orjson
 
+from domain.crash import reach
 from domain.errors import (
     AlreadyExists,
     Conflict,
@@ -103,10 +104,13 @@ class Database:
             await self._give(connection)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
-        async with self.reader() as connection, connection.transaction():
-            yield connection
+    async def transaction(self, unit: str = "") -> AsyncIterator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises. `unit` names its crash points."""
+        async with self.reader() as connection:
+            async with connection.transaction():
+                yield connection
+                reach(unit, "commit.before")
+            reach(unit, "commit.after")
 
     async def _take(self) -> asyncpg.pool.PoolConnectionProxy[Any]:
         while self._idle:

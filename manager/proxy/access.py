@@ -65,7 +65,7 @@ class Access:
     async def exchange(self, ticket: str, name: str) -> tuple[UUID, str]:
         """The session that a ticket is for, and a pass in its place. Raises TicketInvalid and its kinds."""
         token = secrets.token_urlsafe(32)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction("proxy.ticket") as connection:
             session_id = await exchange(connection, ticket, name, hashed(token), now=self._now())
         return session_id, token
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+from domain.crash import reach
 from domain.errors import MoorageError, ServiceUnreachable, Unauthenticated
 from manager.proxy.access import Access
 from manager.proxy.balance import Balancer, Upstream
@@ -245,6 +246,7 @@ class Client(asyncio.Protocol):
                 if (other := self._server.balancer.chosen(route, self._tried)) is None:
                     raise
                 backend = other
+        reach("proxy.tunnel.opened")
         if self._phase is Phase.CLOSED:
             upstream.owner = self
             self._server.balancer.drop(upstream)
@@ -339,6 +341,7 @@ class Client(asyncio.Protocol):
             if self._http11:
                 self._transport.write(head.forward + b"\r\n")
             return
+        reach("proxy.answer.begun")
         self._answered = True
         self._closing = self._head.close or bool(head.framing and head.framing.until_close)
         self._reusable = self._http11 and not head.close

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from actions.base import Action, Effect
+from domain.crash import reach
 from domain.errors import InvalidRequest, RequestTooLarge, TransferFailed, UnsupportedMediaType
 from domain.principal import Principal
 from manager.rest.json import check_text, dumps, loads
@@ -218,6 +219,7 @@ class Exchange:
 
     # -- how it is answered --------------------------------------------------------------------------------------------
     def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+        reach("api.answer.before")
         response = web.Response(status=status, body=dumps(value), headers=headers)
         response.headers["Content-Type"] = "application/json"
         return response

@@ -225,7 +225,11 @@ class World:
             async with self.database.transaction() as connection:
                 if greet:
                     said = said_hello(
-                        host.name, uid="first", boot_no=host.boot_no, facts=facts, resources={"cpu": 10**6, "mem": 10**6}
+                        host.name,
+                        uid="first",
+                        boot_no=host.boot_no,
+                        facts=facts,
+                        resources={"cpu": 10**6, "mem": 10**6},
                     )
                     await hello(connection, said, now=self.wall(), lease_seconds=30)
                     await connection.execute("UPDATE agents SET info = '{\"fences\": true}' WHERE id = $1", host.name)
