@@ -20,6 +20,7 @@ from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal, Role, TokenScope
 from domain.session import ANY_STATUS, ENDED, Session, Status
 from domain.ssh import PublicKey
+from repositories.audit import Anchor
 from repositories.unit import Repositories
 
 R = TypeVar("R", covariant=True)
@@ -100,11 +101,43 @@ class SshAuthority(Protocol):
         ...
 
 
+class PasswordAttempt(Protocol):
+    def was_right(self) -> None: ...
+
+
+class PasswordHashing(Protocol):
+    """Slow on purpose, and not on the event loop."""
+
+    async def hash(self, password: str) -> str: ...
+    async def verify(self, password_hash: str | None, password: str) -> bool: ...
+    def attempt(
+        self, account: str, address: str | None, *, now: datetime | None = None
+    ) -> AbstractAsyncContextManager[PasswordAttempt]:
+        """Around the check of one password. Raises TooManySignIns."""
+        ...
+
+
+class AuditSeal(Protocol):
+    """What the audit's chain is proved with; none of it is in the database."""
+
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def kept(self) -> Anchor | None:
+        """Where keyed links begin, as this host has noted it."""
+        ...
+
+
 class Service(Protocol):
     """The part of `manager.world.SessionService` that actions use."""
 
     @property
+    def passwords(self) -> PasswordHashing: ...
+
+    @property
     def ssh(self) -> SshAuthority | None: ...
+    @property
+    def seal(self) -> AuditSeal | None: ...
 
     @property
     def agents(self) -> AgentClient: ...

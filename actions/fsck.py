@@ -40,7 +40,13 @@ class FsckAction(ScopeAction[Remote, FsckReport]):
 
     async def run(self, call: Remote, /) -> FsckReport:
         async with call.service.reading(call) as reading:
-            findings = await fsck.find(reading.db.connection, now=reading.now)
+            seal = call.service.seal
+            findings = await fsck.find(
+                reading.db.connection,
+                now=reading.now,
+                audit_key=seal.key if seal else None,
+                audit_kept=seal.kept if seal else None,
+            )
             agents = [AgentId(row["id"]) for row in await list_agents(reading.db.connection) if not row["lost"]]
         reached, away = await _compare_all(call, agents) if self.hosts else ({}, [])
         if suspects := {agent for agent, found in reached.items() if found}:

@@ -39,7 +39,7 @@ from manager.ingest import Ingest
 from manager.metrics import Metrics
 from manager.refusals import Refusals
 from manager.supervisor import supervise
-from manager.vault import Vault
+from manager.vault import AuditSeal, Vault
 from manager.webhooks import WebhookSettings
 from manager.world import World
 from repositories import agents as agent_rows
@@ -296,9 +296,8 @@ class _Callbacks:
             rows = await agent_rows.list_managers(connection, now=datetime.now(UTC))
         return [row.to_json() for row in rows]
 
-    async def on_hello(self, said: AgentHello) -> None:
-        if self.ingest is not None:
-            await self.ingest.on_hello(said)
+    async def on_hello(self, said: AgentHello) -> int | None:
+        return await self.ingest.on_hello(said) if self.ingest is not None else None
 
     async def on_heartbeat(self, agent_id: AgentId) -> None:
         if self.ingest is not None:
@@ -388,6 +387,7 @@ async def open_world(
         proxy_url=config.proxy_endpoint,
         vault=Vault.of(config.data_dir / "pki"),
     )
+    world.service.seal = AuditSeal.of(config.data_dir / "pki")
     await _open_to_agents(hub, role, database, herald, stack)
     async with database.reader() as connection:
         known = await agent_rows.list_agents(connection)
@@ -419,8 +419,8 @@ async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:
     settings = ControlSettings(
         cluster_pool=config.cluster_network(), webhooks=WebhookSettings(egress=config.callback_egress())
     )
-    vault = Vault.of(config.data_dir / "pki")
-    control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings, vault=vault)
+    vault, seal = Vault.of(config.data_dir / "pki"), AuditSeal.of(config.data_dir / "pki")
+    control = Control(database, herald, hub, manager_id=hub.manager_id, settings=settings, vault=vault, seal=seal)
     callbacks.ingest = control.ingest
     _go_on(control.run(), "control", stack)
     await _open_to_agents(hub, "control", database, herald, stack)

@@ -16,13 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from actions import ACTIONS, Action
 from actions.administration import hash_secret
-from actions.base import Call, Reading, Settles, SshAuthority, Work, no_seal
+from actions.base import AuditSeal, Call, Reading, Settles, SshAuthority, Work, no_seal
 from agent.client import AgentClient
 from domain.errors import InvalidRequest
 from domain.ids import SessionId, uuid7
 from domain.principal import Principal
 from domain.session import Session
 from manager.herald import Herald
+from manager.passwords import Passwords
 from manager.processor import Observer, Processor
 from manager.vault import Vault
 from repositories.database import Database
@@ -125,6 +126,8 @@ class SessionService:
 
     #: the gateway, where there is one
     ssh: SshAuthority | None = None
+    #: what the audit's chain is proved with, where there is a key
+    seal: AuditSeal | None = None
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ class SessionService:
         self._database = database
         self._herald = herald
         self.agents = agents
+        self.passwords = Passwords(database)
         self.proxy_url = proxy_url
         self._clock = clock
         self.processor: Processor | None = None  # set by `World`, which knits the two together

@@ -15,9 +15,10 @@ from uuid import UUID
 from domain.fsck import Expected, Finding
 from domain.session import DEADLINES
 from repositories import tables
+from repositories.audit import Anchor
+from repositories.audit_proof import verify_audit
 from repositories.database import Connection
 from repositories.transit import Cause, emit
-from repositories.upkeep import verify_audit
 
 #: Findings of one check that are told; how many there are in all is told as well.
 MOST_FINDINGS: Final = 100
@@ -270,13 +271,17 @@ CHECKS: Final = (
 BY_NAME: Final[Mapping[str, Check]] = {check.name: check for check in CHECKS}
 
 
-async def find(connection: Connection, *, now: datetime) -> list[Finding]:
-    """Everything that is wrong in the database, as it is at one moment."""
+async def find(
+    connection: Connection, *, now: datetime, audit_key: bytes | None = None, audit_kept: Anchor | None = None
+) -> list[Finding]:
+    """Everything that is wrong in the database, as it is at one moment; with the key, also what only that can prove."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await _find(connection, now)
+        return await _find(connection, now, audit_key, audit_kept)
 
 
-async def _find(connection: Connection, now: datetime) -> list[Finding]:
+async def _find(
+    connection: Connection, now: datetime, key: bytes | None = None, kept: Anchor | None = None
+) -> list[Finding]:
     found = []
     for check in CHECKS:
         counted = (
@@ -286,15 +291,15 @@ async def _find(connection: Connection, now: datetime) -> list[Finding]:
         query = counted if needs_time else counted.replace("LIMIT $2", "LIMIT $1")
         rows = await connection.fetch(query, *([now] if needs_time else []), MOST_FINDINGS)
         found += [_finding(check, row["subject"], row["detail"], row["number"]) for row in rows]
-    verdict = await verify_audit(connection)
+    verdict = await verify_audit(connection, key=key, kept=kept)
     if verdict.broken_at is not None:
         found.append(
             Finding(
                 check="audit_chain",
                 invariant="I12",
                 subject=f"seq {verdict.broken_at}",
-                detail="the row is missing, or was moved or changed",
-                remedy="compare with an exported head; somebody has written to the audit log by hand",
+                detail=str(verdict.why),
+                remedy="somebody has written to the audit by hand; 'moorage admin audit verify --head FILE' says more",
             )
         )
     return found

@@ -741,7 +741,7 @@ audit_anchors = sa.Table(
 sequencer = sa.Table(
     "sequencer",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),  # events, audit
+    sa.Column("name", sa.Text, primary_key=True),  # events, audit_chain
     _int("epoch", 1),
     _int("last_seq"),
     sa.Column("head", sa.LargeBinary),

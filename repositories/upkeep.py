@@ -1,16 +1,15 @@
-"""What has to be done now and then: number the events, chain the audit, forget what is old."""
+"""What has to be done now and then: number the events, forget what is old. The audit's chain is in `repositories.audit`."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from datetime import UTC, datetime, time, timedelta
+from typing import Final
 
 import asyncpg
-import orjson
 
+from repositories.audit import anchor_forgotten
 from repositories.clusters import free
 from repositories.database import Connection
 from repositories.runs_done import end_lost_runs
@@ -52,74 +51,6 @@ async def stamp_events(connection: Connection, *, limit: int = 2000) -> int:
         limit,
     )
     return int(stamped)
-
-
-_AUDITED: Final = (
-    "seq, id, at, user_id, access_key, owner_access_key, action, target, outcome, request_id, repeats, chain"
-)
-
-
-async def chain_audit(connection: Connection, *, limit: int = 2000) -> int:
-    """Number committed audit rows, and chain each to the one before. Inside a transaction; returns how many."""
-    if not await connection.fetchval("SELECT EXISTS (SELECT FROM audit WHERE seq IS NULL)"):
-        return 0
-    head = await connection.fetchrow("SELECT last_seq, head FROM sequencer WHERE name = 'audit' FOR UPDATE")
-    assert head is not None
-    rows = await connection.fetch(f"SELECT {_AUDITED} FROM audit WHERE seq IS NULL ORDER BY id LIMIT $1", limit)
-    if not rows:
-        return 0
-    link: bytes = head["head"] or b""
-    links = []
-    for seq, row in enumerate(rows, head["last_seq"] + 1):
-        link = _link(link, seq, row)
-        links.append(link)
-    last = head["last_seq"] + len(rows)
-    await connection.execute(
-        """
-        UPDATE audit a SET seq = f.seq, chain = f.chain
-        FROM unnest($1::bigint[], $2::timestamptz[], $3::bigint[], $4::bytea[]) AS f(id, at, seq, chain)
-        WHERE a.id = f.id AND a.at = f.at
-        """,
-        [row["id"] for row in rows],
-        [row["at"] for row in rows],
-        list(range(head["last_seq"] + 1, last + 1)),
-        links,
-    )
-    await connection.execute("UPDATE sequencer SET last_seq = $1, head = $2 WHERE name = 'audit'", last, link)
-    return len(rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What a walk along the audit chain has found."""
-
-    rows: int
-    broken_at: int | None  #: the first seq that is missing, moved or changed
-    head: bytes  #: compare it with one that was exported earlier
-
-
-async def verify_audit(connection: Connection, *, page: int = 5000) -> Verdict:
-    """Walk the chain from the oldest row that is kept; that one is taken as it is, everything after is proved."""
-    end = await connection.fetchrow("SELECT last_seq, coalesce(head, '') AS head FROM sequencer WHERE name = 'audit'")
-    assert end is not None
-    seen, last, link = 0, None, b""
-    while rows := await connection.fetch(
-        f"SELECT {_AUDITED} FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2", last or 0, page
-    ):
-        for row in rows:
-            first = last is None and row["seq"] != 1
-            if not first and (row["seq"] != (last or 0) + 1 or row["chain"] != _link(link, row["seq"], row)):
-                return Verdict(rows=seen, broken_at=(last or 0) + 1, head=end["head"])
-            seen, last, link = seen + 1, row["seq"], row["chain"]
-    if seen and last != end["last_seq"]:  # the tail was cut off
-        return Verdict(rows=seen, broken_at=(last or 0) + 1, head=end["head"])
-    return Verdict(rows=seen, broken_at=None, head=end["head"])
-
-
-def _link(before: bytes, seq: int, row: Mapping[str, Any]) -> bytes:
-    values = {name: row[name] for name in _AUDITED.split(", ") if name not in ("seq", "chain")}
-    canonical = orjson.dumps({**values, "seq": seq}, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z)
-    return hashlib.sha256(before + canonical).digest()
 
 
 # -- retention ---------------------------------------------------------------------------------------------------------
@@ -174,9 +105,12 @@ _BY_AGE: Final = {
 }
 
 
-async def purge(connection: Connection, *, now: datetime, keep: Retention) -> dict[str, int]:
+async def purge(
+    connection: Connection, *, now: datetime, keep: Retention, audit_key: bytes | None = None
+) -> dict[str, int]:
     """Forget what is older than it has to be kept: rows by table (partitions, for events and audit). Commits as it goes,
-    so not inside a transaction; to be called again when any count is as large as a batch."""
+    so not inside a transaction; to be called again when any count is as large as a batch. With the key, what is left of the
+    audit's chain can be proved."""
     removed = {}
     for table, (condition, term) in _BY_AGE.items():
         removed[table] = await _delete(connection, table, condition, now - timedelta(days=getattr(keep, term)))
@@ -185,7 +119,8 @@ async def purge(connection: Connection, *, now: datetime, keep: Retention) -> di
     removed["lost_runs"] = await end_lost_runs(connection, ended_before=now - timedelta(hours=1), now=now)
     days_of = {"events": keep.events_days, "audit": keep.audit_days, "sample_minutes": keep.sample_minutes_days}
     for table, days in days_of.items():
-        removed[table] = await _drop_partitions(connection, table, now - timedelta(days=days))
+        key = audit_key if table == "audit" else None
+        removed[table] = await _drop_partitions(connection, table, now - timedelta(days=days), audit_key=key)
     removed["samples"] = await _drop_hours(connection, "samples", now - timedelta(hours=keep.samples_hours))
     return removed
 
@@ -231,18 +166,36 @@ async def _forget_output(connection: Connection, before: datetime) -> int:
     return _rows(status)
 
 
-async def _drop_partitions(connection: Connection, table: str, before: datetime) -> int:
-    return await _drop(connection, "drop_partitions($1, $2)", table, before, before.astimezone(UTC).date())
+async def _drop_partitions(
+    connection: Connection, table: str, before: datetime, *, audit_key: bytes | None = None
+) -> int:
+    day = datetime.combine(before.astimezone(UTC), time(), UTC)
+
+    async def vouch() -> None:
+        if audit_key is not None:
+            await anchor_forgotten(connection, audit_key, before=before, day=day, now=before)
+
+    return await _drop(connection, "drop_partitions($1, $2)", table, before, day.date(), first=vouch)
 
 
 async def _drop_hours(connection: Connection, table: str, before: datetime) -> int:
     return await _drop(connection, "drop_hours($1, $2)", table, before, before)
 
 
-async def _drop(connection: Connection, function: str, table: str, before: datetime, end: object) -> int:
+async def _drop(
+    connection: Connection,
+    function: str,
+    table: str,
+    before: datetime,
+    end: object,
+    *,
+    first: Callable[[], Awaitable[None]] | None = None,
+) -> int:
     try:
         async with connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = '2s'")
+            if first is not None:
+                await first()
             dropped = await connection.fetchval(f"SELECT {function}", table, end)
             dropped += await _empty_rest(connection, f"{table}_p_rest", before)
     except asyncpg.LockNotAvailableError:  # a long reader; the next time

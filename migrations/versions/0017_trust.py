@@ -23,12 +23,15 @@ UP = (
         CONSTRAINT audit_anchors_kind_check CHECK (kind IN ('keyed', 'forgotten'))
     )
     """,
+    # links need the key from now on: a manager of the version before, which has none, must not make any beside ours
+    "UPDATE sequencer SET name = 'audit_chain' WHERE name = 'audit'",
     # a partition of the audit goes as a whole; its rows do not go in any other way
     "CREATE TRIGGER audit_is_not_emptied BEFORE TRUNCATE ON audit EXECUTE FUNCTION never()",
 )
 
 DOWN = (
     "DROP TRIGGER audit_is_not_emptied ON audit",
+    "UPDATE sequencer SET name = 'audit' WHERE name = 'audit_chain'",
     "DROP TABLE audit_anchors",
     """
     ALTER TABLE agents DROP COLUMN next_fingerprint, DROP COLUMN former_fingerprint, DROP COLUMN former_until,

@@ -9,11 +9,12 @@ import pytest
 
 from domain.fsck import Expected, compare
 from domain.session import Event
+from repositories.audit import chain_audit
 from repositories.database import Connection, Database
 from repositories.fsck import BY_NAME, CHECKS, find, repair
 from repositories.record import AuditRecord, write_audit
 from repositories.transit import transit
-from repositories.upkeep import chain_audit, stamp_events
+from repositories.upkeep import stamp_events
 from tests.control.rows import NOW, TEST, USER, add_sessions, destroy, fact_of, running, tell
 
 #: What somebody does to the rows by hand, with every guard switched off; $1 is a running session.

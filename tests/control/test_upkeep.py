@@ -11,17 +11,17 @@ from uuid import uuid4
 import pytest
 
 from domain.session import Event
+from repositories.audit import chain_audit
+from repositories.audit_proof import verify_audit
 from repositories.database import Connection, Database
 from repositories.record import AuditRecord, write_audit
 from repositories.transit import emit
 from repositories.upkeep import (
     Retention,
-    chain_audit,
     ensure_partitions,
     lead,
     purge,
     stamp_events,
-    verify_audit,
 )
 from tests.control.rows import NOW, TEST, USER, add_sessions, destroy, running
 
@@ -266,7 +266,7 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
         "quotas", "resource_group_access", "resource_groups", "resources", "fair_shares", "fair_usage", "sequencer",
-        "policies", "policy_assignments", "policy_limits", "devices",
+        "policies", "policy_assignments", "policy_limits", "devices", "audit_anchors",
         "session_template_versions", "session_templates", "session_transition",
         "users", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
     }  # fmt: skip
