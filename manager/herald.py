@@ -142,7 +142,7 @@ class Herald:
 
     async def _open(self) -> Listener:
         token = f"{self._origin} self {uuid4().hex}"
-        return await Listener.open(self._dsn, self._channel, self._receive, token=token)
+        return await Listener.open(self._dsn, self._channel, self._receive, self._unsent.set, token=token)
 
     async def _run(self) -> None:
         pause_seconds = 0.05
@@ -168,29 +168,25 @@ class Herald:
 
     async def _send(self, listener: Listener) -> None:
         """Until the connection ends."""
-        ended = asyncio.create_task(listener.ended.wait())
-        try:
-            while not listener.ended.is_set():
-                unsent = asyncio.create_task(self._unsent.wait())
-                await asyncio.wait({ended, unsent}, timeout=self._check_seconds, return_when=asyncio.FIRST_COMPLETED)
-                unsent.cancel()
-                if listener.ended.is_set():
-                    return
-                self._unsent.clear()
-                pending, self._pending = self._pending, {}
-                try:
-                    if pending:
-                        reach("notify.before")
-                    await listener.notify(self._message(pending))  # empty now and then: is the server still there?
-                except BaseException:
-                    self._pending = dict.fromkeys({*pending, *self._pending})
-                    self._unsent.set()
-                    raise
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._check_seconds):
+                    await self._unsent.wait()
+            if listener.ended:
+                return
+            self._unsent.clear()
+            pending, self._pending = self._pending, {}
+            try:
                 if pending:
-                    reach("notify.after")
-                    await self._rest()
-        finally:
-            ended.cancel()
+                    reach("notify.before")
+                await listener.notify(self._message(pending))  # empty now and then: is the server still there?
+            except BaseException:
+                self._pending = dict.fromkeys({*pending, *self._pending})
+                self._unsent.set()
+                raise
+            if pending:
+                reach("notify.after")
+                await self._rest()
 
     async def _rest(self) -> None:
         """Others send what they have to say, too; longer when nothing of it is urgent."""

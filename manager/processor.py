@@ -297,8 +297,7 @@ class Processor:
     async def _load(self, reading: Reading, name_or_id: str | UUID) -> Session:
         """Within the owner's scope; an administrator reaches everybody's by id. Not yours is not there."""
         by = reading.by
-        wider = by.role is not Role.USER or bool(by.administers)
-        if wider and reading.owner is by and _is_id(name_or_id):
+        if by.sees_others and reading.owner is by and _is_id(name_or_id):
             return await reading.db.all_sessions.get(name_or_id)
         return await reading.db.sessions.get(name_or_id)
 
@@ -325,6 +324,7 @@ class Processor:
         for topic, session_id in work.announcements:
             self._outbox.announce(topic, *([session_id] if session_id else []))
         self._outbox.announce("events")
+        await asyncio.sleep(0)  # others are told before the answer is composed: they have more to do
 
     def repositories(self, connection: Any, call: Call, action: str) -> Repositories:
         return Repositories(connection, by=call.by, owner=call.owner, now=call.now, cause=self.cause(call, action))

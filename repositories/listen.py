@@ -17,15 +17,20 @@ SELF_TEST_SECONDS: Final = 5.0
 
 
 class Listener:
-    """One direct connection that hears a channel. When it ends, `ended` is set; open another."""
+    """One direct connection that hears a channel. When it has `ended`, open another."""
 
     def __init__(self, connection: asyncpg.Connection[Any], channel: str) -> None:
         self._connection = connection
         self._channel = channel
-        self.ended = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self._connection.is_closed()
 
     @classmethod
-    async def open(cls, dsn: str, channel: str, on_payload: Callable[[str], None], *, token: str) -> Listener:
+    async def open(
+        cls, dsn: str, channel: str, on_payload: Callable[[str], None], on_ended: Callable[[], None], *, token: str
+    ) -> Listener:
         """Connect, listen, and hear oneself say `token`; only then is it known that this is no pooler's connection."""
         heard = asyncio.Event()
 
@@ -40,7 +45,7 @@ class Listener:
                 dsn, timeout=5, command_timeout=5, server_settings={"application_name": "moorage herald"}
             )
             listener = cls(connection, channel)
-            connection.add_termination_listener(lambda _connection: listener.ended.set())
+            connection.add_termination_listener(lambda _connection: on_ended())
             try:
                 await connection.add_listener(channel, receive)
                 await listener.notify(token)

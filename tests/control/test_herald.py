@@ -61,7 +61,7 @@ async def test_an_announcement_is_heard_here_at_once_and_elsewhere_soon(heralds:
 
 async def test_many_announcements_become_few_messages(heralds: tuple[Herald, Herald], dsn: str) -> None:
     payloads: list[str] = []
-    listener = await Listener.open(dsn, "moorage", payloads.append, token="of this test")
+    listener = await Listener.open(dsn, "moorage", payloads.append, lambda: None, token="of this test")
     here, there = heralds
     heard = Heard(there, "sessions")
     ids = [SessionId(UUID(int=n)) for n in range(150)]
