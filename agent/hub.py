@@ -90,7 +90,10 @@ class Callbacks(Protocol):
         ...
 
     async def managers(self) -> list[dict[str, Any]]: ...
-    async def on_hello(self, said: AgentHello) -> None: ...
+    async def on_hello(self, said: AgentHello) -> int | None:
+        """The epoch of the database, from who writes down what agents say."""
+        ...
+
     async def on_heartbeat(self, agent_id: AgentId) -> None: ...
     async def on_facts(self, agent_id: AgentId, facts: Sequence[Fact]) -> None: ...
     async def on_runs_done(self, agent_id: AgentId, runs: Sequence[RunDone]) -> None: ...
@@ -307,12 +310,11 @@ class AgentHub:
             if said.agent_id != agent_id:
                 await self._callbacks.refused(agent_id, "hello", f"agent {said.agent_id[:64]}")
                 raise Unauthenticated("The agent names itself otherwise than its certificate.")
-            if said.protocol != wire.PROTOCOL_VERSION:
-                raise InvalidRequest(f"The manager speaks protocol {wire.PROTOCOL_VERSION}; upgrade the older side.")
+            protocol = wire.common_protocol(said)
             if not is_modest(said):
                 raise Malformed("What the agent says of its host is more than there can be.")
             facts = await several(Fact, said.facts)
-            await self._callbacks.on_hello(replace(said, facts=[fact.pack() for fact in facts]))
+            epoch = await self._callbacks.on_hello(replace(said, facts=[fact.pack() for fact in facts]))
             hear(facts, complete=True)
             if (former := self._peers.get(agent_id)) is not None and former is not peer:
                 if (
@@ -333,6 +335,8 @@ class AgentHub:
                 managers=await self._callbacks.managers(),
                 heartbeat_seconds=HEARTBEAT_SECONDS,
                 lease_seconds=LEASE_SECONDS,
+                protocol=protocol,
+                epoch=epoch or 0,
                 authorities=self._authorities(),
             ).pack()
 

@@ -38,6 +38,11 @@ class Runs:
     async def load(self) -> None:
         self._untold = {run.run_id: run for run in await self._store.untold_runs()}
 
+    async def tell_again(self) -> None:
+        """Of every run that is kept, how it ended."""
+        await self._store.tell_runs_again()
+        self._untold |= {run.run_id: run for run in await self._store.untold_runs()}
+
     async def begin(self, run_id: str, kernel_id: str, attempt: int) -> bool:
         """On disk when this returns. False when it was begun before."""
         return await self._store.begin_run(run_id, kernel_id, attempt)

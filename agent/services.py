@@ -166,6 +166,9 @@ class Services:
             if service.settled and self._told.get(name, 0) < service.seq
         ]
 
+    def tell_again(self) -> None:
+        self._told.clear()
+
     def acknowledged(self, facts: Iterable[ServiceFact]) -> None:
         for fact in facts:
             if fact.boot_no == self._store.boot_no:

@@ -138,6 +138,16 @@ class Store:
         self._thread.shutdown()
         os.close(self._log)
 
+    async def epoch(self) -> int:
+        """Of the managers' database, as last heard; 0: never."""
+        statement = "SELECT value FROM meta WHERE key = 'epoch'"
+        row = await self._call(lambda: self._connection.execute(statement).fetchone())
+        return int(row[0]) if row is not None else 0
+
+    async def keep_epoch(self, epoch: int) -> None:
+        statement = "INSERT OR REPLACE INTO meta VALUES ('epoch', ?)"
+        await self._call(lambda: self._connection.execute(statement, (str(epoch),)))
+
     async def kernels(self) -> list[StoredKernel]:
         def select() -> list[StoredKernel]:
             rows = self._connection.execute(
@@ -251,6 +261,10 @@ class Store:
         statement = "SELECT done FROM runs WHERE told = 0 AND done IS NOT NULL ORDER BY run_id"
         rows = await self._call(lambda: self._connection.execute(statement).fetchall())
         return [RunDone.unpack(json.loads(done)) for (done,) in rows]
+
+    async def tell_runs_again(self) -> None:
+        """All that have ended and are kept."""
+        await self._call(lambda: self._connection.execute("UPDATE runs SET told = 0 WHERE done IS NOT NULL"))
 
     async def runs_told(self, run_ids: Iterable[str]) -> None:
         rows = [(run_id,) for run_id in run_ids]

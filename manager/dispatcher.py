@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Protocol
 from uuid import UUID
 
 from agent.client import AgentClient, KernelAddress
+from agent.wire import Fact, exit_record
 from agent.wire import Fact
 from domain.crash import reach
 from domain.errors import MoorageError
 from domain.ids import AgentId, KernelId
+from domain.session import KernelState
 from manager.loop import Loop
 from repositories.database import Database
 from repositories.kernels import Intent, back_off_seconds, claim, overtake, try_again
@@ -101,6 +104,8 @@ class Dispatcher(Loop):
             if fact.attempt == intent.attempt and fact.generation > intent.generation:
                 await self._overtake(intent, fact)
                 return
+            if fact.attempt > intent.attempt:
+                fact = _superseded(intent, fact)
             await self._report(intent.agent_id, [fact])
         except Exception as error:
             if not isinstance(error, MoorageError):
@@ -125,3 +130,18 @@ class Dispatcher(Loop):
         async with self._database.reader() as connection:
             await overtake(connection, intent, fact.generation, now=self._clock())
         self.wake()
+
+
+def _superseded(intent: Intent, fact: Fact) -> Fact:
+    """A host that has begun a later attempt has nothing of this one. Only after a restore does nobody know of the later one."""
+    said = f"attempt {fact.attempt} was begun after the backup; its container is left alone on its host"
+    return replace(
+        fact,
+        attempt=intent.attempt,
+        generation=intent.generation,
+        observed=KernelState.GONE,
+        exit=exit_record("superseded", said),
+        container_id=None,
+        notices=[],
+        seq=fact.seq - 1,  # what is said of the later attempt stays news
+    )

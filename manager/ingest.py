@@ -22,6 +22,7 @@ from manager.vault import Vault
 from repositories import device_checks
 from repositories.agents import change_devices, heartbeats, hello
 from repositories.database import Database
+from repositories.event import head
 from repositories.kernels import agents_of, record_facts, renew_pull
 from repositories.registry import RegistryRepository, owner_of_kernel
 from repositories.runs_done import finish_runs
@@ -70,9 +71,13 @@ class Ingest:
             for task in self._greeting:
                 task.cancel()
 
-    async def on_hello(self, said: AgentHello) -> None:
-        """An agent has connected: who it is was proved by its certificate. Its inventory is recorded with it."""
+    async def on_hello(self, said: AgentHello) -> int:
+        """An agent has connected: who it is was proved by its certificate. Its inventory is recorded with it.
+
+        Returns the epoch of the database.
+        """
         async with self._database.transaction("control.hello") as connection:
+            epoch, _ = await head(connection)
             greeted = await hello(connection, said, now=self._clock(), lease_seconds=self._lease_seconds)
         if greeted.forgot:
             log.warning("agent %s comes with a new data dir; %d sessions end", said.agent_id, len(greeted.moved))
@@ -85,6 +90,7 @@ class Ingest:
         task = asyncio.create_task(self._offer_work(AgentId(said.agent_id)), name=f"greet {said.agent_id}")
         self._greeting.add(task)
         task.add_done_callback(self._greeting.discard)
+        return epoch
 
     async def _offer_work(self, agent_id: AgentId) -> None:
         """Nothing can be sent to an agent before the hub has answered its hello."""
