@@ -213,13 +213,14 @@ class Exchange:
     # -- how it is carried out -----------------------------------------------------------------------------------------
     async def run(self, action: Action[Any, R], *, settle_seconds: float | None = 0.0) -> R:
         key = None if action.rules.effect is Effect.READ else self.idempotency_key
-        return await self.door.world.processor.run(
+        answer = await self.door.world.processor.run(
             action, by=self.by, key=key, request_id=self.request_id, settle_seconds=settle_seconds
         )
+        reach("api.answer.before")
+        return answer
 
     # -- how it is answered --------------------------------------------------------------------------------------------
     def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-        reach("api.answer.before")
         response = web.Response(status=status, body=dumps(value), headers=headers)
         response.headers["Content-Type"] = "application/json"
         return response

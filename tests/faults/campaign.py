@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -154,7 +155,8 @@ class Campaign:
                 found = await town.installation.check(town.client)
                 return found + await town.model.verify()
         except Exception as error:
-            return [f"I9 it could not be checked: {type(error).__name__}: {error}"]
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return [f"I9 it could not be checked: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"]
 
 
 async def campaign(folder: Path, *, seed: int, kills: int, seconds: float | None, only: Sequence[str] = ()) -> Campaign:

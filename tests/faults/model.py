@@ -38,6 +38,7 @@ class Model:
         self.outputs[session.id, run_id] = text
 
     def wrote(self, session: aio.Session, path: str, data: bytes) -> None:
+        self.sessions[session.id] = session
         self.files[session.id, path] = hashlib.sha256(data).hexdigest()
 
     def forget(self, session: aio.Session) -> None:
@@ -50,7 +51,7 @@ class Model:
     async def verify(self) -> list[str]:
         """What was acknowledged and is not so any more, or was done twice."""
         found = []
-        for session_id in self.sessions:
+        for session_id in tuple(self.sessions):
             found += await self.marks(session_id)
         for key in self.rng.sample(sorted(self.outputs), min(_LOOKS, len(self.outputs))):
             found += await self._output(*key)
