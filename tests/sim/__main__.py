@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -22,6 +23,8 @@ def main() -> int:
     given = words.parse_args()
     logging.disable(logging.CRITICAL)
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
+    gc.freeze()
+    gc.disable()
     with bench() as stage:
         if given.replay is not None:
             outcome = play(given.replay, stage.fresh())
@@ -31,6 +34,7 @@ def main() -> int:
         started, played, failed, virtual = time.monotonic(), 0, [], 0.0
         for seed in range(given.first, given.first + given.seeds):
             outcome = play(seed, stage.fresh())
+            gc.collect()
             played, virtual = played + 1, virtual + outcome.virtual_seconds
             if outcome.failure:
                 failed.append(seed)

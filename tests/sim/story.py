@@ -18,7 +18,7 @@ from tests.sim.users import Users
 from tests.sim.virtual import Deadlock
 from tests.sim.world import EPOCH, World
 
-FAULT_SECONDS = 45.0
+FAULT_SECONDS = 30.0
 #: After faults have stopped, everything has come to rest within this (virtual) time.
 SETTLE_SECONDS = 240.0
 
@@ -35,7 +35,7 @@ class Outcome:
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
 
-def play(seed: int, backend: Backend, *, sessions: int = 10) -> Outcome:
+def play(seed: int, backend: Backend, *, sessions: int = 8) -> Outcome:
     """The same seed gives the same trace, on any machine. The database is as the migrations left it."""
     folder = Path(tempfile.mkdtemp(prefix=f"moorage-sim-{seed}-", dir=_memory()))
     world = World(seed, backend, folder)

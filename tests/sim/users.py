@@ -79,15 +79,15 @@ class Users:
             lot = wishes.random()
             key = f"{name} {turn}"
             if lot < 0.35:
-                await self.ask(RestartSessionAction(session=session_id), f"restart {key}")
+                await self.ask(RestartSessionAction(session_name=session_id), f"restart {key}")
             elif lot < 0.6:
-                await self.ask(DestroySessionAction(session=session_id), f"destroy {key}")
+                await self.ask(DestroySessionAction(session_name=session_id), f"destroy {key}")
             elif lot < 0.64:
-                await self.ask(DestroySessionAction(session=session_id, forced=True), f"force {key}")
+                await self.ask(DestroySessionAction(session_name=session_id, forced=True), f"force {key}")
 
     async def destroy_all(self) -> None:
         for name in self.created:
-            await self.ask(DestroySessionAction(session=str(self._id_of(name))), f"end {name}")
+            await self.ask(DestroySessionAction(session_name=str(self._id_of(name))), f"end {name}")
 
     def _id_of(self, name: str) -> Any:
         return self._world.store.backend.call("fetchval", "SELECT id FROM sessions WHERE name = $1", name)

@@ -45,8 +45,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(_Clockwork(self))
         #: how long a thread takes, before and after what it does
         self.thread_seconds: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
-        self.tasks: list[asyncio.Task[Any]] = []
-        self.set_task_factory(self._task)  # type: ignore[arg-type]  # its stub knows no keyword
         self.set_exception_handler(lambda _loop, _context: None)
 
     def time(self) -> float:
@@ -74,22 +72,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.call_later(before, work)
         return future
 
-    def _task(self, _loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(work, loop=self, **options)
-        self.tasks.append(task)
-        return task
-
     def bury(self) -> None:
         """The end of a world: what never came to its end is ended here, unheard."""
-        for task in self.tasks:
+        for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # there is no other way to say so
             work = task.get_coro()
-            if not task.done() and work is not None:
+            if work is not None:
                 try:
                     work.close()
                 except BaseException:  # noqa: S110 - nobody is left to hear of it
                     pass
-        self.tasks.clear()
         self.close()
 
 

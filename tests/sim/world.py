@@ -27,7 +27,7 @@ RATES = {
     "engine's answer is lost": 0.01,
     "hint is lost": 0.2,
     "work fails": 0.3,
-    "the image is missing": 0.4,
+    "the image is missing": 0.25,
     "frame is lost": 0.02,
     "frame comes twice": 0.03,
     "frame is late": 0.05,
