@@ -12,11 +12,14 @@ from typing import Any, Final
 
 from agent import vxlan
 from agent.containers import Containers, EngineError, NetworkSpec
+from agent.firewall import Firewall
 from agent.wire import ClusterNetwork, KernelSpec
+from domain.isolation import Egress
 
 log = logging.getLogger("moorage.agent.cluster")
 MASTER_PORT: Final = 29500
 _BRIDGE, _VXLAN = "mo", "mx"
+_RESTORE_SECONDS: Final = 30.0
 
 
 def network_name(session_id: str) -> str:
@@ -80,11 +83,54 @@ def write_hosts(path: Path, network: ClusterNetwork) -> None:
 class Networks:
     """One at a time is changed; everything can be done again."""
 
-    def __init__(self, engine: Containers, *, address: str | None = None, port: int = 4789) -> None:
+    def __init__(
+        self,
+        engine: Containers,
+        *,
+        address: str | None = None,
+        port: int = 4789,
+        firewall: Firewall | None = None,
+    ) -> None:
         self._engine = engine
         self._address = address
         self._port = port
         self._lock = asyncio.Lock()
+        self.firewall = firewall  #: None: nobody closes anything to sessions, as in some tests
+        self.look = asyncio.Event()  #: the engine has come back, and may have changed rules
+
+    async def open(self) -> None:
+        """Before any session starts: the network of all single ones is closed as it should be."""
+        if self.firewall is None:
+            return
+        try:
+            await self.firewall.sweep()
+            await self.firewall.guard(self._engine.bridge, egress=Egress.OPEN, together=False)
+        except EngineError as error:  # a kernel without it, a container without the right to it
+            self.firewall.failed = str(error)
+        self.firewall.isolate(self._engine.bridge)
+
+    async def close(self) -> None:
+        """Rules stay as long as sessions do: when none is here, the network and the rules go."""
+        await self._engine.remove_network()  # refused while sessions are on it
+        if self.firewall is not None and not await self._engine.made_networks():
+            await self.firewall.remove()
+
+    def started(self, spec: KernelSpec) -> None:
+        """Its container has started, and nothing of its user runs yet."""
+        if self.firewall is not None and spec.network is None and spec.egress == Egress.OPEN:
+            self.firewall.isolate(self._engine.bridge)
+
+    async def watch(self) -> None:
+        """Rules that somebody took away come back. Runs until cancelled."""
+        while self.firewall is not None:
+            try:
+                await self.firewall.restore()
+                self.firewall.isolate(self._engine.bridge)
+            except EngineError as error:
+                log.error("the rules that keep sessions apart cannot be looked at: %s", error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.look.wait(), _RESTORE_SECONDS)
+            self.look.clear()
 
     async def ensure(self, spec: KernelSpec) -> None:
         """The bridge, and towards other hosts the VXLAN, of this kernel's session, as the kernel's intent says."""
@@ -92,6 +138,7 @@ class Networks:
         if network is None:
             return
         async with self._lock:
+            await self._guard(spec, f"{_BRIDGE}{network.vni:x}")
             spans = spec.cluster == "multi-node"
             mtu = await self._mtu() if spans else 1500
             await self._engine.make_network(
@@ -106,6 +153,14 @@ class Networks:
             )
             if network.peers:
                 await self._join(network)
+
+    async def _guard(self, spec: KernelSpec, bridge: str) -> None:
+        """Before the bridge is there."""
+        trouble = "nobody keeps its packet filter" if self.firewall is None else self.firewall.trouble
+        if trouble is None and self.firewall is not None:
+            await self.firewall.guard(bridge, egress=spec.egress, together=True)
+        elif spec.egress == Egress.NONE:
+            raise EngineError(f"This host cannot keep a cluster from networks outside: {trouble}.")
 
     async def _mtu(self) -> int:
         return (await vxlan.mtu_towards(self._address) if self._address else 1500) - vxlan.OVERHEAD_BYTES
@@ -148,6 +203,8 @@ class Networks:
         if (vni := labels.get("moorage.vni", "")).isdigit():
             await vxlan.remove(f"{_VXLAN}{int(vni):x}")
         await self._engine.unmake_network(name)
+        if self.firewall is not None and vni.isdigit():
+            await self.firewall.release(f"{_BRIDGE}{int(vni):x}")
 
     async def facts(self) -> dict[str, Any]:
         """What managers should know of this host before they choose subnets and peers."""

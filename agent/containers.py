@@ -197,7 +197,7 @@ class Containers:
                 driver="bridge",
                 ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
                 options={
-                    "com.docker.network.bridge.name": self.network[:15],
+                    "com.docker.network.bridge.name": self.bridge,
                     "com.docker.network.bridge.enable_icc": "false",
                 },
                 labels={LABEL: self._uid},
@@ -206,6 +206,11 @@ class Containers:
         except APIError as error:
             if error.status_code != 409:  # another agent of this host made it at the same time
                 raise
+
+    @property
+    def bridge(self) -> str:
+        """Of the network of single sessions, as this host knows it."""
+        return self.network[:15]
 
     async def remove_network(self) -> None:
         await self._call(lambda: self._client.remove_network(self.network))
