@@ -6,10 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from manager.config import default_data_dir
+
+if TYPE_CHECKING:
+    from manager.upgrade import Plan
 
 _data_dir = click.option(
     "--data-dir",
@@ -110,3 +114,72 @@ def restore(source: Path, data_dir: Path | None, force: bool, database_url: str 
     if not done.manifest.keys:
         click.echo("  keys                      not in the backup; those of this data dir are used")
     click.echo("Start it ('moorage up', or the managers), then look: moorage admin fsck")
+
+
+@click.command()
+@_data_dir
+@click.option("--check", is_flag=True, help="Say what it would do, and change nothing.")
+@click.option(
+    "--backup",
+    "backup_to",
+    metavar="FILE|DIR",
+    type=click.Path(path_type=Path),
+    help="Where the backup goes that is made first.  [default: backups/ in the data dir]",
+)
+@click.option("--no-backup", is_flag=True, help="Make none.")
+@_json
+def upgrade(data_dir: Path | None, check: bool, backup_to: Path | None, no_backup: bool, as_json: bool) -> None:
+    """Go over to the version that is installed now, while sessions and what runs in them go on.
+
+    In this order: a backup, the schema, the manager, the agent. When one fails, the version before runs on. Managers and
+    agents on other machines are restarted there, managers first, one after the other.
+    """
+    from manager import upgrade as upgrading
+    from manager.backup import BackupFailed
+
+    folder = (data_dir or default_data_dir()).absolute()
+    progress = Progress(quiet=as_json)
+    try:
+        if check:
+            plan = upgrading.look(folder)
+            click.echo(json.dumps(asdict(plan)) if as_json else _plan(plan))
+            return
+        if backup_to is None and not no_backup:
+            backup_to = folder / "backups"
+            backup_to.mkdir(mode=0o700, exist_ok=True)
+        done = upgrading.upgrade(
+            folder, backup_to=None if no_backup or backup_to is None else backup_to.absolute(), tell=progress
+        )
+    except (BackupFailed, upgrading.UpgradeFailed) as error:
+        raise click.ClickException(str(error)) from None
+    finally:
+        progress.done()
+    if as_json:
+        backup = str(done.backup) if done.backup is not None else None
+        click.echo(json.dumps({**asdict(done.plan), "backup": backup, "restarted": done.restarted}))
+        return
+    click.echo(f"This is version {done.plan.installed} now, with schema {done.plan.newest_schema}.")
+    if done.backup is not None:
+        click.echo(f"  backup     {done.backup}")
+    click.echo(f"  restarted  {', '.join(done.restarted) or 'nothing: no installation runs here'}")
+    elsewhere = [agent["id"] for agent in done.plan.agents if agent["version"] != done.plan.installed]
+    if elsewhere and len(done.plan.agents) > 1:
+        click.echo(f"  to do      agents of other versions: {', '.join(elsewhere)}")
+
+
+def _plan(plan: Plan) -> str:
+    steps = [f"{number} ({what.rstrip('.')})" for number, what in plan.steps]
+    agents = [f"{agent['id']} {agent['version']}{' (lost)' if agent['lost'] else ''}" for agent in plan.agents]
+    schema = f"{plan.schema} -> {plan.newest_schema}: {', '.join(steps)}" if steps else f"{plan.schema}, nothing to do"
+    if plan.too_new:
+        schema = f"{plan.schema}, which is newer than what is installed: install that version here too"
+    rows = {
+        "installed": plan.installed,
+        "schema": schema,
+        "sessions": f"{plan.live_sessions} live, {plan.executions} executions under way; they go on",
+        "managers": f"{plan.managers} processes use the database",
+        "hosts": ", ".join(agents) or "none",
+        "backup": f"{plan.free_bytes / 2**30:.1f} GiB are free in the data dir",
+        "restarts": "manager, then agent" if plan.runs_here else "nothing: no installation runs here",
+    }
+    return "\n".join(f"{name:<10} {said}" for name, said in rows.items())

@@ -31,7 +31,8 @@ def run(connection: Connection) -> None:
     )
     with context.begin_transaction():
         # A migration that cannot have its locks quickly gives up, instead of stopping everybody behind it.
-        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        patience = round(1000 * context.config.attributes.get("lock_seconds", 10.0))
+        connection.execute(text(f"SET LOCAL lock_timeout = {patience}"))
         connection.execute(text("SET LOCAL statement_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         context.run_migrations()

@@ -86,6 +86,7 @@ SERVER = {
     "doctor": "Look for what is missing or wrong on this machine.",
     "backup": "Keep the whole installation in a file, while it runs.",
     "restore": "Make an installation of a backup again.",
+    "upgrade": "Go over to the version that is installed, while sessions go on.",
     "manager": "Run a manager.",
     "agent": "Run an agent, or let this host join an installation.",
     "simulate": "Replay a workload, and compare policies and fleets.",
