@@ -3,35 +3,29 @@
 from actions.administration import (
     AliasImageAction,
     CreateAgentTokenAction,
-    CreateKeypairAction,
-    CreateProjectAction,
-    CreateTokenAction,
-    CreateUserAction,
-    DeleteKeypairAction,
-    DeleteProjectAction,
-    DeleteTokenAction,
-    DeleteUserAction,
     ForgetImageAction,
     GetAgentAction,
-    GetUserAction,
     ListAgentsAction,
     ListImagesAction,
-    ListKeypairsAction,
-    ListProjectsAction,
-    ListTokensAction,
-    ListUsersAction,
     ModifyAgentAction,
-    ModifyKeypairAction,
-    ModifyProjectAction,
-    ModifyUserAction,
     PullImageAction,
     RegisterImageAction,
     RemoveAgentAction,
-    WhoAmIAction,
 )
 from actions.agents import CordonAgentAction, DrainAgentAction, UncordonAgentAction
+from actions.audit import ExportAuditAction, ListAuditAction, VerifyAuditAction
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
 from actions.clusters import CreateClusterAction
+from actions.credentials import (
+    CreateKeypairAction,
+    CreateTokenAction,
+    DeleteKeypairAction,
+    DeleteTokenAction,
+    ListKeypairsAction,
+    ListTokensAction,
+    ModifyKeypairAction,
+    RotateKeypairAction,
+)
 from actions.devices import ListDevicesAction, PutDeviceInAction, TakeDeviceOutAction
 from actions.events import ReadEventsAction
 from actions.execution import (
@@ -89,6 +83,14 @@ from actions.lifecycle import (
     RenameSessionAction,
     RestartSessionAction,
 )
+from actions.people import (
+    CreateUserAction,
+    DeleteUserAction,
+    GetUserAction,
+    ListUsersAction,
+    ModifyUserAction,
+    WhoAmIAction,
+)
 from actions.policies import (
     AssignPolicyAction,
     CreatePolicyAction,
@@ -97,6 +99,18 @@ from actions.policies import (
     ListPoliciesAction,
     ModifyPolicyAction,
     UnassignPolicyAction,
+)
+from actions.projects import (
+    CreateDomainAction,
+    CreateProjectAction,
+    DeleteDomainAction,
+    DeleteProjectAction,
+    GetDomainAction,
+    GetProjectAction,
+    ListDomainsAction,
+    ListProjectsAction,
+    ModifyDomainAction,
+    ModifyProjectAction,
 )
 from actions.quotas import ListQuotasAction, SetQuotaAction
 from actions.recording import GetTraceAction
@@ -119,6 +133,7 @@ from actions.services import (
 )
 from actions.session_devices import GetSessionDevicesAction
 from actions.shares import ListSharesAction
+from actions.sign_in import SetPasswordAction, SignInAction, SignOutAction
 from actions.snapshots import CommitSessionAction, ConvertSessionToImageAction, GetCommitStatusAction
 from actions.statistics import GetMetricsAction, GetTopAction
 from actions.templates import (
@@ -129,6 +144,7 @@ from actions.templates import (
     ListTemplatesAction,
     ModifyTemplateAction,
 )
+from actions.trust import RevokeAgentAction
 from actions.usage import GetUsageAction
 from actions.volume_files import (
     DownloadVolumeFileAction,
@@ -175,6 +191,7 @@ __all__ = [
     "CordonAgentAction",
     "CreateAgentTokenAction",
     "CreateClusterAction",
+    "CreateDomainAction",
     "CreateFromParamsAction",
     "CreateFromTemplateAction",
     "CreateKeypairAction",
@@ -186,6 +203,7 @@ __all__ = [
     "CreateUserAction",
     "CreateVolumeAction",
     "CreateWebhookSecretAction",
+    "DeleteDomainAction",
     "DeleteKeypairAction",
     "DeletePolicyAction",
     "DeleteProjectAction",
@@ -206,6 +224,7 @@ __all__ = [
     "ExecuteSessionAction",
     "ExemptSessionAction",
     "ExplainSessionAction",
+    "ExportAuditAction",
     "FileUploadSpec",
     "FollowExecutionAction",
     "ForgetImageAction",
@@ -217,8 +236,10 @@ __all__ = [
     "GetContainerLogsAction",
     "GetDependencyGraphAction",
     "GetDirectAccessInfoAction",
+    "GetDomainAction",
     "GetMetricsAction",
     "GetPolicyAction",
+    "GetProjectAction",
     "GetResourceGroupAction",
     "GetSessionDevicesAction",
     "GetSessionInfoAction",
@@ -237,8 +258,10 @@ __all__ = [
     "KillExecutionAction",
     "LeaveVolumeAction",
     "ListAgentsAction",
+    "ListAuditAction",
     "ListDeliveriesAction",
     "ListDevicesAction",
+    "ListDomainsAction",
     "ListExecutionsAction",
     "ListFilesAction",
     "ListImagesAction",
@@ -261,6 +284,7 @@ __all__ = [
     "ManageVolumeFilesAction",
     "MatchSessionsAction",
     "ModifyAgentAction",
+    "ModifyDomainAction",
     "ModifyKeypairAction",
     "ModifyPolicyAction",
     "ModifyProjectAction",
@@ -285,11 +309,14 @@ __all__ = [
     "RescanImagesAction",
     "RestartSessionAction",
     "Result",
+    "RevokeAgentAction",
+    "RotateKeypairAction",
     "Rules",
     "ScopeAction",
     "SearchAbusingReportsAction",
     "SearchSessionsAction",
     "SessionAction",
+    "SetPasswordAction",
     "SetQuotaAction",
     "SetRegistryAction",
     "SetWatchRulesAction",
@@ -297,6 +324,8 @@ __all__ = [
     "ShareImageAction",
     "ShareVolumeAction",
     "ShutdownServiceAction",
+    "SignInAction",
+    "SignOutAction",
     "StartServiceAction",
     "TakeDeviceOutAction",
     "UnassignPolicyAction",
@@ -306,5 +335,6 @@ __all__ = [
     "UnshareVolumeAction",
     "UploadFilesAction",
     "UploadVolumeFilesAction",
+    "VerifyAuditAction",
     "WhoAmIAction",
 ]

@@ -279,6 +279,10 @@ class Action(ABC, Generic[W, R]):
         """What the audit log names as the object of this action."""
         return None
 
+    def looks_at_others(self, by: Principal) -> bool:
+        """Whether this reads what is not the asker's own, by what it is asked for: then the read is on record."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionAction(Action[W, R]):

@@ -45,18 +45,21 @@ class ReadEventsAction(ScopeAction[Reading, EventPage]):
             after = 0
         everybodys = call.by.sees_all and call.owner is call.by
         domains = call.by.role is Role.DOMAIN_ADMIN and call.owner is call.by
+        session_id = await self._session_id(call)
         items, next_seq = await event_rows.after(
             call.db.connection,
             min(after, last),
-            user_id=None if everybodys or domains else call.owner.user_id,
+            # a session that was found is one that the asker may look at
+            user_id=None if everybodys or domains or session_id is not None else call.owner.user_id,
             domain=call.by.domain if domains else None,
-            session_id=await self._session_id(call, wider=everybodys or domains),
+            session_id=session_id,
             limit=self.limit,
         )
         return EventPage(items=items, epoch=epoch, next_seq=next_seq)
 
-    async def _session_id(self, call: Reading, *, wider: bool) -> UUID | None:
+    async def _session_id(self, call: Reading) -> UUID | None:
         if self.session is None:
             return None
+        wider = call.by.sees_others and call.owner is call.by
         sessions = call.db.all_sessions if wider and as_uuid(self.session) else call.db.sessions
         return (await sessions.get(self.session)).id

@@ -34,7 +34,7 @@ from agent.client import KernelAddress
 from agent.wire import Record, decode_records
 from domain.errors import AgentUnavailable, InvalidRequest, PermissionDenied, RunnerLost, RunNotFound, SessionNotReady
 from domain.options import label_query
-from domain.principal import TokenScope
+from domain.principal import Principal, TokenScope
 from domain.session import FINAL, LIVE, Event, Session, Status
 from repositories.session import Search, like
 from repositories.tail import kept_log
@@ -118,6 +118,9 @@ class SearchSessionsAction(ScopeAction[Reading, SessionPage]):
         )
         return await _page(call, search, everybodys=self.all)
 
+    def looks_at_others(self, by: Principal) -> bool:
+        return self.all
+
 
 @action(Rules(allow=anyone, effect=Effect.READ))
 class MatchSessionsAction(ScopeAction[Reading, SessionPage]):
@@ -133,7 +136,7 @@ class MatchSessionsAction(ScopeAction[Reading, SessionPage]):
 
 
 async def _page(call: Reading, search: Search, *, everybodys: bool) -> SessionPage:
-    if everybodys and not (call.by.sees_all or call.by.role == "domain_admin"):
+    if everybodys and not call.by.sees_others:
         raise PermissionDenied("Only administrators list everybody's sessions.")
     found = await (call.db.all_sessions if everybodys else call.db.sessions).search(search)
     last = found[-1] if len(found) == search.limit else None

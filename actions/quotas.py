@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from actions.base import Effect, Reading, Result, Rules, ScopeAction, Work, action, anyone, superadmin
+from actions.base import Effect, Reading, Result, Rules, ScopeAction, Work, action, anyone, domain_admin
+from actions.people import seen_domain
 from domain.errors import InvalidLimit, InvalidRequest, PermissionDenied
 from domain.limits import SCOPES, Wanted, is_ceiling, parse, slot_of
+from domain.principal import Role
 
 ScopeName: TypeAlias = Literal["keypair", "user", "project", "domain"]
 LimitOwner = Annotated[str, Field(min_length=1, max_length=254)]
@@ -62,7 +64,8 @@ class ListQuotasAction(ScopeAction[Reading, QuotaPage]):
     everybody: bool = False
 
     async def run(self, call: Reading, /) -> QuotaPage:
-        if (self.of or self.everybody) and not call.by.sees_all:
+        by = call.by
+        if (self.of or self.everybody) and by.role is Role.USER:
             raise PermissionDenied("Only administrators see the limits of others; leave it out to see your own.")
         policies = call.db.policies
         if self.of:
@@ -71,11 +74,13 @@ class ListQuotasAction(ScopeAction[Reading, QuotaPage]):
                 raise InvalidRequest(
                     "Say whose limits: user:E-MAIL, project:NAME, domain:NAME or keypair:KEY.", field="of"
                 )
-            whose = await policies.scope(kind, name, domain=call.by.domain)
+            whose = await policies.scope(kind, name, domain=by.domain, within=seen_domain(by))
         else:
-            whose = ("user", str(call.by.user_id))
-        all_of_them = self.everybody and not self.of
-        scopes = None if all_of_them else await policies.scopes_around(whose)
+            whose = ("user", str(by.user_id))
+        if self.everybody and not self.of:
+            scopes = None if by.sees_all else await policies.scopes_of_domain(by.domain)
+        else:
+            scopes = await policies.scopes_around(whose)
         rows = await policies.limits(scopes, viewer=call.by.user_id)
         return QuotaPage(items=[QuotaData.of_row(row) for row in rows])
 
@@ -104,7 +109,16 @@ async def _check_slots(call: Reading, names: Sequence[str]) -> None:
         )
 
 
-@action(Rules(allow=superadmin, effect=Effect.DATABASE))
+async def limited_scope(call: Work, scope: str, of: str) -> tuple[str, str]:
+    """Whose limits the asker sets. A domain's own limits are what it is given, so nobody of it changes them."""
+    by = call.by
+    found = await call.db.policies.scope(scope, of, domain=by.domain, within=seen_domain(by))
+    if scope == "domain" and not by.is_admin:
+        raise PermissionDenied("The limits of a whole domain are set by superadmins.")
+    return found
+
+
+@action(Rules(allow=domain_admin, effect=Effect.DATABASE))
 class SetQuotaAction(ScopeAction[Work, QuotaPage]):
     """Limit what a user, project, domain or keypair holds at once; null lifts it, as far as no policy sets it.
 
@@ -122,7 +136,7 @@ class SetQuotaAction(ScopeAction[Work, QuotaPage]):
         if not self.limits:
             raise InvalidRequest("Name at least one limit, such as sessions or cpu.", field="limits")
         policies = call.db.policies
-        scope = await policies.scope(self.scope, self.of, domain=call.by.domain)
+        scope = await limited_scope(call, self.scope, self.of)
         await policies.set_own(scope, *await wanted_limits(call, self.limits))
         call.announce("queue")
         rows = await policies.limits([scope], viewer=call.by.user_id)

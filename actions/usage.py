@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import Field
 
 from actions.base import Effect, Reading, Result, Rules, ScopeAction, action, anyone
+from actions.people import seen_domain
 from domain.errors import InvalidRange, InvalidRequest, PermissionDenied
 from domain.principal import Role
 from repositories.usage import GROUPS, UsageRow, usage
@@ -80,4 +81,5 @@ class GetUsageAction(ScopeAction[Reading, Usage]):
             return None
         if not (call.by.sees_all or call.by.role is Role.DOMAIN_ADMIN):
             raise PermissionDenied("Only administrators see what others held.")
-        return [UUID(str((await call.db.identity.user(self.user))["id"]))]
+        found = await call.db.identity.user(self.user, domain=seen_domain(call.by))
+        return [UUID(str(found["id"]))]

@@ -299,6 +299,7 @@ class AgentData:
     drain_moves: bool  #: batch sessions begin again elsewhere
     drain_until: datetime | None  #: when those that are left are ended
     drained_at: datetime | None  #: since when nothing is there any more
+    revoked_at: datetime | None  #: since when none of its certificates counts
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> AgentData:
@@ -325,4 +326,5 @@ class AgentData:
             drain_moves=row["drain_moves"],
             drain_until=row["drain_until"],
             drained_at=row["drained_at"],
+            revoked_at=row["revoked_at"],
         )

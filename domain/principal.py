@@ -70,6 +70,11 @@ class Principal:
         return self.role in (Role.SUPERADMIN, Role.MONITOR)
 
     @property
+    def sees_others(self) -> bool:
+        """Whether there may be sessions of others that they see: everybody's, the domain's, those of their projects."""
+        return self.role is not Role.USER or bool(self.administers)
+
+    @property
     def makes_credentials(self) -> bool:
         """Whether it may make, rotate or set what outlives the credential it came with."""
         return self.credential in (Credential.KEYPAIR, Credential.SIGN_IN)

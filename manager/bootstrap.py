@@ -18,6 +18,7 @@ from domain.ids import AccessKey, uuid7
 from domain.principal import Role
 from manager.config import ManagerConfig
 from repositories import agents as agent_rows
+from repositories.credentials import CredentialRepository
 from repositories.database import Database
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
@@ -68,7 +69,8 @@ async def bootstrap(config: ManagerConfig, *, image: str | None, now: datetime) 
                 )
                 # The file first: a crash in between leaves a file that the next start overwrites, not a lost secret.
                 credentials.save(config.data_dir)
-                await identity.add_keypair(credentials.access_key, hash_secret(credentials.secret_key), user_id)
+                proof = hash_secret(credentials.secret_key)
+                await CredentialRepository(connection, now=now).add_keypair(credentials.access_key, proof, user_id)
             if image is not None:
                 await _register(ImageRepository(connection, now=now, cause=_CAUSE), image)
     finally:

@@ -1,4 +1,4 @@
-"""Users, keypairs, tokens, projects, domains, quotas: who may ask."""
+"""Users, projects and domains: who may ask, and how far that reaches. What they ask with is in `credentials`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from domain.errors import KeypairNotFound, NotFound, ProjectNotFound, StillInUse, UserNotFound
+from domain.errors import AlreadyExists, DomainNotFound, NotFound, ProjectNotFound, StillInUse, UserNotFound
 from domain.ids import AccessKey
 from domain.names import as_uuid
 from domain.principal import Credential, Principal, Role, TokenScope
@@ -28,8 +28,22 @@ _PRINCIPAL: Final = """
 _USER: Final = """
     SELECT u.id, u.email, u.username, u.domain, u.role, u.active, u.created_at, u.uid, u.gid,
         ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id WHERE m.user_id = u.id
-              ORDER BY p.created_at, p.name) AS projects
+              ORDER BY p.created_at, p.name) AS projects,
+        ARRAY(SELECT p.name FROM project_members m JOIN projects p ON p.id = m.project_id
+              WHERE m.user_id = u.id AND m.administers ORDER BY p.name) AS administers
     FROM users u
+"""
+_PROJECT: Final = """
+    SELECT p.id, p.domain, p.name, p.created_at,
+        ARRAY(SELECT u.email FROM project_members m JOIN users u ON u.id = m.user_id WHERE m.project_id = p.id
+              ORDER BY u.email) AS members,
+        ARRAY(SELECT u.email FROM project_members m JOIN users u ON u.id = m.user_id
+              WHERE m.project_id = p.id AND m.administers ORDER BY u.email) AS admins
+    FROM projects p
+"""
+_DOMAIN: Final = """
+    SELECT d.name, d.active, d.created_at, (SELECT count(*) FROM users u WHERE u.domain = d.name) AS users,
+        (SELECT count(*) FROM projects p WHERE p.domain = d.name) AS projects FROM domains d
 """
 
 
@@ -74,11 +88,14 @@ async def principal_of_token(connection: Connection, token_hash: bytes, now: dat
 
 
 class IdentityRepository:
+    """`domain` in a question: what is of another one is not there."""
+
     def __init__(self, connection: Connection, *, now: datetime, cause: Cause) -> None:
         self._connection = connection
         self._now = now
         self._cause = cause
 
+    # -- users ---------------------------------------------------------------------------------------------------------
     async def add_user(self, user_id: UUID, *, email: str, username: str, domain: str, role: Role) -> dict[str, Any]:
         """Raises AlreadyExists for a known e-mail address. The user joins the domain's default project."""
         if not await self._connection.fetchval(
@@ -101,18 +118,32 @@ class IdentityRepository:
         )
         return await self.user(str(user_id))
 
-    async def user(self, email_or_id: str) -> dict[str, Any]:
+    async def user(self, email_or_id: str, *, domain: str | None = None) -> dict[str, Any]:
         user_id = as_uuid(email_or_id)
         row = await self._connection.fetchrow(
-            f"{_USER} WHERE u.id = $1 OR u.email = $2", user_id, None if user_id else email_or_id
+            f"{_USER} WHERE (u.id = $1 OR u.email = $2) AND ($3::text IS NULL OR u.domain = $3)",
+            user_id,
+            None if user_id else email_or_id,
+            domain,
         )
         if row is None:
             raise UserNotFound(user=email_or_id)
         return dict(row)
 
-    async def users(self, *, limit: int, after: str | None) -> list[dict[str, Any]]:
+    async def lock_user(self, user_id: UUID) -> dict[str, Any]:
+        """As it is, and stays until this transaction ends."""
+        await self._connection.execute("SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE", user_id)
+        return await self.user(str(user_id))
+
+    async def users(self, *, limit: int, after: str | None, domain: str | None = None) -> list[dict[str, Any]]:
         rows = await self._connection.fetch(
-            f"{_USER} WHERE $1::text IS NULL OR u.email > $1 ORDER BY u.email LIMIT $2", after, limit
+            f"""
+            {_USER} WHERE ($1::text IS NULL OR u.email > $1) AND ($3::text IS NULL OR u.domain = $3)
+            ORDER BY u.email LIMIT $2
+            """,
+            after,
+            limit,
+            domain,
         )
         return [dict(row) for row in rows]
 
@@ -141,41 +172,7 @@ class IdentityRepository:
             raise StillInUse("The user still has volumes; remove or clone them first, or deactivate the user.")
         await self._connection.execute("DELETE FROM users WHERE id = $1", user_id)
 
-    async def add_keypair(self, access_key: AccessKey, secret_hash: bytes, user_id: UUID) -> dict[str, Any]:
-        await self._connection.execute(
-            "INSERT INTO keypairs (access_key, secret_hash, user_id, created_at) VALUES ($1, $2, $3, $4)",
-            access_key,
-            secret_hash,
-            user_id,
-            self._now,
-        )
-        return await self.keypair(access_key)
-
-    async def keypair(self, access_key: str) -> dict[str, Any]:
-        rows = await self.keypairs(access_key=access_key)
-        if not rows:
-            raise KeypairNotFound(access_key=access_key)
-        return rows[0]
-
-    async def keypairs(self, *, user_id: UUID | None = None, access_key: str | None = None) -> list[dict[str, Any]]:
-        rows = await self._connection.fetch(
-            """
-            SELECT k.access_key, u.email AS user, k.active, k.created_at FROM keypairs k JOIN users u ON u.id = k.user_id
-            WHERE ($1::uuid IS NULL OR u.id = $1) AND ($2::text IS NULL OR k.access_key = $2) ORDER BY k.created_at, k.access_key
-            """,
-            user_id,
-            access_key,
-        )
-        return [dict(row) for row in rows]
-
-    async def set_keypair_active(self, access_key: str, active: bool) -> dict[str, Any]:
-        await self._connection.execute("UPDATE keypairs SET active = $2 WHERE access_key = $1", access_key, active)
-        return await self.keypair(access_key)
-
-    async def remove_keypair(self, access_key: str) -> None:
-        if not await self._connection.fetchval("DELETE FROM keypairs WHERE access_key = $1 RETURNING true", access_key):
-            raise KeypairNotFound(access_key=access_key)
-
+    # -- projects ------------------------------------------------------------------------------------------------------
     async def project_id(self, name: str, *, domain: str, member: UUID | None) -> UUID:
         """Raises ProjectNotFound when there is none, or `member` is not one of it."""
         found: UUID | None = await self._connection.fetchval(
@@ -191,7 +188,25 @@ class IdentityRepository:
             raise ProjectNotFound(project=name)
         return found
 
-    async def add_project(self, project_id: UUID, *, name: str, domain: str, members: Sequence[str]) -> dict[str, Any]:
+    async def project(self, name: str, *, domain: str, member: UUID | None = None) -> dict[str, Any]:
+        project_id = await self.project_id(name, domain=domain, member=member)
+        row = await self._connection.fetchrow(f"{_PROJECT} WHERE p.id = $1", project_id)
+        assert row is not None
+        return dict(row)
+
+    async def projects(self, *, domain: str | None, member: UUID | None = None) -> list[dict[str, Any]]:
+        rows = await self._connection.fetch(
+            f"""
+            {_PROJECT} WHERE ($1::text IS NULL OR p.domain = $1)
+            AND ($2::uuid IS NULL OR EXISTS (SELECT FROM project_members m WHERE m.project_id = p.id AND m.user_id = $2))
+            ORDER BY p.domain, p.name
+            """,
+            domain,
+            member,
+        )
+        return [dict(row) for row in rows]
+
+    async def add_project(self, project_id: UUID, *, name: str, domain: str) -> None:
         if not await self._connection.fetchval("SELECT EXISTS (SELECT FROM domains WHERE name = $1)", domain):
             raise NotFound(f"There is no domain '{domain}'.")
         await self._connection.execute(
@@ -201,74 +216,85 @@ class IdentityRepository:
             name,
             self._now,
         )
-        return await self.edit_project(name, domain=domain, add=members, remove=())
 
-    async def edit_project(
-        self, name: str, *, domain: str, add: Sequence[str], remove: Sequence[str]
-    ) -> dict[str, Any]:
-        project_id = await self.project_id(name, domain=domain, member=None)
-        joining = [(await self.user(user))["id"] for user in add]
-        leaving = [(await self.user(user))["id"] for user in remove]
+    async def join(self, project_id: UUID, users: Sequence[UUID]) -> None:
         await self._connection.execute(
             "INSERT INTO project_members (project_id, user_id) SELECT $1, unnest($2::uuid[]) ON CONFLICT DO NOTHING",
             project_id,
-            joining,
+            users,
         )
-        await self._connection.execute(
-            "DELETE FROM project_members WHERE project_id = $1 AND user_id = ANY($2)", project_id, leaving
-        )
-        return next(p for p in await self.projects(domain=domain) if p["id"] == project_id)
 
-    async def projects(self, *, domain: str | None) -> list[dict[str, Any]]:
+    async def leave(self, project_id: UUID, users: Sequence[UUID], *, also_admins: bool) -> list[UUID]:
+        """Who has left; administrators of the project stay unless `also_admins`."""
         rows = await self._connection.fetch(
             """
-            SELECT p.id, p.domain, p.name, p.created_at,
-                ARRAY(SELECT u.email FROM project_members m JOIN users u ON u.id = m.user_id WHERE m.project_id = p.id
-                      ORDER BY u.email) AS members
-            FROM projects p WHERE $1::text IS NULL OR p.domain = $1 ORDER BY p.domain, p.name
+            DELETE FROM project_members WHERE project_id = $1 AND user_id = ANY($2) AND ($3 OR NOT administers)
+            RETURNING user_id
             """,
-            domain,
+            project_id,
+            users,
+            also_admins,
         )
-        return [dict(row) for row in rows]
+        return [row["user_id"] for row in rows]
 
-    async def remove_project(self, name: str, *, domain: str) -> None:
+    async def appoint(self, project_id: UUID, users: Sequence[UUID], *, administers: bool) -> None:
+        """Of its members; who is none becomes one when appointed."""
+        if administers:
+            await self.join(project_id, users)
+        await self._connection.execute(
+            "UPDATE project_members SET administers = $3 WHERE project_id = $1 AND user_id = ANY($2)",
+            project_id,
+            users,
+            administers,
+        )
+
+    async def remove_project(self, project_id: UUID, name: str) -> None:
         """Raises StillInUse while sessions of it are on record."""
-        project_id = await self.project_id(name, domain=domain, member=None)
         if await self._connection.fetchval("SELECT EXISTS (SELECT FROM sessions WHERE project_id = $1)", project_id):
             raise StillInUse(f"Sessions of project '{name}' are still on record; it goes when they are forgotten.")
         await self._connection.execute("DELETE FROM projects WHERE id = $1", project_id)
 
-    async def add_token(
-        self, token_id: UUID, *, token_hash: bytes, access_key: AccessKey, name: str, expires_at: datetime
-    ) -> None:
-        await self._connection.execute(
-            "INSERT INTO tokens (id, token_hash, access_key, name, expires_at, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
-            token_id,
-            token_hash,
-            access_key,
+    # -- domains -------------------------------------------------------------------------------------------------------
+    async def domains(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in await self._connection.fetch(f"{_DOMAIN} ORDER BY d.name")]
+
+    async def domain(self, name: str) -> dict[str, Any]:
+        row = await self._connection.fetchrow(f"{_DOMAIN} WHERE d.name = $1", name)
+        if row is None:
+            raise DomainNotFound(domain=name)
+        return dict(row)
+
+    async def add_domain(self, name: str, project_id: UUID) -> dict[str, Any]:
+        """With the project that its users join. Raises AlreadyExists."""
+        made = await self._connection.fetchval(
+            "INSERT INTO domains (name, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true",
             name,
-            expires_at,
             self._now,
         )
+        if not made:
+            raise AlreadyExists(f"There is a domain '{name}' already.")
+        await self.add_project(project_id, name="default", domain=name)
+        return await self.domain(name)
 
-    async def tokens(self, user_id: UUID) -> list[dict[str, Any]]:
-        rows = await self._connection.fetch(
+    async def set_domain_active(self, name: str, active: bool) -> dict[str, Any]:
+        await self._connection.execute("UPDATE domains SET active = $2 WHERE name = $1", name, active)
+        return await self.domain(name)
+
+    async def remove_domain(self, name: str) -> None:
+        """With its projects, when nobody and nothing else is of it. Raises StillInUse."""
+        await self._connection.execute("SELECT FROM domains WHERE name = $1 FOR UPDATE", name)
+        found = await self.domain(name)
+        if found["users"]:
+            raise StillInUse(f"The domain '{name}' still has {found['users']} users; remove or disable them first.")
+        used = await self._connection.fetchval(
             """
-            SELECT t.id, t.name, t.access_key, t.expires_at, t.created_at FROM tokens t JOIN keypairs k USING (access_key)
-            WHERE k.user_id = $1 ORDER BY t.created_at
+            SELECT CASE WHEN EXISTS (SELECT FROM sessions WHERE domain = $1) THEN 'sessions on record'
+                WHEN EXISTS (SELECT FROM policies WHERE domain = $1) THEN 'policies'
+                WHEN EXISTS (SELECT FROM session_templates WHERE domain = $1) THEN 'templates' END
             """,
-            user_id,
+            name,
         )
-        return [dict(row) for row in rows]
-
-    async def remove_token(self, token_id: UUID, *, user_id: UUID | None) -> bool:
-        return bool(
-            await self._connection.fetchval(
-                """
-                DELETE FROM tokens t USING keypairs k WHERE t.id = $1 AND k.access_key = t.access_key
-                AND ($2::uuid IS NULL OR k.user_id = $2) RETURNING true
-                """,
-                token_id,
-                user_id,
-            )
-        )
+        if used is not None:
+            raise StillInUse(f"The domain '{name}' still has {used}; remove them first, or disable the domain.")
+        await self._connection.execute("DELETE FROM projects WHERE domain = $1", name)
+        await self._connection.execute("DELETE FROM domains WHERE name = $1", name)

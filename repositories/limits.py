@@ -155,6 +155,19 @@ class LimitRepository:
         """A user's keypairs, projects and domain bind the user as well."""
         return {(row["scope"], row["scope_id"]) for row in await self._connection.fetch(_EVERYTHING_AROUND, *scope)}
 
+    async def scopes_of_domain(self, domain: str) -> set[Scope]:
+        """The domain, its projects, its users and their keypairs."""
+        rows = await self._connection.fetch(
+            """
+            SELECT 'domain' AS scope, $1::text AS scope_id
+            UNION ALL SELECT 'project', id::text FROM projects WHERE domain = $1
+            UNION ALL SELECT 'user', id::text FROM users WHERE domain = $1
+            UNION ALL SELECT 'keypair', k.access_key FROM keypairs k JOIN users u ON u.id = k.user_id WHERE u.domain = $1
+            """,
+            domain,
+        )
+        return {(row["scope"], row["scope_id"]) for row in rows}
+
     async def resources(self) -> set[str]:
         """What hosts have, by kinds."""
         rows = await self._connection.fetch("SELECT DISTINCT split_part(name, '/', 1) AS kind FROM resources")

@@ -6,59 +6,91 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from domain.errors import AlreadyExists, NotFound, PolicyInUse, PolicyNotFound
+from domain.errors import (
+    AlreadyExists,
+    DomainNotFound,
+    KeypairNotFound,
+    PolicyInUse,
+    PolicyNotFound,
+    ProjectNotFound,
+)
 from domain.limits import Wanted
+from repositories.credentials import CredentialRepository
 from repositories.database import Connection
 from repositories.identity import IdentityRepository
 from repositories.limits import LimitRepository, Scope, columns
 
-_POLICIES: Final = """
-    SELECT p.name, p.description, p.created_at,
+#: Of what a limit binds.
+_DOMAIN_OF: Final = """(CASE a.scope WHEN 'domain' THEN a.scope_id
+    WHEN 'project' THEN (SELECT o.domain FROM projects o WHERE o.id::text = a.scope_id)
+    WHEN 'user' THEN (SELECT u.domain FROM users u WHERE u.id::text = a.scope_id)
+    ELSE (SELECT u.domain FROM keypairs k JOIN users u ON u.id = k.user_id WHERE k.access_key = a.scope_id) END)"""
+_POLICIES: Final = f"""
+    SELECT p.name, p.description, p.created_at, p.domain,
         coalesce((SELECT jsonb_agg(jsonb_build_object('name', l.name, 'max', l.max_amount, 'waits', l.waits)
                     ORDER BY l.name) FROM policy_limits l WHERE l.policy = p.name), '[]') AS limits,
         coalesce((SELECT jsonb_agg(jsonb_build_object('scope', a.scope, 'of', quota_owner(a.scope, a.scope_id))
                     ORDER BY position(a.scope IN 'keypair user project domain'), quota_owner(a.scope, a.scope_id))
-                  FROM policy_assignments a WHERE a.policy = p.name), '[]') AS assigned
-    FROM policies p
+                  FROM policy_assignments a
+                  WHERE a.policy = p.name AND ($1::text IS NULL OR $1 = {_DOMAIN_OF})), '[]') AS assigned
+    FROM policies p WHERE ($1::text IS NULL OR p.domain IS NULL OR p.domain = $1)
 """
 
 
 class PolicyRepository(LimitRepository):
-    def __init__(self, connection: Connection, identity: IdentityRepository, *, now: datetime) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        identity: IdentityRepository,
+        credentials: CredentialRepository,
+        *,
+        now: datetime,
+    ) -> None:
         super().__init__(connection)
         self._identity = identity
+        self._credentials = credentials
         self._now = now
 
-    async def scope(self, scope: str, of: str, *, domain: str) -> Scope:
-        """Whom an administrator means. Raises UserNotFound, ProjectNotFound, KeypairNotFound, NotFound."""
+    async def scope(self, scope: str, of: str, *, domain: str, within: str | None = None) -> Scope:
+        """Whom an administrator means, `within` a domain. Raises UserNotFound, ProjectNotFound, KeypairNotFound, NotFound."""
         match scope:
             case "user":
-                return scope, str((await self._identity.user(of))["id"])
+                return scope, str((await self._identity.user(of, domain=within))["id"])
             case "project":
                 name, _, home = of.partition("@")
+                if within is not None and home not in ("", within):
+                    raise ProjectNotFound(project=name)
                 return scope, str(await self._identity.project_id(name, domain=home or domain, member=None))
             case "keypair":
-                return scope, str((await self._identity.keypair(of))["access_key"])
+                keypair = await self._credentials.keypair(of)
+                if within not in (None, keypair["domain"]):
+                    raise KeypairNotFound(access_key=of)
+                return scope, str(keypair["access_key"])
             case _:
-                if not await self._connection.fetchval("SELECT EXISTS (SELECT FROM domains WHERE name = $1)", of):
-                    raise NotFound(f"There is no domain '{of}'.")
-                return scope, of
+                if within not in (None, of):
+                    raise DomainNotFound(domain=of)
+                return scope, str((await self._identity.domain(of))["name"])
 
-    async def policies(self) -> list[dict[str, Any]]:
-        return [dict(row) for row in await self._connection.fetch(f"{_POLICIES} ORDER BY p.name")]
+    async def policies(self, *, domain: str | None = None) -> list[dict[str, Any]]:
+        """All; or the installation's and a domain's, with those of that domain who have them."""
+        return [dict(row) for row in await self._connection.fetch(f"{_POLICIES} ORDER BY p.name", domain)]
 
-    async def policy(self, name: str) -> dict[str, Any]:
-        row = await self._connection.fetchrow(f"{_POLICIES} WHERE p.name = $1", name)
+    async def policy(self, name: str, *, domain: str | None = None) -> dict[str, Any]:
+        row = await self._connection.fetchrow(f"{_POLICIES} AND p.name = $2", domain, name)
         if row is None:
             raise PolicyNotFound(policy=name)
         return dict(row)
 
-    async def add(self, name: str, description: str, limits: Sequence[Wanted]) -> None:
+    async def add(self, name: str, description: str, limits: Sequence[Wanted], *, domain: str | None) -> None:
         made = await self._connection.fetchval(
-            "INSERT INTO policies (name, description, created_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true",
+            """
+            INSERT INTO policies (name, description, created_at, domain) VALUES ($1, $2, $3, $4)
+            ON CONFLICT DO NOTHING RETURNING true
+            """,
             name,
             description,
             self._now,
+            domain,
         )
         if not made:
             raise AlreadyExists(f"There is a policy '{name}' already; change it with 'moorage admin policy modify'.")

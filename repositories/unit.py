@@ -8,6 +8,7 @@ from uuid import UUID
 
 from domain.principal import Principal, Role
 from domain.session import Session
+from repositories.credentials import CredentialRepository
 from repositories.database import Connection
 from repositories.dependencies import DependencyRepository
 from repositories.execution import ExecutionRepository
@@ -76,9 +77,13 @@ class Repositories:
         return IdentityRepository(self.connection, now=self.now, cause=self.cause)
 
     @cached_property
+    def credentials(self) -> CredentialRepository:
+        return CredentialRepository(self.connection, now=self.now)
+
+    @cached_property
     def policies(self) -> PolicyRepository:
         """Limits, and the policies that set them."""
-        return PolicyRepository(self.connection, self.identity, now=self.now)
+        return PolicyRepository(self.connection, self.identity, self.credentials, now=self.now)
 
     @cached_property
     def ssh_keys(self) -> SshKeyRepository:

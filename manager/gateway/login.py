@@ -190,7 +190,7 @@ class Login(asyncssh.SSHServer):
             try:
                 return await reading.db.sessions.get(name)
             except SessionNotFound:
-                if not by.sees_all:
+                if not by.sees_others:
                     raise
                 session = await reading.db.all_sessions.get(name)
         if not owner_or_admin(by, session):

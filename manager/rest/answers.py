@@ -7,10 +7,12 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from actions.administration import JoinToken, TokenData, WhoAmI
+from actions.administration import JoinToken
+from actions.credentials import TokenData
 from actions.execution import RunOutput, RunPiece
 from actions.files import FileList, FileManaged, FilesResult
 from actions.lifecycle import TransitOutcomes
+from actions.people import WhoAmI
 from actions.views import KeypairData
 from agent.client import FileStat
 from repositories.event import StampedEvent

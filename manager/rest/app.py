@@ -25,7 +25,7 @@ from domain.errors import (
     PermissionDenied,
     RouteNotFound,
 )
-from manager.rest.auth import Authenticator
+from manager.rest.auth import NOBODY, Authenticator, Rates
 from manager.rest.exchange import Exchange
 from manager.rest.json import dumps
 from manager.rest.listener import Listener
@@ -37,6 +37,7 @@ from repositories import event as event_rows
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
+    from domain.principal import Principal
     from manager.config import ManagerConfig
     from manager.metrics import Metrics
     from manager.world import World
@@ -66,6 +67,7 @@ class RestDoor:
         self.join_token = join_token
         self.authenticator = Authenticator(world.authenticate)
         self.closing = asyncio.Event()
+        self._rates = Rates()
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -152,7 +154,7 @@ class RestDoor:
                     await self.authenticator.principal(request)
                     raise MethodNotAllowed(allow=", ".join(sorted(route)))
                 name = route.path
-                by = await self.authenticator.principal(request)
+                by = NOBODY if route.public else await self._principal(request)
                 exchange = Exchange(self, request, request_id, route, path_values(route, raw), by)
                 response = await (route.handler or run)(exchange)
         except MoorageError as error:
@@ -165,6 +167,12 @@ class RestDoor:
             self.stamp(response, request_id)
         self.metrics.request(name, request.method, response.status, time.monotonic() - started)
         return response
+
+    async def _principal(self, request: BaseRequest) -> Principal:
+        by = await self.authenticator.principal(request)
+        if by.requests_per_second is not None:
+            self._rates.take(by)
+        return by
 
     def _find(self, request: BaseRequest, path: str) -> tuple[Route | frozenset[str], list[str]]:
         method = request.method

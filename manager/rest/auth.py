@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from aiohttp.web_request import BaseRequest
 
-from domain.errors import PermissionDenied, TooManyRequests, Unauthenticated
+from domain.errors import PermissionDenied, RateLimited, TooManyRequests, Unauthenticated
+from domain.ids import AccessKey
 from domain.principal import Principal
 
 #: What keys and tokens are made of; anything else is not worth a look into the database.
@@ -21,6 +24,9 @@ FORGIVEN_EVERY_SECONDS: Final = 2.0
 _MAX_PEERS: Final = 10_000
 _MAX_PROVEN: Final = 10_000
 
+_MAX_BUCKETS: Final = 10_000
+#: Whoever shows no credential, at the few addresses that take none. It has no scope, so every action refuses it.
+NOBODY: Final = Principal(user_id=UUID(int=0), access_key=AccessKey(""), domain="", scopes=frozenset())
 Authenticate = Callable[[str], Awaitable[Principal | None]]
 
 
@@ -55,9 +61,10 @@ class Authenticator:
         self._proven.add(hash(header))
         return found
 
-    async def still(self, request: BaseRequest) -> bool:
-        """Whether the credential of a stream that is open for a while is still good."""
-        return await self._of(request.headers.get("Authorization", "")) is not None
+    async def still(self, request: BaseRequest, by: Principal) -> bool:
+        """Whether what was opened on this word may stay open: the credential is good, and reaches as far as it did."""
+        now = await self._of(request.headers.get("Authorization", ""))
+        return now is not None and not now.lost(by)
 
     async def _of(self, header: str) -> Principal | None:
         scheme, _, credential = header.partition(" ")
@@ -80,6 +87,34 @@ class Authenticator:
         elif debt > (FAILURE_BURST - 1) * FORGIVEN_EVERY_SECONDS:
             seconds = max(1, round(debt - (FAILURE_BURST - 1) * FORGIVEN_EVERY_SECONDS))
             raise TooManyRequests("Too many wrong credentials came from this address; wait.", retry_after=seconds)
+
+
+class Rates:
+    """How often keypairs may ask, at this process: a bucket of two seconds' requests, at least one, that fills steadily."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: by access key: requests left, and when that was
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, by: Principal) -> None:
+        """Raises RateLimited."""
+        rate = by.requests_per_second
+        if rate is None:
+            return
+        now, size = self._clock(), max(1.0, 2.0 * rate)
+        left, at = self._buckets.get(by.access_key, (size, now))
+        left = min(size, left + (now - at) * rate)
+        if left < 1.0:
+            seconds = math.ceil((1.0 - left) / rate)
+            raise RateLimited(
+                f"This keypair may send {rate:g} requests a second; come back in {seconds} s.",
+                retry_after=seconds,
+                requests_per_second=rate,
+            )
+        if len(self._buckets) >= _MAX_BUCKETS:
+            self._buckets.clear()
+        self._buckets[by.access_key] = (left - 1.0, now)
 
 
 def check_origin(request: BaseRequest) -> None:

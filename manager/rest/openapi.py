@@ -16,11 +16,12 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from actions import ACTIONS, GetTaskAction, ReadEventsAction
-from actions.administration import JoinToken, WhoAmI
+from actions.administration import JoinToken
 from actions.base import BatchAction, Effect, SessionAction
 from actions.execution import ReadExecutionAction
 from actions.files import FileList, FileManaged, FilesResult
 from actions.gateway import SshAccess
+from actions.people import WhoAmI
 from actions.services import PortPass
 from actions.watch import AbuseReport, WatchRules
 from domain.errors import MoorageError, all_errors
@@ -274,7 +275,7 @@ def _shown(route: Route) -> Any:
         return special[answer]
     hints = get_type_hints(answer)
     alone = {"session_data", "session_info", "user", "keypair", "token", "project", "image", "agent", "task", "volume"}
-    alone |= {"status_history", "statistics", "graph", "ssh_key", "template"}
+    alone |= {"status_history", "statistics", "graph", "ssh_key", "template", "domain"}
     if answer not in _WHOLE and (names := [name for name in hints if name in alone]):
         return hints[names[0]]
     return answer
@@ -318,6 +319,8 @@ def _operation(route: Route, schemas: dict[tuple[Any, str], dict[str, Any]]) -> 
     notes = [rest.strip()] if rest.strip() else []
     if issubclass(route.action, SessionAction) and len(rules.when) < 11:
         notes.append("Allowed while the session is " + ", ".join(sorted(rules.when)) + ".")
+    if route.public:
+        operation["security"] = []
     if notes:
         operation["description"] = "\n\n".join(notes)
     if (body := _request_body(route, schemas)) is not None:
@@ -333,12 +336,13 @@ def _operation_id(route: Route) -> str:
     return f"{route.action.action_name}_{route.segments[-1].strip('{}*') if route.method == 'GET' else route.method.lower()}"
 
 
+_IDENTITY: Final = frozenset({"keypairs", "users", "tokens", "whoami", "sign-in", "sign-out", "projects", "domains"})
+
+
 def _tag(route: Route) -> str:
     first = route.segments[1]
     if first != "sessions":
-        return {"keypairs": "identity", "users": "identity", "tokens": "identity", "whoami": "identity"}.get(
-            first, first
-        )
+        return "identity" if first in _IDENTITY else first
     below = route.segments[3] if len(route.segments) > 3 else ""
     if below == "files":
         return "files"

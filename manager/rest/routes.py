@@ -11,7 +11,7 @@ from aiohttp import web
 
 import actions as a
 from actions.base import Action
-from manager.rest import answers, executions, files, graphs, information, reports, streams, terminals
+from manager.rest import answers, executions, files, graphs, information, reports, sign_ins, streams, terminals
 from manager.rest.exchange import Exchange, decode_segment
 from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
 
@@ -47,6 +47,7 @@ class Route:
     paged: bool = False  #: the action answers a whole list, of which the door gives pages
     media: tuple[str, ...] = ("application/json",)  #: of the answer
     head: bool = True  #: HEAD is answered like GET
+    public: bool = False  #: takes no credential
 
     # derived, so that a request costs no thought
     segments: tuple[str, ...] = field(init=False)
@@ -209,15 +210,20 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("GET", "/v1/fsck", a.FsckAction),
     _row("POST", "/v1/fsck/repair", a.FsckRepairAction),
     # who may ask
+    _row("POST", "/v1/sign-in", a.SignInAction, handler=sign_ins.sign_in, answer=lambda r: answers.token(r.token), status=201,
+         public=True, max_body_bytes=16 * 1024),
+    _row("POST", "/v1/sign-out", a.SignOutAction, status=204),
     _row("GET", "/v1/whoami", a.WhoAmIAction, answer=answers.who_am_i),
     _row("GET", "/v1/users", a.ListUsersAction, answer=page),
     _row("POST", "/v1/users", a.CreateUserAction, answer=attrgetter("user"), status=201),
     _row("GET", "/v1/users/{user}", a.GetUserAction, answer=attrgetter("user")),
     _row("PATCH", "/v1/users/{user}", a.ModifyUserAction, answer=attrgetter("user")),
     _row("DELETE", "/v1/users/{user}", a.DeleteUserAction, status=204),
+    _row("PUT", "/v1/users/{user}/password", a.SetPasswordAction),
     _row("GET", "/v1/keypairs", a.ListKeypairsAction, answer=keypair_page, paged=True),
     _row("POST", "/v1/keypairs", a.CreateKeypairAction, answer=lambda r: answers.keypair(r.keypair), status=201),
     _row("PATCH", "/v1/keypairs/{keypair}", a.ModifyKeypairAction, answer=lambda r: answers.keypair(r.keypair)),
+    _row("POST", "/v1/keypairs/{keypair}/rotate", a.RotateKeypairAction, answer=lambda r: answers.keypair(r.keypair)),
     _row("DELETE", "/v1/keypairs/{keypair}", a.DeleteKeypairAction, status=204),
     _row("GET", "/v1/tokens", a.ListTokensAction, answer=token_page, paged=True),
     _row("POST", "/v1/tokens", a.CreateTokenAction, rename={"name": "token_name"}, status=201,
@@ -225,8 +231,14 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("DELETE", "/v1/tokens/{token}", a.DeleteTokenAction, status=204),
     _row("GET", "/v1/projects", a.ListProjectsAction, answer=page, paged=True),
     _row("POST", "/v1/projects", a.CreateProjectAction, rename={"name": "project"}, answer=attrgetter("project"), status=201),
+    _row("GET", "/v1/projects/{project}", a.GetProjectAction, answer=attrgetter("project")),
     _row("PATCH", "/v1/projects/{project}", a.ModifyProjectAction, answer=attrgetter("project")),
     _row("DELETE", "/v1/projects/{project}", a.DeleteProjectAction, status=204),
+    _row("GET", "/v1/domains", a.ListDomainsAction, answer=page, paged=True),
+    _row("POST", "/v1/domains", a.CreateDomainAction, rename={"name": "domain"}, answer=attrgetter("domain"), status=201),
+    _row("GET", "/v1/domains/{domain}", a.GetDomainAction, answer=attrgetter("domain")),
+    _row("PATCH", "/v1/domains/{domain}", a.ModifyDomainAction, answer=attrgetter("domain")),
+    _row("DELETE", "/v1/domains/{domain}", a.DeleteDomainAction, status=204),
     _row("POST", "/v1/webhooks/secret", a.CreateWebhookSecretAction, status=201),
     _row("GET", "/v1/templates", a.ListTemplatesAction, answer=page, paged=True),
     _row("POST", "/v1/templates", a.CreateTemplateAction, answer=attrgetter("template"), status=201),
@@ -267,6 +279,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", "/v1/agents/{agent}/cordon", a.CordonAgentAction, answer=attrgetter("agent")),
     _row("POST", "/v1/agents/{agent}/drain", a.DrainAgentAction, answer=attrgetter("agent")),
     _row("POST", "/v1/agents/{agent}/uncordon", a.UncordonAgentAction, answer=attrgetter("agent")),
+    _row("POST", "/v1/agents/{agent}/revoke", a.RevokeAgentAction, answer=attrgetter("agent")),
+    _row("GET", "/v1/audit", a.ListAuditAction, rename={"action": "of_action", "target": "of_target"}),
+    _row("GET", "/v1/audit/export", a.ExportAuditAction, rename={"action": "of_action", "target": "of_target"},
+         handler=reports.audit_export, media=("application/x-ndjson",), head=False),
+    _row("GET", "/v1/audit/verify", a.VerifyAuditAction),
     _row("GET", "/v1/resource-groups", a.ListResourceGroupsAction, answer=page, paged=True),
     _row("POST", "/v1/resource-groups", a.CreateResourceGroupAction, rename={"name": "resource_group"}, status=201,
          answer=attrgetter("resource_group")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 
 from actions import GetSessionInfoAction, GetTaskAction, ReadEventsAction
-from domain.errors import InvalidRequest
+from domain.errors import InvalidRequest, MoorageError
 from manager.rest import answers
 from manager.rest.exchange import Exchange
 from manager.rest.json import dumps
@@ -70,15 +71,30 @@ async def _watch(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> No
 
 
 async def watch_reader(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> None:
-    """End the scope when nobody reads any more, or may not."""
-    while watch.reason is None:
-        await asyncio.sleep(WATCH_SECONDS)
-        transport = exchange.request.transport
-        if transport is None or transport.is_closing():
-            watch.reason = "gone"
-        elif not await exchange.door.authenticator.still(exchange.request):
-            watch.reason = "revoked"
+    """End the scope when nobody reads any more, or may not: looked at each second, and when anybody's rights change."""
+    changed = asyncio.Event()
+    unsubscribe = exchange.door.world.herald.subscribe("identity", lambda _ids: changed.set())
+    try:
+        while watch.reason is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), WATCH_SECONDS)
+            changed.clear()
+            transport = exchange.request.transport
+            if transport is None or transport.is_closing():
+                watch.reason = "gone"
+            elif not await _still(exchange):
+                watch.reason = "revoked"
+    finally:
+        unsubscribe()
     scope.reschedule(asyncio.get_running_loop().time())
+
+
+async def _still(exchange: Exchange) -> bool:
+    """A blind control plane cuts nobody off: while the database does not answer, nothing is known to have changed."""
+    try:
+        return await exchange.door.authenticator.still(exchange.request, exchange.by)
+    except MoorageError:
+        return True
 
 
 async def with_heartbeats(source: AsyncGenerator[T], seconds: float = HEARTBEAT_SECONDS) -> AsyncGenerator[T | None]:

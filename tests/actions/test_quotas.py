@@ -7,11 +7,11 @@ from typing import Any
 from actions import ListQuotasAction, SetQuotaAction
 from actions.quotas import LimitSpec
 from domain.errors import (
+    DomainNotFound,
     InvalidLimit,
     InvalidRequest,
     InvalidResources,
     KeypairNotFound,
-    NotFound,
     PermissionDenied,
     UserNotFound,
 )
@@ -198,7 +198,7 @@ def limit(scope: Any = "user", of: str = "alice@example.org", **limits: Any) -> 
             do=limit("keypair", "KEY-x", cpu=2), by=ROOT, error=KeypairNotFound, then_audit="keypair_not_found"
         ),
         "of_a_domain_that_is_not_there": TestScenario(
-            do=limit("domain", "nowhere", sessions=2), by=ROOT, error=NotFound, then_audit="not_found"
+            do=limit("domain", "nowhere", sessions=2), by=ROOT, error=DomainNotFound, then_audit="domain_not_found"
         ),
         "of_a_system_session_nothing_counts": TestScenario(
             given=(a_session(session_type="system"),),
