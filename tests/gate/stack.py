@@ -65,7 +65,7 @@ async def opened(dsn: str, folder: Path, agents: Any, **limits: Any) -> AsyncIte
         stack.push_async_callback(proxy.close)
         hub = AgentHub(
             uuid4(), "api", tls=pki.server_context(folder / "pki"), ca_dir=folder / "pki", host="127.0.0.1", port=0,
-            callbacks=_Callbacks(database),
+            callbacks=_Callbacks(database, herald),
         )  # fmt: skip
         await hub.start()
         stack.push_async_callback(hub.close)

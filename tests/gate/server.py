@@ -1,0 +1,72 @@
+"""`python -m tests.gate.server DSN FOLDER`: the stack in a process of its own, until its standard input ends.
+
+Prints one JSON line: where it listens. What fails inside is on standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvloop
+
+from repositories.database import Database
+from tests.gate.fake import SteadyAgent
+from tests.gate.fuzz import MANY
+from tests.gate.people import SUPERADMIN, USER, populate
+from tests.gate.stack import opened
+from tests.gate.things import MAKERS, add_store
+
+
+async def serve(dsn: str, folder: Path) -> None:
+    database = await Database.connect(dsn)
+    async with database.transaction() as connection:
+        await populate(connection)
+        await add_store(connection)
+        for make in MAKERS.values():
+            for number in range(1, MANY + 1):
+                await make(connection, SUPERADMIN if number % 2 else USER, number)
+    await database.close()
+    async with opened(dsn, folder, SteadyAgent()) as stack:
+        told = {"rest": stack.rest, "services": stack.services, "agents": stack.hub.url, "files": stack.direct.url}
+        print(json.dumps({**told, "pid": os.getpid()}), flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+@asynccontextmanager
+async def running(dsn: str, folder: Path) -> AsyncIterator[dict[str, str | int]]:
+    """What it has printed, while it runs. Fails when something in it went wrong unforeseen."""
+    with (folder / "server.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.gate.server", dsn, str(folder)),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        async with asyncio.timeout(60):
+            line = await process.stdout.readline()
+        if not line:
+            raise AssertionError((folder / "server.log").read_text()[-4000:])
+        yield json.loads(line)
+    finally:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(10):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    uvloop.run(serve(sys.argv[1], Path(sys.argv[2])))
