@@ -172,7 +172,9 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
             raise InvalidRequest(f"Mode '{self.mode}' needs the run_id of a running execution.", field="run_id")
         run_id, where = await _known_run(call, session, self.run_id)
         if self.mode == "input":
-            await call.agents.send_input(where, run_id, self.code.encode(), eof=bool(self.opts.get("eof")))
+            await call.agents.send_input(
+                where, run_id, self.code.encode(), eof=bool(self.opts.get("eof")), key=call.run_id
+            )
         return await self._collect(call, where, run_id, None)
 
     async def _start(self, call: Remote, session: Session, where: KernelAddress) -> RunOutput:

@@ -268,7 +268,7 @@ class ManageFilesAction(SessionAction[Remote, FileManaged]):
 
     async def run(self, call: Remote, session: Session, /) -> FileManaged:
         arguments, where = manage_arguments(self), kernel_of(session, self.kernel)
-        return FileManaged(file=await call.agents.manage_file(where, self.op, arguments))
+        return FileManaged(file=await call.agents.manage_file(where, self.op, arguments, key=call.run_id))
 
 
 class Managing(Protocol):

@@ -172,4 +172,4 @@ class ManageVolumeFilesAction(ScopeAction[Remote, FileManaged]):
     async def run(self, call: Remote, /) -> FileManaged:
         arguments: dict[str, Any] = manage_arguments(self)
         where = (await located(call, self.volume))[1] if self.op == "stat" else await _to_write(call, self.volume)
-        return FileManaged(file=await call.agents.manage_file(where, self.op, arguments))
+        return FileManaged(file=await call.agents.manage_file(where, self.op, arguments, key=call.run_id))

@@ -157,7 +157,9 @@ class AgentClient(Protocol):
         """Output from `from_seq` on; waits up to `wait_seconds` when there is none yet. The run `"log"` is the container's log."""
         ...
 
-    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None: ...
+    async def send_input(
+        self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False, key: UUID | None = None
+    ) -> None: ...
 
     async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
         """SIGINT to one run or to whatever runs; False when nothing ran."""
@@ -171,7 +173,9 @@ class AgentClient(Protocol):
 
     async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage: ...
 
-    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(
+        self, where: Place, op: str, arguments: dict[str, Any], *, key: UUID | None = None
+    ) -> FileStat | None:
         """`op` is mkdir, move, copy, remove, stat or chmod."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import platform
 import socket
@@ -19,6 +20,7 @@ from agent.containers import EngineError
 from agent.kernel import Kernel
 from agent.kernels import Kernels
 from agent.link import open_channel
+from agent.once import manage_once
 from agent.outputs import archive
 from agent.rings import LOG_RUN, RunnerError
 from agent.rpc import Handler
@@ -191,7 +193,9 @@ class Host:
         seconds = spec.get("lease_seconds") if spec is not None else None
         if seconds is not None and self._kernels.lease.left(seconds) <= 0:
             # it was sent before this host fell silent; what it asks for may run elsewhere by now
-            raise AgentUnavailable("The session's host has not heard of a manager for too long to begin this; ask again.")
+            raise AgentUnavailable(
+                "The session's host has not heard of a manager for too long to begin this; ask again."
+            )
         fact = await self._kernels.ensure(
             arguments["kernel_id"],
             arguments["attempt"],
@@ -297,7 +301,7 @@ class Host:
 
     async def input(self, arguments: Arguments) -> None:
         _, link = self._running(arguments)
-        await link.send_input(arguments["run_id"], arguments["data"], eof=arguments["eof"])
+        await link.send_input(arguments["run_id"], arguments["data"], eof=arguments["eof"], key=_key(arguments))
 
     async def interrupt(self, arguments: Arguments) -> bool:
         _, link = self._running(arguments)
@@ -319,8 +323,16 @@ class Host:
         return {"files": [asdict(stat) for stat in page.files], "next_cursor": page.next_cursor}
 
     async def manage_file(self, arguments: Arguments) -> Arguments | None:
-        link = self._files(arguments)
-        stat = await link.manage_file(arguments["op"], arguments["arguments"])
+        """Once for each key, whoever died before the answer came through."""
+        link, key = self._files(arguments), _key(arguments)
+        op, asked = str(arguments["op"]), arguments["arguments"]
+        if isinstance(link, VolumeFiles):
+            if key is not None:
+                store, now = self._kernels.store, self._kernels.now()
+                return await manage_once(store, key, op, asked, link.manage_file, now=now)
+            stat = await link.manage_file(op, asked)
+        else:
+            stat = await link.manage_file(op, asked, key=key)
         return asdict(stat) if stat is not None else None
 
     async def open_stream(self, arguments: Arguments) -> Arguments:
@@ -611,6 +623,14 @@ def _told_as_ours(handler: Callable[[Arguments], Awaitable[Any]], before: Handle
             raise from_code(error.code, error.message) from None
 
     return answer
+
+
+def _key(arguments: Arguments) -> str | None:
+    """Of a request that may be repeated; the same key with another content is another request."""
+    if (key := arguments.get("key")) is None:
+        return None
+    asked = [arguments.get(name) for name in ("run_id", "op", "arguments", "eof", "data")]
+    return f"{key} {hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}"
 
 
 async def _bytes(channel: Channel) -> AsyncIterator[bytes]:

@@ -515,8 +515,10 @@ class AgentHub:
         }
         return _run_read(await self._ask(where, wire.READ, arguments, seconds=wait_seconds + CALL_SECONDS))
 
-    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None:
-        await self._ask(where, wire.INPUT, {"run_id": str(run_id), "data": data, "eof": eof})
+    async def send_input(
+        self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False, key: UUID | None = None
+    ) -> None:
+        await self._ask(where, wire.INPUT, {"run_id": str(run_id), "data": data, "eof": eof, "key": _text(key)})
 
     async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
         return bool(await self._ask(where, wire.INTERRUPT, {"run_id": str(run_id) if run_id else None}))
@@ -540,8 +542,11 @@ class AgentHub:
             files=[_made(FileStat, stat) for stat in _list(page.get("files"))], next_cursor=page["next_cursor"]
         )
 
-    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
-        stat = await self._ask(where, wire.MANAGE_FILE, {"op": op, "arguments": arguments}, seconds=FILES_SECONDS)
+    async def manage_file(
+        self, where: Place, op: str, arguments: dict[str, Any], *, key: UUID | None = None
+    ) -> FileStat | None:
+        asked = {"op": op, "arguments": arguments, "key": _text(key)}
+        stat = await self._ask(where, wire.MANAGE_FILE, asked, seconds=FILES_SECONDS)
         return _made(FileStat, stat) if stat is not None else None
 
     async def statistics(self, where: KernelAddress) -> dict[str, Any]:
@@ -795,6 +800,10 @@ def _made(kind: type[T], answer: object) -> T:
         return shaped(kind, answer)
     except Malformed:
         raise _senseless() from None
+
+
+def _text(key: UUID | None) -> str | None:
+    return str(key) if key is not None else None
 
 
 def _map(answer: object) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Connection:
         self._on_answer = on_answer
         self.peer: Peer | None = None
         self.welcome: Welcome | None = None
+        self._hurried = asyncio.Event()
         self._anew = asyncio.Event()
         self._former: set[asyncio.Task[None]] = set()
 
@@ -96,12 +97,22 @@ class Connection:
                 if await self._until_it_ends_or_is_made_anew():
                     continue
                 lasted = asyncio.get_running_loop().time() - started
-                pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 2))
-                await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
+                pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 1.5))
+                await self._rest(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
         finally:
             for task in self._former:
                 task.cancel()
             await asyncio.gather(*self._former, return_exceptions=True)
+
+    def hurry(self) -> None:
+        """It is said to be there: dial now, whatever the pause that was left."""
+        self._hurried.set()
+
+    async def _rest(self, seconds: float) -> None:
+        self._hurried.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
     def make_anew(self) -> None:
         """Dial once more, and use that connection; the one before goes on with what it is at until the manager ends it."""
@@ -301,6 +312,9 @@ class Links:
         if not urls:
             return
         known = set(self._connections)
+        for url in known.intersection(urls):
+            if self._connections[url][0].peer is None:
+                self._connections[url][0].hurry()
         self._dial(urls)
         for url in known - set(urls) - set(self._first):
             connection, task = self._connections[url]

@@ -232,9 +232,12 @@ class RunnerLink(asyncio.Protocol):
         header = {"op": "arm", "run": run, "after_seq": max(0, after_seq)}
         return _tail(await self._ask_long(header, b"", timeout_seconds))
 
-    async def send_input(self, run: str, data: bytes, *, eof: bool = False) -> None:
-        """Feed a running run; kept for it when it does not ask yet. Error: not_waiting_for_input when it is done."""
-        await self._ask({"op": "input", "run": run, "eof": eof}, data)
+    async def send_input(self, run: str, data: bytes, *, eof: bool = False, key: str | None = None) -> None:
+        """Feed a running run; kept for it when it does not ask yet. Error: not_waiting_for_input when it is done.
+
+        With a `key`, once, however often it is asked for.
+        """
+        await self._ask({"op": "input", "run": run, "eof": eof, "key": key}, data)
 
     async def interrupt(self, run: str | None = None) -> bool:
         """SIGINT to one run, or to all that run; False when nothing ran."""
@@ -293,10 +296,10 @@ class RunnerLink(asyncio.Protocol):
         files = [_file_stat(item) for item in _checked(answer.get("files"), list)]
         return FilePage(files=files, next_cursor=following if isinstance(following, str) else None)
 
-    async def manage_file(self, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(self, op: str, arguments: dict[str, Any], *, key: str | None = None) -> FileStat | None:
         """mkdir {path, parents, mode}, move {path, to, overwrite}, copy {path, to, overwrite, recursive},
         remove {path, recursive}, stat {path}, chmod {path, mode, recursive}. The new stat; None after remove."""
-        header = {"op": "manage", "operation": op, "arguments": arguments}
+        header = {"op": "manage", "operation": op, "arguments": arguments, "key": key}
         answer = await self._ask(header, seconds=FILE_SECONDS, nullable=True)
         return _file_stat(answer) if answer else None
 

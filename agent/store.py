@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: Starts of runs of so long are synced together.
 _SYNC_SECONDS: Final = 0.01
+#: A client repeats a request within minutes.
+_REQUEST_SECONDS: Final = 86400.0
 #: After so many transactions the write-ahead log is written back to the file, by the thread that nobody waits for.
 _WRITE_BACK: Final = 500
 
@@ -51,6 +53,12 @@ CREATE TABLE IF NOT EXISTS services (
     row TEXT NOT NULL,
     PRIMARY KEY (kernel_id, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (
+    key TEXT PRIMARY KEY,
+    at REAL NOT NULL,
+    answer TEXT               -- NULL: begun
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
 CREATE INDEX IF NOT EXISTS runs_of_kernels ON runs (kernel_id);
 CREATE INDEX IF NOT EXISTS runs_to_tell ON runs (run_id) WHERE told = 0;
 """
@@ -288,6 +296,32 @@ class Store:
     async def forget_service(self, kernel_id: str, name: str) -> None:
         statement = "DELETE FROM services WHERE kernel_id = ? AND name = ?"
         await self._call(lambda: self._connection.execute(statement, (kernel_id, name)), "forget_service")
+
+    async def begin_request(self, key: str, *, now: float) -> tuple[bool, dict[str, Any] | None]:
+        """Whether it was begun before, and the answer that it has got."""
+
+        def begin() -> tuple[bool, dict[str, Any] | None]:
+            with self._lazily(), _transaction(self._connection):
+                self._connection.execute("DELETE FROM requests WHERE at < ?", (now - _REQUEST_SECONDS,))
+                found = self._connection.execute("SELECT answer FROM requests WHERE key = ?", (key,)).fetchone()
+                if found is None:
+                    self._connection.execute("INSERT INTO requests (key, at) VALUES (?, ?)", (key, now))
+            return found is not None, json.loads(found[0]) if found and found[0] else None
+
+        return await self._call(begin, "begin_request")
+
+    async def finish_request(self, key: str, answer: dict[str, Any]) -> None:
+        values = (json.dumps(answer), key)
+
+        def finish() -> None:
+            with self._lazily():
+                self._connection.execute("UPDATE requests SET answer = ? WHERE key = ?", values)
+
+        await self._call(finish, "finish_request")
+
+    async def forget_request(self, key: str) -> None:
+        """It was refused: nothing was done."""
+        await self._call(lambda: self._connection.execute("DELETE FROM requests WHERE key = ?", (key,)))
 
     @contextmanager
     def _lazily(self) -> Iterator[None]:

@@ -46,6 +46,7 @@ from repositories import agents as agent_rows
 from repositories import trust
 from repositories.activity import touch
 from repositories.database import Database
+from repositories.revision import is_newest
 
 T = TypeVar("T")
 
@@ -90,6 +91,8 @@ def _free_port(host: str) -> int:
 
 def _migrate(config: ManagerConfig) -> None:
     """In a process of its own, whose memory goes with it; several managers at once wait for each other."""
+    if asyncio.run(is_newest(config.database_url)):
+        return
     done = subprocess.run(
         [sys.executable, "-m", "repositories.migrate"],
         env={**os.environ, "DATABASE_URL": config.database_url},

@@ -108,7 +108,7 @@ class ImageJobs:
 
     async def remove(self, task: Task, _report: Report) -> dict[str, Any]:
         asked = task.arguments
-        removed = await _patiently(
+        removed = await patiently(
             lambda: self._agents.remove_image(AgentId(asked["agent"]), asked["image"], job=_job(asked.get("job")))
         )
         return {"image": asked["image"], "removed": removed}
@@ -193,7 +193,7 @@ class ImageJobs:
                 await report(int(said["current"]), int(said["total"]), str(said["message"]))
             raise AgentUnavailable
 
-        return dict(await _patiently(once))
+        return dict(await patiently(once))
 
 
 async def credentials(tools: Tools, connection: Any, host: str, owner_id: UUID | None) -> dict[str, str] | None:
@@ -204,7 +204,8 @@ async def credentials(tools: Tools, connection: Any, host: str, owner_id: UUID |
     return {"username": row.username, "password": tools.vault.open(row.sealed, host)}
 
 
-async def _patiently(attempt: Callable[[], Any]) -> Any:
+async def patiently(attempt: Callable[[], Any]) -> Any:
+    """An agent that goes away is asked again when it is back."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:
         begun = time.monotonic()

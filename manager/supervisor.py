@@ -17,8 +17,9 @@ log = logging.getLogger("moorage.supervisor")
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-#: A child that lived this long has started well: the next death restarts it at once again.
-_STEADY_SECONDS: Final = 30.0
+#: A child that lived this long has started well: the next death restarts it at once again. One that dies over and over
+#: gets there only when it works in between.
+_STEADY_SECONDS: Final = 2.0
 _MAX_PAUSE_SECONDS: Final = 10.0
 
 

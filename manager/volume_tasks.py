@@ -9,6 +9,7 @@ from uuid import UUID
 
 from agent.client import VolumeAddress
 from domain.errors import AgentUnavailable, NoVolumeStore, VolumeNotFound
+from manager.image_tasks import patiently
 from manager.tasks import Job, Report, Tools
 from repositories import volumes as rows
 from repositories.task import Task
@@ -33,16 +34,18 @@ class _Volumes:
 
     async def clone(self, task: Task, report: Report) -> dict[str, Any]:
         where = await self._wait_for_host(task, report)
-        found: dict[str, Any] = {}
-        async for said in self._tools.agents.clone_volume(where, task.id, UUID(task.arguments["source"])):
-            if "result" in said:
-                found = said["result"]
-            else:
-                await report(int(said["current"]), int(said["total"]), str(said["message"]))
+        found = await patiently(lambda: self._clone(where, task, report))
         async with self._tools.database.transaction("control.volume_made") as connection:
             if not await rows.made(connection, where.volume_id):
                 raise VolumeNotFound("The copy was removed while it was being made.")
         return {"volume": str(where.volume_id), "name": task.arguments["name"], **found}
+
+    async def _clone(self, where: VolumeAddress, task: Task, report: Report) -> dict[str, Any]:
+        async for said in self._tools.agents.clone_volume(where, task.id, UUID(task.arguments["source"])):
+            if "result" in said:
+                return dict(said["result"])
+            await report(int(said["current"]), int(said["total"]), str(said["message"]))
+        raise AgentUnavailable
 
     async def unmake(self, task: Task) -> None:
         """Of a copy that failed or was cancelled: nothing stays."""
@@ -50,7 +53,7 @@ class _Volumes:
 
     async def remove(self, task: Task, report: Report) -> dict[str, Any]:
         where = await self._wait_for_host(task, report)
-        await self._remove_files(where, task)
+        await patiently(lambda: self._remove_files(where, task))
         return {"volume": str(where.volume_id), "name": task.arguments["name"]}
 
     async def keep(self, task: Task) -> None:

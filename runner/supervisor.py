@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from runner import processes, ring
@@ -25,6 +26,7 @@ from runner.files import Files, Refused
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.lease import Lease, end_now
 from runner.loop import READ, WRITE, Loop, Timer
+from runner.once import Once
 from runner.streamed import Line
 from runner.terminals import Terminals
 from runner.tunnel import Dial, listening
@@ -277,6 +279,7 @@ class Supervisor:
             self.config = Config(json.load(config))
         self.loop = Loop(self._report)
         self._lease = Lease(self.loop, end_now)
+        self._once = Once()
         self.connections: set[Connection] = set()
         self.runs: dict[str, Run] = {}  #: unfinished ones
         self._queue: deque[Run] = deque()
@@ -399,18 +402,26 @@ class Supervisor:
             self._attach_process(connection, request, header)
             return
         operation = self._operations.get(str(op))
+        key = header.get("key")
+        if isinstance(key, str) and not self._once.begin(key, connection, request):
+            return
         try:
             if operation is None:
                 raise Refused("invalid_request", f"The runner knows no operation {op!r}.")
             result = operation(connection, request, header, body)
         except Refused as refused:
-            connection.send(_refused(request, refused))
+            self._tell(connection, key, _refused(request, refused))
         except Exception as error:
             self._report()
-            connection.send(_refused(request, Refused("internal", f"The runner failed: {error}")))
+            self._tell(connection, key, _refused(request, Refused("internal", f"The runner failed: {error}")))
         else:
             if result is not LATER:
-                connection.send({"id": request, "ok": True, "result": result})
+                self._tell(connection, key, {"id": request, "ok": True, "result": result})
+
+    def _tell(self, connection: Connection, key: object, answer: dict[str, Any]) -> None:
+        if isinstance(key, str):
+            self._once.end(key, answer)
+        connection.send(answer)
 
     def _hello(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         return {
@@ -661,10 +672,11 @@ class Supervisor:
     def _manage(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         args = header.get("arguments")
         arguments = args if isinstance(args, dict) else {}
-        self._in_thread(connection, request, lambda: self.files.manage(str(header.get("operation")), arguments))
+        work = partial(self.files.manage, str(header.get("operation")), arguments)
+        self._in_thread(connection, request, work, header.get("key"))
         return LATER
 
-    def _in_thread(self, connection: Connection, request: int, work: Callable[[], Any]) -> None:
+    def _in_thread(self, connection: Connection, request: int, work: Callable[[], Any], key: object = None) -> None:
         def job() -> None:
             answer: dict[str, Any]
             try:
@@ -677,7 +689,7 @@ class Supervisor:
                 answer = _refused(request, Refused("file_error", f"{error.strerror}."))
             except Exception as error:
                 answer = _refused(request, Refused("internal", f"The runner failed: {error}"))
-            self.loop.from_thread(lambda: connection.send(answer))
+            self.loop.from_thread(lambda: self._tell(connection, key, answer))
 
         with self._file_lock:
             self._file_jobs.append(job)

@@ -174,7 +174,9 @@ class FakeAgent:
             done=run.done if at_end else None,
         )
 
-    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None:
+    async def send_input(
+        self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False, key: UUID | None = None
+    ) -> None:
         self._asked("input", run_id, data, eof)
         run = self.runs.get(str(run_id))
         if run is None or run.done:
@@ -226,7 +228,9 @@ class FakeAgent:
         more = page[-1] if page and page[-1] != names[-1] else None
         return FilePage(files=[self._stat(posixpath.join(folder, name), name) for name in page], next_cursor=more)
 
-    async def manage_file(self, where: Place, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(
+        self, where: Place, op: str, arguments: dict[str, Any], *, key: UUID | None = None
+    ) -> FileStat | None:
         self._asked("manage_file", op, arguments)
         path = self._path(arguments["path"])
         if op == "mkdir":

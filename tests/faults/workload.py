@@ -54,7 +54,7 @@ class Town:
             try:
                 for number in range(homes):
                     town.homes.append(await client.sessions.create(f"home-{number}", **SMALL))
-                town.spare = await client.sessions.create("spare", **SMALL)
+                town.spare = await client.sessions.create("spare", **SMALL, startup_command="sleep 1000000")
                 yield town
             finally:
                 async for session in client.sessions.iterate():
@@ -269,9 +269,23 @@ async def cluster(town: Town) -> None:
 
 
 @driver
+async def grow(town: Town) -> None:
+    """A cluster gets one more worker; those that are there learn of it."""
+    session = await town.client.sessions.create_cluster(town.name("cluster"), workers=1, **SMALL)
+    try:
+        await session.modify(cluster_size=3)
+        await session.wait_for_kernels(timeout=SECONDS)
+        expect(len(await session.run_on_all("hostname")), 3, "kernels that ran")
+    finally:
+        await session.destroy(wait=SECONDS)
+
+
+@driver
 async def template(town: Town) -> None:
     name = town.name("template")
-    await town.client.templates.create(name, {"image": "python", "resource_slots": {"cpu": 0.2, "mem": 128}})
+    await town.client.templates.create(
+        name, {"session": {"image": "python", "resource_slots": {"cpu": 0.2, "mem": "128m"}}}
+    )
     session = await town.client.sessions.create_from_template(name, name=town.name("guest"))
     await session.destroy(wait=SECONDS)
     await town.client.templates.remove(name)

@@ -163,7 +163,9 @@ class MemoryHost:
             run_id=run_id, records=b"".join(packed), next_seq=next_seq, gap=None, status=run.status, done=ended
         )
 
-    async def send_input(self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False) -> None:
+    async def send_input(
+        self, where: KernelAddress, run_id: RunId, data: bytes, *, eof: bool = False, key: UUID | None = None
+    ) -> None:
         self._called("send_input")
         run = self.runs[str(run_id)]
         run.fed.append(data)
@@ -214,7 +216,9 @@ class MemoryHost:
         found = [replace(self._stat(name), name=posixpath.basename(name)) for name in names[:limit]]
         return FilePage(files=found, next_cursor=names[limit - 1] if len(names) > limit else None)
 
-    async def manage_file(self, where: KernelAddress, op: str, arguments: dict[str, Any]) -> FileStat | None:
+    async def manage_file(
+        self, where: KernelAddress, op: str, arguments: dict[str, Any], *, key: UUID | None = None
+    ) -> FileStat | None:
         self._called(f"manage_file {op}")
         if op == "remove":
             del self.files[posixpath.join("/home/work", arguments["path"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -119,6 +120,18 @@ class Pty:
         finally:
             await self._socket.close()
 
+    async def open(self) -> Self:
+        """Open it, or attach to it, with patience: by its id it is opened once, however often that is tried."""
+        until, attempt = time.monotonic() + self._transport.patience(), 0
+        while True:
+            attempt += 1
+            try:
+                return await self.connect()
+            except (Unreachable, StreamBroken, MoorageError) as problem:
+                if time.monotonic() > until or not _again(problem):
+                    raise
+                await _io.sleep(_wire.pause_seconds(attempt))
+
     async def connect(self) -> Self:
         """Open it, or attach to it."""
         params = [(name, value) for name, value in self._params if name not in ("pty", "resume")]
@@ -204,7 +217,13 @@ class Ptys:
         With `resume` it must be known already.
         """
         params = _wire.query(
-            pty=id, rows=rows, cols=cols, term=term, cwd=cwd, kernel=kernel or self._kernel, resume=resume or None
+            pty=id or uuid.uuid4().hex,
+            rows=rows,
+            cols=cols,
+            term=term,
+            cwd=cwd,
+            kernel=kernel or self._kernel,
+            resume=resume or None,
         )
         listed = [*self._owner.items(), *params.items(), *(("command", word) for word in command)]
-        return await Pty(self._transport, f"{self._base}/pty", listed).connect()
+        return await Pty(self._transport, f"{self._base}/pty", listed).open()
