@@ -164,7 +164,7 @@ class Transport:
                 patience = self._retry_for
             except httpx.TransportError as problem:
                 failure = self._unreachable(problem)
-                patience = self._retry_for if self._had_contact else min(self._retry_for, FIRST_CONTACT_SECONDS)
+                patience = self.patience()
             pause = _wire.pause_seconds(attempt, retry_after)
             if time.monotonic() - started + pause > patience:
                 raise failure
@@ -188,6 +188,10 @@ class Transport:
             trust_env=not self.config.is_local,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )
+
+    def patience(self) -> float:
+        """For how many seconds a server that does not answer is tried."""
+        return self._retry_for if self._had_contact else min(self._retry_for, FIRST_CONTACT_SECONDS)
 
     def _unreachable(self, problem: httpx.TransportError) -> MoorageError:
         endpoint = self.config.endpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -120,6 +121,18 @@ class Pty:
         finally:
             self._socket.close()
 
+    def open(self) -> Self:
+        """Open it, or attach to it, with patience: by its id it is opened once, however often that is tried."""
+        until, attempt = time.monotonic() + self._transport.patience(), 0
+        while True:
+            attempt += 1
+            try:
+                return self.connect()
+            except (Unreachable, StreamBroken, MoorageError) as problem:
+                if time.monotonic() > until or not _again(problem):
+                    raise
+                _io.sleep(_wire.pause_seconds(attempt))
+
     def connect(self) -> Self:
         """Open it, or attach to it."""
         params = [(name, value) for name, value in self._params if name not in ("pty", "resume")]
@@ -205,7 +218,13 @@ class Ptys:
         With `resume` it must be known already.
         """
         params = _wire.query(
-            pty=id, rows=rows, cols=cols, term=term, cwd=cwd, kernel=kernel or self._kernel, resume=resume or None
+            pty=id or uuid.uuid4().hex,
+            rows=rows,
+            cols=cols,
+            term=term,
+            cwd=cwd,
+            kernel=kernel or self._kernel,
+            resume=resume or None,
         )
         listed = [*self._owner.items(), *params.items(), *(("command", word) for word in command)]
-        return Pty(self._transport, f"{self._base}/pty", listed).connect()
+        return Pty(self._transport, f"{self._base}/pty", listed).open()
