@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
+from actions.patience import Patience
 from agent.client import AgentClient, KernelAddress
 from domain.errors import KernelNotFound, MoorageError, SecretUnreadable, SessionNotReady, WrongStatus
 from domain.ids import AccessKey, RunId, SessionId, uuid7
@@ -152,6 +153,9 @@ class Service(Protocol):
         """A short transaction of an AGENT action's own; what it announces is sent after the commit."""
         ...
 
+    @property
+    def patience(self) -> Patience: ...
+
     def monotonic(self) -> float: ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -195,16 +199,21 @@ Permission = Callable[[Principal, Session | None], bool]
 
 
 def owner_or_admin(by: Principal, session: Session | None) -> bool:
-    return by.role is not Role.MONITOR and (
-        session is None or by.user_id == session.user_id or _administers(by, session)
-    )
+    """What gets into a session: its owner, while a member of its project, and administrators of its domain."""
+    if by.role is Role.MONITOR:
+        return False
+    if session is None or by.administers_domain(session.domain):
+        return True
+    return by.user_id == session.user_id and session.project in by.projects
 
 
 def owner_or_project_admin(by: Principal, session: Session | None) -> bool:
     """What changes or ends a session without getting into it."""
-    return owner_or_admin(by, session) or (
-        session is not None and by.administers_project(session.domain, session.project)
-    )
+    if by.role is Role.MONITOR:
+        return False
+    if session is None or by.user_id == session.user_id:
+        return True
+    return by.administers_project(session.domain, session.project)
 
 
 def may_look(by: Principal, session: Session | None) -> bool:
@@ -239,10 +248,6 @@ def domain_admin_or_monitor(by: Principal, session: Session | None) -> bool:
 def project_admin(by: Principal, session: Session | None) -> bool:
     """And domain admins and superadmins; of which project, the action asks."""
     return domain_admin(by, session) or (by.role is Role.USER and bool(by.administers))
-
-
-def _administers(by: Principal, session: Session) -> bool:
-    return by.administers_domain(session.domain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

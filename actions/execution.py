@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -203,15 +204,21 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
                 call, session, call.run_id, from_seq=0, max_bytes=_CHUNK_BYTES, wait_seconds=0
             )
             return await self._collect(call, _where(execution), call.run_id, read)
-        first = await call.agents.execute(
-            where,
-            call.run_id,
-            mode=self.mode,
-            code=self.code,
-            opts=self.opts,
-            timeout_seconds=self.timeout,
-            wait_seconds=min(POLL_SECONDS, POLL_SECONDS if self.wait is None else self.wait),
-            max_bytes=_CHUNK_BYTES,
+
+        async def ask(seconds: float) -> RunRead:  # a second time it attaches to the run
+            return await call.agents.execute(
+                where,
+                call.run_id,
+                mode=self.mode,
+                code=self.code,
+                opts=self.opts,
+                timeout_seconds=self.timeout,
+                wait_seconds=seconds,
+                max_bytes=_CHUNK_BYTES,
+            )
+
+        first = await call.service.patience.ask(
+            ask, POLL_SECONDS if self.wait is None else min(POLL_SECONDS, self.wait)
         )
         return await self._collect(call, where, call.run_id, first)
 
@@ -229,12 +236,11 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
         while True:
             if read is None:
                 left = POLL_SECONDS if until is None else max(0.0, min(POLL_SECONDS, until - call.service.monotonic()))
-                read = await call.agents.read(
-                    where, run_id, from_seq=next_seq, max_bytes=_CHUNK_BYTES, wait_seconds=left
-                )
+                ask = partial(call.agents.read, where, run_id, from_seq=next_seq, max_bytes=_CHUNK_BYTES)
+                read = await call.service.patience.ask(lambda s, ask=ask: ask(wait_seconds=s), left)
             collector.add(read)
             asks = read.status == "waiting_input" and self._asked_anew(read)
-            over = until is not None and call.service.monotonic() >= until
+            over = (until is not None and call.service.monotonic() >= until) or call.service.patience.ended
             if collector.done or collector.full or asks or over:
                 return collector.output()
             next_seq, read = read.next_seq, None
@@ -315,10 +321,9 @@ async def read_run(
     """From the agent's ring while that can be reached, else from the tail that was taken over at the session's end."""
     async with call.service.reading(call) as reading:
         execution = await reading.db.executions.get(session.id, RunId(run_id))
+    ask = partial(call.agents.read, _where(execution), execution.run_id, from_seq=from_seq, max_bytes=max_bytes)
     try:
-        read = await call.agents.read(
-            _where(execution), execution.run_id, from_seq=from_seq, max_bytes=max_bytes, wait_seconds=wait_seconds
-        )
+        read = await call.service.patience.ask(lambda seconds: ask(wait_seconds=seconds), wait_seconds)
     except (AgentUnavailable, RunNotFound):
         if execution.tail is None:
             raise

@@ -185,6 +185,11 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.option("--agent-ssh-port", type=click.IntRange(1, 65535))
 @click.option("--tls-cert", help="Certificate chain of the REST API (PEM).")
 @click.option("--tls-key")
+@click.option(
+    "--drain-seconds",
+    type=click.IntRange(0, 300),
+    help="After SIGTERM the API says for so long that it goes, before it does.  [default: 5]",
+)
 @click.option("--log-level")
 def manager(data_dir: Path | None, role: str | None, **given: Any) -> None:
     """Run a manager: its API, its control loops and its proxy, each a process."""

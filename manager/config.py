@@ -58,6 +58,8 @@ class ManagerConfig:
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"
+    #: before the API stops taking connections it says for so long that it is going to
+    drain_seconds: int = 5
     #: addresses and ranges, between commas, that sessions' callback_url may lead to although they are private
     callback_allow: str = ""
     cluster_pool: str = "10.216.0.0/13"  #: of which every cluster session gets a /24 for its kernels

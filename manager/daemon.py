@@ -55,6 +55,8 @@ ROLES: Final = ("api", "control", "proxy", "ssh")
 _POOL: Final = {"api": 16, "control": 12, "proxy": 4, "ssh": 4}
 #: A new process waits so long for the agents that are alive to dial it, before it takes requests.
 _FIRST_AGENTS_SECONDS: Final = 3.0
+#: Of the processes together, after the API was drained.
+_GRACE_SECONDS: Final = 20.0
 #: Between two looks at which sessions have connections into them.
 _USED_SECONDS: Final = 10.0
 #: Between two looks at whether the certificates of connected agents still count; a revocation is heard of at once.
@@ -81,7 +83,9 @@ def run(config: ManagerConfig, role: str | None) -> None:
         return
     _preload()
     roles = [name for name in ROLES if name != "ssh" or config.ssh_port]
-    supervise({name: partial(_serve, config, name) for name in roles})
+    supervise(
+        {name: partial(_serve, config, name) for name in roles}, grace_seconds=_GRACE_SECONDS + config.drain_seconds
+    )
 
 
 def _free_port(host: str) -> int:
@@ -357,7 +361,7 @@ async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
     door = RestDoor(world, metrics, join_token=partial(join_token, config))
     tls = _tls(config)
     await door.listen(config.host, config.port, tls=tls)
-    stack.push_async_callback(door.close)
+    stack.push_async_callback(door.close, drain_seconds=float(config.drain_seconds))
     log.info("the API listens at %s", config.endpoint)
 
 

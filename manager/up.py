@@ -132,11 +132,11 @@ def run(installation: Installation, *, port: int | None, agent_options: list[str
         children: dict[str, subprocess.Popen[bytes]] = {}
         try:
             config = _prepare(installation, postgres, port)
-            children["manager"] = _spawn(installation, "manager", "--data-dir", str(installation.data_dir))
+            children["manager"] = _spawn(installation, *_words(installation, "manager"))
             _wait_for_http(config, children["manager"], installation)
             if not (installation.agent_dir / "agent.toml").exists():
                 _join(installation, config, agent_options)
-            children["agent"] = _spawn(installation, "agent", "--data-dir", str(installation.agent_dir))
+            children["agent"] = _spawn(installation, *_words(installation, "agent"))
             _wait_for_agent(config, installation, children["agent"])
             ready()
             _keep_running(installation, postgres, children, stops)
@@ -207,6 +207,12 @@ def examine_agent(installation: Installation) -> list[Diagnosis]:
         return [Diagnosis(**{**one, "level": Level(one["level"])}) for one in json.loads(done.stdout)]
     except ValueError:
         return [bad("agent", "cannot be looked at", done.stderr.strip()[-400:])]
+
+
+def _words(installation: Installation, name: str) -> tuple[str, ...]:
+    if name == "agent":
+        return name, "--data-dir", str(installation.agent_dir)
+    return name, "--data-dir", str(installation.data_dir), "--drain-seconds", "0"  # nobody else would serve meanwhile
 
 
 def _spawn(installation: Installation, *words: str) -> subprocess.Popen[bytes]:
@@ -301,7 +307,6 @@ def _keep_running(
     stops: set[signal.Signals],
 ) -> None:
     """Restart what dies. PostgreSQL is no child of ours, so it is looked at every second."""
-    folders = {"manager": installation.data_dir, "agent": installation.agent_dir}
     started: dict[str, float] = {}
     next_tidying = 0.0
     while True:
@@ -322,7 +327,7 @@ def _keep_running(
                 continue  # it died right away: the next round is soon enough
             log.error("the %s ended with %s; starting it again", name, child.returncode)
             started[name] = time.monotonic()
-            children[name] = _spawn(installation, name, "--data-dir", str(folders[name]))
+            children[name] = _spawn(installation, *_words(installation, name))
 
 
 def rotate(log_file: Path, *, most_bytes: int = _LOG_BYTES, kept: int = _LOGS_KEPT) -> bool:

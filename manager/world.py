@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from actions import ACTIONS, Action
 from actions.administration import hash_secret
 from actions.base import AuditSeal, Call, Reading, Settles, SshAuthority, Work, no_seal
+from actions.patience import Patience
 from agent.client import AgentClient
 from domain.errors import InvalidRequest
 from domain.ids import SessionId, uuid7
@@ -47,43 +48,55 @@ class Identities:
 
     def __init__(self, database: Database, herald: Herald) -> None:
         self._database = database
-        self._known: dict[str, tuple[float, Principal | None, bytes]] = {}
-        herald.subscribe("identity", lambda _ids: self._known.clear())
+        self._known: dict[str, tuple[float, Principal | None, Sequence[bytes]]] = {}
+        self._changes = 0
+        herald.subscribe("identity", self._forget)
 
     async def authenticate(self, credential: str) -> Principal | None:
         """Who sends `ACCESS_KEY.SECRET_KEY`, or a token. Takes as long for a wrong secret as for an unknown key."""
         access_key, dot, secret = credential.partition(".")
         if not dot:
             return await self._of_token(credential)
-        principal, secret_hash = await self._of_keypair(access_key)
-        proven = hmac.compare_digest(secret_hash, hash_secret(secret))
+        principal, hashes = await self._of_keypair(access_key)
+        given = hash_secret(secret)
+        # each is compared, so that the time says nothing of which it was
+        proven = sum(hmac.compare_digest(one, given) for one in hashes)
         return principal if proven else None
 
     async def of_access_key(self, access_key: str) -> Principal | None:
         return (await self._of_keypair(access_key))[0]
 
-    async def _of_keypair(self, access_key: str) -> tuple[Principal | None, bytes]:
-        until, principal, secret_hash = self._known.get(access_key, (0.0, None, b""))
+    async def _of_keypair(self, access_key: str) -> tuple[Principal | None, Sequence[bytes]]:
+        until, principal, hashes = self._known.get(access_key, (0.0, None, ()))
         if until < time.monotonic():
+            changes = self._changes
             async with self._database.reader() as connection:
-                principal, secret_hash = await principal_of_keypair(connection, access_key) or (None, bytes(32))
-            self._remember(access_key, principal, secret_hash)
-        return principal, secret_hash
+                found = await principal_of_keypair(connection, access_key, datetime.now(UTC))
+            principal, hashes = found or (None, (bytes(32),))
+            self._remember(access_key, principal, hashes, changes)
+        return principal, hashes
 
     async def _of_token(self, token: str) -> Principal | None:
         token_hash = hash_secret(token)
         name = f"token {token_hash.hex()}"
-        until, principal, _ = self._known.get(name, (0.0, None, b""))
+        until, principal, _ = self._known.get(name, (0.0, None, ()))
         if until < time.monotonic():
+            changes = self._changes
             async with self._database.reader() as connection:
                 principal = await principal_of_token(connection, token_hash, datetime.now(UTC))
-            self._remember(name, principal, b"")
+            self._remember(name, principal, (), changes)
         return principal
 
-    def _remember(self, name: str, principal: Principal | None, secret_hash: bytes) -> None:
+    def _forget(self, _ids: object) -> None:
+        self._changes += 1
+        self._known.clear()
+
+    def _remember(self, name: str, principal: Principal | None, hashes: Sequence[bytes], changes: int) -> None:
+        if changes != self._changes:
+            return  # it was read before the change, perhaps
         if len(self._known) >= self.MAX_ENTRIES:
             self._known.clear()
-        self._known[name] = (time.monotonic() + self.LIFETIME_SECONDS, principal, secret_hash)
+        self._known[name] = (time.monotonic() + self.LIFETIME_SECONDS, principal, hashes)
 
 
 class KnownSessions:
@@ -144,6 +157,7 @@ class SessionService:
         self.passwords = Passwords(database)
         self.proxy_url = proxy_url
         self._clock = clock
+        self.patience = Patience()
         self.processor: Processor | None = None  # set by `World`, which knits the two together
         self.processors: SessionProcessors
 
@@ -175,12 +189,12 @@ class SessionService:
     ) -> Session:
         changed = asyncio.Event()
         deadline = None if seconds is None else time.monotonic() + seconds
-        with self._herald.watching(session_id, changed.set):
+        with self._herald.watching(session_id, changed.set), self.patience.waking(changed):
             while True:
                 changed.clear()
                 session = await self._load(session_id)
                 left = None if deadline is None else deadline - time.monotonic()
-                if until(session) or (left is not None and left <= 0):
+                if until(session) or (left is not None and left <= 0) or self.patience.ended:
                     return session
                 try:  # a second at most: the herald's word can be lost with its connection
                     await asyncio.wait_for(changed.wait(), 1.0 if left is None else min(1.0, left))

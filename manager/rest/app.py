@@ -98,9 +98,16 @@ class RestDoor:
         """Take requests from now on; returns the port."""
         return await self._listener.listen(host, port, tls=tls, sock=sock)
 
-    async def close(self, grace_seconds: float = 10.0) -> None:
-        """Open streams are told and end, requests that run are finished, bodies included; new connections are refused."""
+    async def close(self, grace_seconds: float = 10.0, *, drain_seconds: float = 0.0) -> None:
+        """Open streams are told and end, requests that run are finished, bodies included; new connections are refused.
+
+        For `drain_seconds` before that `readyz` says 503 while everybody is still served, each answer the last one of its
+        connection: time for a load balancer to send nobody here any more. Then answers are held for nobody any longer.
+        """
         self.closing.set()
+        if drain_seconds:
+            await asyncio.sleep(drain_seconds)
+        self.world.service.patience.end()
         self._listener.stop_listening()
         try:
             async with asyncio.timeout(grace_seconds):
