@@ -26,10 +26,11 @@ from actions.base import (
     kernel_of,
     owner_or_admin,
 )
+from actions.credentials import check_makes_credentials
 from agent.client import Process
 from agent.wire import ProcessSpec
 from domain.errors import InvalidRequest, SshGatewayOff
-from domain.principal import TokenScope
+from domain.principal import Principal, TokenScope
 from domain.session import ANSWERING, LIVE, Session
 from domain.ssh import MAX_KEY_BYTES, PublicKey
 
@@ -130,6 +131,7 @@ class AddSshKeyAction(ScopeAction[Work, SshKeyResult]):
     name: KeyName | None = None  #: the key's own comment when left out
 
     async def run(self, call: Work, /) -> SshKeyResult:
+        check_makes_credentials(call.by)
         key = PublicKey.parse(self.public_key)
         name = self.name or "".join(c for c in key.comment if c.isprintable())[:200].strip() or key.kind
         keys = call.db.ssh_keys
@@ -191,7 +193,7 @@ class IssueSshCertificateAction(SessionAction[Remote, SshAccess]):
         certificate = authority.sign(
             key,
             identity=f"moorage {call.by.access_key} {session.id}",
-            principals=names_of(session, call.by.access_key, self.kernel),
+            principals=names_of(session, call.by, self.kernel),
             valid_from=call.now - timedelta(seconds=60),
             valid_until=expires_at,
         )
@@ -205,6 +207,7 @@ class IssueSshCertificateAction(SessionAction[Remote, SshAccess]):
         )
 
 
-def names_of(session: Session, access_key: str, kernel: str | None) -> Sequence[str]:
-    """What a certificate says: who, which session and kernel; and as what other SSH servers would let it log in."""
-    return (f"access-key={access_key}", f"session={session.id}", f"kernel={kernel or ''}")
+def names_of(session: Session, by: Principal, kernel: str | None) -> Sequence[str]:
+    """What a certificate says: who, by which token, which session and kernel; other SSH servers let none of them log in."""
+    names = (f"access-key={by.access_key}", f"session={session.id}", f"kernel={kernel or ''}")
+    return names if by.token_id is None else (*names, f"token={by.token_id}")

@@ -75,25 +75,40 @@ async def principal_of_ssh_key(connection: Connection, fingerprint: str) -> Prin
     return found[0] if found else None
 
 
+async def token_is_good(connection: Connection, token_id: UUID, *, now: datetime) -> bool:
+    return bool(
+        await connection.fetchval("SELECT EXISTS (SELECT FROM tokens WHERE id = $1 AND expires_at > $2)", token_id, now)
+    )
+
+
 async def no_longer_good(
-    connection: Connection, logins: Sequence[tuple[str, str | None, UUID]]
+    connection: Connection, logins: Sequence[tuple[str, str | None, UUID | None, UUID]], *, now: datetime
 ) -> Sequence[tuple[int, str]]:
-    """Of (access key, fingerprint, session): which may not stay open, and why. No fingerprint: it came by certificate."""
+    """Of (access key, fingerprint, token, session): which may not stay open, and why. No fingerprint: it came by
+    certificate, perhaps one that was asked for with a token."""
     rows = await connection.fetch(
         """
         SELECT l.place, k.access_key IS NOT NULL AS active, s.id IS NOT NULL AS lives
-        FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS l (access_key, fingerprint, session_id, place)
+        FROM unnest($1::text[], $2::text[], $3::uuid[], $5::uuid[]) WITH ORDINALITY
+            AS l (access_key, fingerprint, session_id, token_id, place)
+        LEFT JOIN sessions s ON s.id = l.session_id AND s.status <> ALL($4)
         LEFT JOIN (keypairs k JOIN users u ON u.id = k.user_id AND u.active AND k.active
                    JOIN domains d ON d.name = u.domain AND d.active)
             ON k.access_key = l.access_key AND (l.fingerprint IS NULL OR EXISTS
                (SELECT FROM ssh_keys WHERE fingerprint = l.fingerprint AND access_key = l.access_key))
-        LEFT JOIN sessions s ON s.id = l.session_id AND s.status <> ALL($4)
+            AND (l.token_id IS NULL OR EXISTS (SELECT FROM tokens t WHERE t.id = l.token_id AND t.expires_at > $6))
+            -- as actions.base.owner_or_admin has it
+            AND u.role <> 'monitor' AND (s.id IS NULL OR u.role = 'superadmin' OR (s.user_id = u.id AND EXISTS (
+                    SELECT FROM project_members m WHERE m.project_id = s.project_id AND m.user_id = u.id))
+                OR (u.role = 'domain_admin' AND u.domain = s.domain))
         WHERE k.access_key IS NULL OR s.id IS NULL
         """,
-        [access_key for access_key, _, _ in logins],
-        [fingerprint for _, fingerprint, _ in logins],
-        [session_id for _, _, session_id in logins],
+        [access_key for access_key, _, _, _ in logins],
+        [fingerprint for _, fingerprint, _, _ in logins],
+        [session_id for _, _, _, session_id in logins],
         [str(status) for status in (*FINAL, Status.TERMINATING)],
+        [token_id for _, _, token_id, _ in logins],
+        now,
     )
     return [
         (row["place"] - 1, "the session has ended" if row["active"] else "your access has been revoked") for row in rows

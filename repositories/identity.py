@@ -61,10 +61,16 @@ def _principal(row: Mapping[str, Any]) -> Principal:
     )
 
 
-async def principal_of_keypair(connection: Connection, access_key: str) -> tuple[Principal, bytes] | None:
-    """The active user behind an access key, with the hash of the secret that proves it."""
+async def principal_of_keypair(
+    connection: Connection, access_key: str, now: datetime | None = None
+) -> tuple[Principal, Sequence[bytes]] | None:
+    """The active user behind an access key, with hashes of the secrets that prove it: after a rotation there may be two."""
     row = await connection.fetchrow(f"{_PRINCIPAL} k.access_key = $1", access_key)
-    return (_principal(row), row["secret_hash"]) if row else None
+    if row is None:
+        return None
+    until = row["previous_until"]
+    both = until is not None and now is not None and until > now
+    return _principal(row), (row["secret_hash"], row["previous_hash"]) if both else (row["secret_hash"],)
 
 
 async def principal_of_token(connection: Connection, token_hash: bytes, now: datetime) -> Principal | None:

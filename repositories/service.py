@@ -206,8 +206,9 @@ class ServiceRepository:
         """Let its holder pass the proxy: a ticket for one exchange, or a pass."""
         await self._connection.execute(
             """
-            INSERT INTO service_tickets (token_hash, kind, session_id, name, user_id, access_key, expires_at, created_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            INSERT INTO service_tickets (token_hash, kind, session_id, name, user_id, access_key, expires_at, created_at,
+                token_id)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
             """,
             token_hash,
             kind,
@@ -217,6 +218,7 @@ class ServiceRepository:
             by.access_key,
             self._now + timedelta(seconds=seconds),
             self._now,
+            by.token_id,
         )
 
 
@@ -331,18 +333,32 @@ class Route:
     backends: tuple[Backend, ...]
 
 
+#: Whether who asked for a ticket may still enter its session: the account, the keypair, the token that it was asked with,
+#: and the relation to the session, as `actions.base.owner_or_admin` has it.
+_STILL: Final = """
+    EXISTS (
+        SELECT FROM users u JOIN domains d ON d.name = u.domain AND d.active
+        JOIN keypairs p ON p.access_key = t.access_key AND p.active AND p.user_id = u.id
+        JOIN sessions s ON s.id = t.session_id AND s.ended_at IS NULL
+        WHERE u.id = t.user_id AND u.active AND u.role <> 'monitor'
+        AND (s.user_id = u.id AND EXISTS (SELECT FROM project_members m WHERE m.project_id = s.project_id AND m.user_id = u.id)
+            OR u.role = 'superadmin' OR (u.role = 'domain_admin' AND u.domain = s.domain))
+        AND (t.token_id IS NULL OR EXISTS (SELECT FROM tokens o WHERE o.id = t.token_id AND o.expires_at > {now})))
+"""
+
+
 async def exchange(connection: Connection, ticket: str, name: str, pass_hash: bytes, *, now: datetime) -> UUID:
     """Use up a ticket for a pass; the session's id. Raises TicketInvalid, TicketUsed, TicketExpired, and says no more."""
     row = await connection.fetchrow(
-        """
+        f"""
         WITH used AS (
-            UPDATE service_tickets t SET used_at = $3 FROM services v, users u, keypairs p
+            UPDATE service_tickets t SET used_at = $3 FROM services v
             WHERE t.token_hash = $1 AND t.kind = 'ticket' AND t.name = $2 AND t.used_at IS NULL AND t.expires_at > $3
-            AND v.session_id = t.session_id AND v.name = t.name AND u.id = t.user_id AND u.active
-            AND p.access_key = t.access_key AND p.active RETURNING t.*
+            AND v.session_id = t.session_id AND v.name = t.name AND {_STILL.format(now="$3")} RETURNING t.*
         ), made AS (
-            INSERT INTO service_tickets (token_hash, kind, session_id, name, user_id, access_key, expires_at, created_at)
-            SELECT $4, 'pass', session_id, name, user_id, access_key, $5, $3 FROM used RETURNING session_id
+            INSERT INTO service_tickets (token_hash, kind, session_id, name, user_id, access_key, expires_at, created_at,
+                token_id)
+            SELECT $4, 'pass', session_id, name, user_id, access_key, $5, $3, token_id FROM used RETURNING session_id
         )
         SELECT session_id FROM made
         """,
@@ -371,11 +387,10 @@ async def admitted(connection: Connection, token: str, session_id: UUID, name: s
     """Whether this pass is good for this service of this session at this moment."""
     return bool(
         await connection.fetchval(
-            """
-            SELECT true FROM service_tickets t JOIN users u ON u.id = t.user_id AND u.active
-            JOIN keypairs p ON p.access_key = t.access_key AND p.active
-            JOIN sessions s ON s.id = t.session_id AND s.ended_at IS NULL
+            f"""
+            SELECT true FROM service_tickets t
             WHERE t.token_hash = $1 AND t.kind = 'pass' AND t.session_id = $2 AND t.name = $3 AND t.expires_at > $4
+            AND {_STILL.format(now="$4")}
             """,
             hashed(token),
             session_id,
@@ -383,6 +398,26 @@ async def admitted(connection: Connection, token: str, session_id: UUID, name: s
             now,
         )
     )
+
+
+async def no_longer_admitted(
+    connection: Connection, passes: Sequence[tuple[bytes, UUID, str]], *, now: datetime
+) -> list[int]:
+    """Places of those of (hash of a pass, session, service) whose holders may not stay. What is open outlives its pass."""
+    rows = await connection.fetch(
+        f"""
+        SELECT w.place FROM unnest($1::bytea[], $2::uuid[], $3::text[]) WITH ORDINALITY
+            AS w (token_hash, session_id, name, place)
+        WHERE NOT EXISTS (
+            SELECT FROM service_tickets t WHERE t.token_hash = w.token_hash AND t.kind = 'pass'
+            AND t.session_id = w.session_id AND t.name = w.name AND {_STILL.format(now="$4")})
+        """,
+        [token_hash for token_hash, _, _ in passes],
+        [session_id for _, session_id, _ in passes],
+        [name for _, _, name in passes],
+        now,
+    )
+    return [row["place"] - 1 for row in rows]
 
 
 async def port_route(connection: Connection, session_id: UUID, name: str) -> Route | None:

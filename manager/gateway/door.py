@@ -124,10 +124,10 @@ class Gateway:
             inside = [login for login in self._inside if login.session_id is not None]
             if not inside:
                 continue
-            asked = [(login.access_key, login.fingerprint, login.session_id) for login in inside]
+            asked = [(login.access_key, login.fingerprint, login.token_id, login.session_id) for login in inside]
             try:
                 async with self.world.database.reader() as connection:
-                    found = await no_longer_good(connection, asked)  # type: ignore[arg-type]  # None was left out
+                    found = await no_longer_good(connection, asked, now=self.world.service.now())  # type: ignore[arg-type]  # None was left out
             except MoorageError:
                 continue
             for place, reason in found:

@@ -14,11 +14,20 @@ import asyncssh
 from actions.base import Call, kernel_of, owner_or_admin
 from actions.gateway import OpenProcessAction
 from agent.client import Process
-from domain.errors import AgentUnavailable, Internal, MoorageError, NothingListens, SessionNotFound, WrongStatus
+from domain.errors import (
+    AgentUnavailable,
+    Internal,
+    MoorageError,
+    NothingListens,
+    PermissionDenied,
+    SessionNotFound,
+    WrongStatus,
+)
+from domain.names import as_uuid
 from domain.principal import Principal
 from domain.session import ANSWERING, Session
 from manager.gateway.channels import Channel, Forwarded
-from repositories.gateway import principal_of_ssh_key
+from repositories.gateway import principal_of_ssh_key, token_is_good
 from repositories.record import AuditRecord, write_audit
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ class Claim:
     access_key: str | None = None
     fingerprint: str | None = None  #: of a registered key; None: it came by certificate
     session: str | None = None  #: of a certificate: its id
+    token: UUID | None = None  #: of a certificate: that it was asked for with
     kernel: str | None = None
     by: Principal | None = None
 
@@ -68,7 +78,9 @@ class _Certificates(asyncssh.SSHAuthorizedKeys):
         said = dict(word.partition("=")[::2] for word in cert_principals or ())
         if not said.get("access-key") or not said.get("session"):
             return None
-        self._claimed(Claim(access_key=said["access-key"], session=said["session"], kernel=said.get("kernel") or None))
+        claim = Claim(access_key=said["access-key"], session=said["session"], kernel=said.get("kernel") or None)
+        claim.token = as_uuid(said.get("token", ""))
+        self._claimed(claim)
         return {"principals": list(cert_principals or ())}  # so that the user's name need not be one of them
 
 
@@ -87,6 +99,7 @@ class Login(asyncssh.SSHServer):
         self.channels: set[Channel] = set()
         self.access_key = ""
         self.fingerprint: str | None = None
+        self.token_id: UUID | None = None
         self.session_id: UUID | None = None
         self.kernel: str | None = None
         self.by: Principal | None = None
@@ -142,6 +155,9 @@ class Login(asyncssh.SSHServer):
             if by is None:
                 raise SessionNotFound("Your access has been revoked.")
             self.by, self.access_key, self.fingerprint = by, str(by.access_key), claim.fingerprint
+            self.token_id = claim.token
+            if claim.token is not None and not await self._still_valid(claim.token):
+                raise SessionNotFound("Your access has been revoked.")
             session, self.kernel = await self._find(by, claim)
             if self.kernel is not None:
                 kernel_of(session, self.kernel)
@@ -169,6 +185,11 @@ class Login(asyncssh.SSHServer):
         self._ready.exception()  # nobody may ask
         asyncio.get_running_loop().call_later(_TELLING_SECONDS, self.end, error.message)
 
+    async def _still_valid(self, token_id: UUID) -> bool:
+        world = self._gateway.world
+        async with world.database.reader() as connection:
+            return await token_is_good(connection, token_id, now=world.service.now())
+
     async def _find(self, by: Principal, claim: Claim) -> tuple[Session, str | None]:
         if claim.session is not None:
             name, kernel = self._username, claim.kernel
@@ -188,13 +209,13 @@ class Login(asyncssh.SSHServer):
         call = Call(by=by, owner=by, now=self._gateway.world.service.now())
         async with self._gateway.world.service.reading(call) as reading:
             try:
-                return await reading.db.sessions.get(name)
+                session = await reading.db.sessions.get(name)
             except SessionNotFound:
                 if not by.sees_others:
                     raise
                 session = await reading.db.all_sessions.get(name)
         if not owner_or_admin(by, session):
-            raise SessionNotFound
+            raise PermissionDenied(f"You may see the session '{session.name}', and not log in to it.")
         return session
 
     async def _audit(self, session: Session | None, outcome: str) -> None:

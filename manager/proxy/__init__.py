@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from agent.client import AgentClient
+from domain.errors import MoorageError
 from manager.config import ManagerConfig
 from manager.proxy.access import Access, Announcements
 from manager.proxy.balance import Balancer
@@ -20,6 +21,7 @@ from repositories.database import Database
 
 log = logging.getLogger("moorage.proxy")
 _LOOK_SECONDS: Final = 5.0
+_WATCH_SECONDS: Final = 1.0
 
 
 class Proxy:
@@ -36,6 +38,8 @@ class Proxy:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.access = Access(database, herald, now)
+        self._changed = asyncio.Event()
+        herald.subscribe("identity", lambda _: self._changed.set())
         self.balancer = Balancer(agents.tunnel_socket)
         self.secure = secure
         self.isolated = isolated
@@ -48,7 +52,11 @@ class Proxy:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Client(self), host, port, ssl=tls, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
-        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self.balancer.sweep())]
+        self._tasks = [
+            asyncio.create_task(self._look()),
+            asyncio.create_task(self._watch()),
+            asyncio.create_task(self.balancer.sweep()),
+        ]
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -70,6 +78,24 @@ class Proxy:
             now = asyncio.get_running_loop().time()
             for client in list(self.clients):
                 client.expire(now)
+
+    async def _watch(self) -> None:
+        """Whether those who are being answered, and those whose connections stay open, may stay: when anybody's rights
+        change, and each second in any case. While the database does not answer, nobody is cut off."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _WATCH_SECONDS)
+            self._changed.clear()
+            held = {client.held for client in self.clients if client.held is not None}
+            if not held:
+                continue
+            try:
+                gone = await self.access.gone(list(held))
+            except MoorageError:
+                continue
+            for client in list(self.clients):
+                if client.held in gone:
+                    client.cut()
 
 
 async def serve(

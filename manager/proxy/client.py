@@ -13,7 +13,7 @@ from uuid import UUID
 
 from domain.crash import reach
 from domain.errors import MoorageError, ServiceUnreachable, Unauthenticated
-from manager.proxy.access import Access
+from manager.proxy.access import Access, Key
 from manager.proxy.balance import Balancer, Upstream
 from manager.proxy.body import Body
 from manager.proxy.heads import MAX_HEAD_BYTES, BadHead, RequestHead, request_head, request_line, response_head
@@ -62,6 +62,8 @@ class Client(asyncio.Protocol):
         self._upstream_ended = False
         self._upstream_full = False
         self.deadline: float | None = None
+        #: the pass on which a request is being answered, or bytes pass, and what for
+        self.held: tuple[str, Key] | None = None
         self._peer = b""
 
     # -- the user's side -----------------------------------------------------------------------------------------------
@@ -166,10 +168,12 @@ class Client(asyncio.Protocol):
         if head.tokens and (head.cross_site or (foreign and (head.upgrade or self._method not in _SAFE))):
             self._refuse(403, "permission_denied", "A page of another site may not ask this.")
             return
-        route = self._server.access.known(head.tokens, self._key)
-        if route is None:
+        known = self._server.access.known(head.tokens, self._key)
+        if known is None:
             self._start(self._admit())
         else:
+            token, route = known
+            self.held = (token, self._key)
             self._send_to(route)
 
     def _at_home(self, session_id: UUID) -> bool:
@@ -206,13 +210,14 @@ class Client(asyncio.Protocol):
         self._answer(passed(prefix, rest, token, secure=self._server.secure, seconds=seconds, as_json=as_json))
 
     async def _admit(self) -> None:
-        admitted, route = await self._server.access.admit(self._head.tokens, self._key)
-        if not admitted:
+        token, route = await self._server.access.admit(self._head.tokens, self._key)
+        if token is None:
             raise Unauthenticated(
                 "You have no pass for this service, or it has expired; open the address that 'moorage service url' prints."
             )
         if route is None:
             raise ServiceUnreachable(f"The service '{self._key[1]}' does not run at the moment; ask again shortly.")
+        self.held = (token, self._key)
         self._send_to(route)
 
     # -- to a kernel -----------------------------------------------------------------------------------------------------
@@ -387,6 +392,7 @@ class Client(asyncio.Protocol):
             self._close()
             return
         self._phase = Phase.HEAD
+        self.held = None
         self.deadline = asyncio.get_running_loop().time() + IDLE_SECONDS
         self._transport.resume_reading()
         if self._buffer:
@@ -493,6 +499,11 @@ class Client(asyncio.Protocol):
 
     def leave(self) -> None:
         self._close()
+
+    def cut(self) -> None:
+        """Its holder may not stay: nobody shall take what was sent for the whole, and nothing more is sent."""
+        self._close()
+        self._transport.abort()
 
     def expire(self, now: float) -> None:
         """Called now and then: who neither asks nor is being answered is let go."""

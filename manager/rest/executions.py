@@ -20,7 +20,7 @@ from actions import (
 )
 from actions.execution import RunFollower
 from agent.wire import Record, decode_records
-from domain.errors import InvalidRequest, MoorageError, Unauthenticated
+from domain.errors import InvalidRequest, MoorageError
 from manager.rest import answers
 from manager.rest.answers import iso
 from manager.rest.auth import check_origin
@@ -28,13 +28,11 @@ from manager.rest.exchange import Exchange
 from manager.rest.json import dumps, loads
 from manager.rest.problems import document
 from manager.rest.rows import action, finish, gather
-from manager.rest.streams import CLOSING, HEARTBEAT, SSE_HEADERS, Watch, watch_reader, watched, with_heartbeats
+from manager.rest.streams import CLOSING, HEARTBEAT, SSE_HEADERS, permitted, watched, with_heartbeats
 
 NDJSON: Final = "application/x-ndjson"
 SSE: Final = "text/event-stream"
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-#: A question that is answered sooner than this is not watched over.
-_UNWATCHED_SECONDS: Final = 2.0
 
 
 async def execute(exchange: Exchange) -> web.StreamResponse:
@@ -55,31 +53,10 @@ async def execute(exchange: Exchange) -> web.StreamResponse:
     return await _send(exchange, follower, kind, _records(follower, binary=exchange.flag("binary")))
 
 
-async def _held(exchange: Exchange, asked: ExecuteSessionAction) -> Any:
-    """The answer, unless its reader has gone or may no longer ask: the execution goes on by itself.
-
-    When this manager stops, it finishes what it has begun within its time of grace.
-    """
-    watch, watching = Watch(), []
-    try:
-        async with asyncio.timeout(None) as scope:
-
-            def begin() -> None:
-                watching.append(asyncio.create_task(watch_reader(exchange, watch, scope)))
-
-            timer = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, begin)
-            try:
-                return await exchange.run(asked)
-            finally:
-                timer.cancel()
-                for task in watching:
-                    task.cancel()
-    except TimeoutError:
-        if watch.reason == "revoked":
-            raise Unauthenticated from None
-        if watch.reason == "gone":
-            raise ConnectionResetError("the reader has gone") from None
-        raise
+async def _held(exchange: Exchange, asked: Any) -> Any:
+    """The answer, unless its reader has gone or may no longer ask: the execution goes on by itself."""
+    async with permitted(exchange):
+        return await exchange.run(asked)
 
 
 async def read(exchange: Exchange) -> web.StreamResponse:

@@ -21,6 +21,7 @@ from manager.rest import answers
 from manager.rest.exchange import BODY_SILENCE_SECONDS, OWNER, Exchange, refuse_encoding
 from manager.rest.json import check_text
 from manager.rest.rows import action, gather, matches
+from manager.rest.streams import permitted
 
 _MODE: Final = re.compile(r"0?[0-7]{3}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -53,7 +54,8 @@ async def upload(exchange: Exchange) -> web.StreamResponse:
         sha256=None if digest is None else digest.lower(),
     )
     asked = _uploading(exchange, spec)
-    result = await exchange.run(asked)
+    async with permitted(exchange):
+        result = await exchange.run(asked)
     return exchange.answer(answers.file_stat(result.items[0]), 200 if only_new is None else 201)
 
 
@@ -89,7 +91,8 @@ async def unpack(exchange: Exchange) -> web.StreamResponse:
         size=exchange.request.content_length if exchange.request.body_exists else 0,
         overwrite=overwrite in ("true", "1"),
     )
-    result = await exchange.run(asked)
+    async with permitted(exchange):
+        result = await exchange.run(asked)
     return exchange.answer(result)
 
 
@@ -131,7 +134,8 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
                 continue
             check_text(part.filename)
             spec = FileUploadSpec(filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=_part(part))
-            items += (await exchange.run(_uploading(exchange, spec))).items
+            async with permitted(exchange):
+                items += (await exchange.run(_uploading(exchange, spec))).items
         else:
             raise InvalidRequest(f"The form has more than {_MAX_PARTS} parts; send fewer files at once.")
     except (*_MALFORMED, TimeoutError) as error:
@@ -221,7 +225,8 @@ async def download(exchange: Exchange) -> web.StreamResponse:
     length = None if wanted is None or wanted.last is None else wanted.last - offset + 1
     stream = await _open(exchange, offset, length)
     try:
-        return await _send_file(exchange, stream, offset, length, partial=wanted is not None)
+        async with permitted(exchange):
+            return await _send_file(exchange, stream, offset, length, partial=wanted is not None)
     finally:
         await stream.aclose()
 
@@ -310,9 +315,10 @@ async def archive(exchange: Exchange) -> web.StreamResponse:
     try:
         headers = {"Content-Type": "application/x-tar", "Content-Disposition": "attachment; filename=files.tar"}
         response = await exchange.begin(200, headers)
-        async for chunk in stream.chunks():
-            await exchange.write(response, chunk)
-        await response.write_eof()
+        async with permitted(exchange):
+            async for chunk in stream.chunks():
+                await exchange.write(response, chunk)
+            await response.write_eof()
         return response
     finally:
         await stream.aclose()

@@ -15,7 +15,7 @@ from domain.session import ANSWERING, FINAL
 from manager.rest import answers
 from manager.rest.exchange import OWNER, Exchange
 from manager.rest.rows import action, finish, gather
-from manager.rest.streams import watched
+from manager.rest.streams import permitted, watched
 
 
 async def create(exchange: Exchange) -> web.StreamResponse:
@@ -31,9 +31,10 @@ async def create(exchange: Exchange) -> web.StreamResponse:
     result: CreatedSession = await exchange.run(asked)
     if wait_seconds:
         service = exchange.door.world.service
-        session = await service.wait_for_session(
-            result.session_data.id, lambda s: s.status in ANSWERING | FINAL, wait_seconds
-        )
+        async with permitted(exchange):
+            session = await service.wait_for_session(
+                result.session_data.id, lambda s: s.status in ANSWERING | FINAL, wait_seconds
+            )
         result = replace(result, session_data=SessionData.of(session))
     return finish(exchange, result)
 
@@ -54,10 +55,11 @@ async def logs(exchange: Exchange) -> web.StreamResponse:
         if not stream.follow:
             first = await anext(chunks, b"")  # what is wrong shows before the answer has begun
             response = await exchange.begin(200, _HEADERS)
-            await exchange.write(response, first)
-            async for chunk in chunks:
-                await exchange.write(response, chunk)
-            await response.write_eof()
+            async with permitted(exchange):
+                await exchange.write(response, first)
+                async for chunk in chunks:
+                    await exchange.write(response, chunk)
+                await response.write_eof()
             return response
         response = await exchange.begin(200, _HEADERS)
         async with watched(exchange) as watch:

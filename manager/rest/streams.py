@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 
 from actions import GetSessionInfoAction, GetTaskAction, ReadEventsAction
-from domain.errors import InvalidRequest, MoorageError
+from domain.errors import InvalidRequest, MoorageError, Unauthenticated
 from manager.rest import answers
 from manager.rest.exchange import Exchange
 from manager.rest.json import dumps
@@ -21,6 +21,8 @@ from manager.rest.rows import action
 T = TypeVar("T")
 #: Credentials are looked at again so often while a stream is open, and so is whether anybody still listens.
 WATCH_SECONDS: Final = 1.0
+#: What is answered sooner than this is not watched over.
+_UNWATCHED_SECONDS: Final = 0.5
 HEARTBEAT_SECONDS: Final = 15.0
 HEARTBEAT: Final = b":\n\n"
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -70,20 +72,49 @@ async def _watch(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> No
         reading.cancel()
 
 
+@asynccontextmanager
+async def permitted(exchange: Exchange) -> AsyncIterator[None]:
+    """For what ends by itself and may take long: it is given up when its reader goes, or may no longer ask.
+
+    When this manager stops, it finishes what it has begun within its time of grace.
+    """
+    watch, watching = Watch(), []
+    try:
+        async with asyncio.timeout(None) as scope:
+
+            def begin() -> None:
+                watching.append(asyncio.create_task(watch_reader(exchange, watch, scope)))
+
+            timer = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, begin)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                for task in watching:
+                    task.cancel()
+    except TimeoutError:
+        if watch.reason == "revoked":  # an answer that has begun is broken off
+            raise Unauthenticated("Your access has been revoked.") from None
+        if watch.reason == "gone":
+            raise ConnectionResetError("the reader has gone") from None
+        raise
+
+
 async def watch_reader(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> None:
     """End the scope when nobody reads any more, or may not: looked at each second, and when anybody's rights change."""
     changed = asyncio.Event()
     unsubscribe = exchange.door.world.herald.subscribe("identity", lambda _ids: changed.set())
     try:
         while watch.reason is None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), WATCH_SECONDS)
-            changed.clear()
             transport = exchange.request.transport
             if transport is None or transport.is_closing():
                 watch.reason = "gone"
             elif not await _still(exchange):
                 watch.reason = "revoked"
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), WATCH_SECONDS)
+                changed.clear()
     finally:
         unsubscribe()
     scope.reschedule(asyncio.get_running_loop().time())
