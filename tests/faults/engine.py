@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests.faults.book import Book
+from tests.faults.engine_containers import containers
+from tests.faults.engine_daemon import daemon
 from tests.faults.engine_replies import replies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +27,19 @@ async def _replies(folder: Path, book: Book, most: int | None) -> None:
     await replies(folder, book, most=most)
 
 
-STORIES: dict[str, Callable[[Path, Book, int | None], Awaitable[None]]] = {"replies": _replies}
+async def _daemon(folder: Path, book: Book, most: int | None) -> None:
+    await daemon(folder, book)
+
+
+async def _containers(folder: Path, book: Book, most: int | None) -> None:
+    await containers(folder, book, rounds=1 if most is not None else 5)
+
+
+STORIES: dict[str, Callable[[Path, Book, int | None], Awaitable[None]]] = {
+    "replies": _replies,
+    "daemon": _daemon,
+    "containers": _containers,
+}
 
 
 def main(words: list[str]) -> int:
