@@ -115,10 +115,14 @@ class Containers:
         network: str = "moorage",
         *,
         timeout_seconds: int = 60,
+        runtime: str = "",
+        dns: Sequence[str] = (),
         gpu_runtime: str = gpu_request.AUTO,
     ) -> None:
         self._host = host
         self._gpu_runtime = gpu_runtime
+        self._runtime = runtime
+        self._dns = tuple(dns)
         self._info: Mapping[str, Any] = {}  #: what the engine says of itself
         self._uid = uid
         self.network = network
@@ -160,6 +164,21 @@ class Containers:
             return self._client.info(), self._client.version()
 
         return await self._call(ask)
+
+    def runtime_trouble(self) -> str | None:
+        """Why no container could be run as the configuration says; None when it can. After `open`."""
+        known = sorted(self._info.get("Runtimes") or {})
+        if not self._runtime or self._runtime in known:
+            return None
+        return (
+            f"The engine knows no runtime '{self._runtime}', only {', '.join(known)}: install it, name it in the engine's "
+            "daemon.json and restart the engine, or take 'runtime' out of agent.toml."
+        )
+
+    @property
+    def first_ids(self) -> tuple[int, int]:
+        """Which uid and gid of this host root is inside: 0, or with userns-remap the first of the subordinate ones."""
+        return remapped(self._info) or (0, 0)
 
     def _connected(self, timeout_seconds: int) -> Any:
         options: dict[str, Any] = {"base_url": self._host} if self._host else dict(kwargs_from_env())
@@ -298,6 +317,8 @@ class Containers:
                 config={"max-size": "1m", "max-file": "2", "mode": "non-blocking", "max-buffer-size": "1m"},
             ),
             restart_policy={"Name": "no"},
+            runtime=self._runtime or None,
+            dns=list(self._dns) or None,
             network_mode=spec.network or "none",
             ulimits=[Ulimit(name="core", soft=0, hard=0)],
             mounts=[
@@ -419,10 +440,19 @@ class Containers:
         }
 
     async def freeze(self, container: str) -> None:
-        await self._call(lambda: self._client.pause(container), "pause")
+        """It is no error when it is frozen."""
+        await self._until_so(lambda: self._client.pause(container), "pause", "already paused")
 
     async def thaw(self, container: str) -> None:
-        await self._call(lambda: self._client.unpause(container), "unpause")
+        """It is no error when it is not frozen."""
+        await self._until_so(lambda: self._client.unpause(container), "unpause", "is not paused")
+
+    async def _until_so(self, function: Callable[[], object], step: str, already: str) -> None:
+        try:
+            await self._call(function, step)
+        except EngineError as error:
+            if already not in str(error):
+                raise
 
     async def signal(self, container: str, signal: str) -> None:
         await self._call(lambda: self._client.kill(container, signal))
@@ -482,7 +512,7 @@ class Containers:
         Events are hints: some are lost, and none survives the engine.
         """
         loop = asyncio.get_running_loop()
-        filters = {"type": "container", "label": f"{LABEL}={self._uid}", "event": ["die", "oom", "destroy"]}
+        filters = {"type": "container", "label": f"{LABEL}={self._uid}", "event": ["die", "oom", "destroy", "pause"]}
         stream = await self._call(lambda: self._client.events(decode=True, filters=filters))
 
         def follow() -> None:
@@ -528,6 +558,14 @@ def _device_request(gpus: gpu_request.Request) -> DeviceRequest:
         return DeviceRequest(driver=gpu_request.CDI, device_ids=list(gpus.names))
     capabilities = [["gpu", *gpu_request.CAPABILITIES]]
     return DeviceRequest(driver=gpu_request.NVIDIA, device_ids=list(gpus.names), capabilities=capabilities)
+
+
+def remapped(info: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The first subordinate uid and gid of an engine with userns-remap: it keeps its data below them."""
+    if not any("name=userns" in option for option in info.get("SecurityOptions") or []):
+        return None
+    uid, _, gid = Path(str(info.get("DockerRootDir") or "")).name.partition(".")
+    return (int(uid), int(gid)) if uid.isdigit() and gid.isdigit() else None
 
 
 def cpu_quota_us(cpu_milli: int) -> int:

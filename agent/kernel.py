@@ -149,6 +149,12 @@ class Kernel:
         spec = self.state.spec
         return (USER, USER) if spec is None else (spec.uid or USER, spec.gid or spec.uid or USER)
 
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The same, as this host sees it."""
+        first_uid, first_gid = self._house.engine.first_ids
+        return self.user[0] + first_uid, self.user[1] + first_gid
+
     def fact(self) -> Fact:
         return self.state.fact(self._house.store.boot_no, self.seq)
 
@@ -215,7 +221,7 @@ class Kernel:
             if self.lease_left <= 0:
                 raise StartFailed(self._lease_over())
             if replaces:
-                await self._remove_containers()
+                await self._clear()
             if self.state.observed in (KernelState.PREPARING, KernelState.PULLING):
                 await self._insist(found)
                 await self._boot()
@@ -234,6 +240,18 @@ class Kernel:
                 await self._fail(await self._why_no_runner(error))
             return
         await self._attend()
+
+    async def _clear(self) -> None:
+        """Nothing of an earlier attempt is left then. An engine that does not answer is asked for as long as it takes."""
+        tries = 0
+        while True:
+            try:
+                await self._remove_containers()
+                return
+            except EngineError as error:
+                log.warning("%s: %s", self, error)
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            tries += 1
 
     async def _insist(self, found: ContainerState | None) -> None:
         """An engine that does not answer is asked again, until somebody wants something else."""
@@ -270,7 +288,7 @@ class Kernel:
         image = await house.ensure_image(self.id, self.spec.image)
         if self.state.observed == KernelState.PULLING:
             await self.observe(KernelState.PREPARING)
-        make_scratch(self.folders.scratch, *self.user)
+        make_scratch(self.folders.scratch, *self.owner)
         await house.fill(self, image)
         await self._get_gpus(image)
         async with house.starts:
@@ -293,6 +311,15 @@ class Kernel:
         notice = {"kind": kind, "message": message, "log_tail": ""}
         if notice not in self.state.notices:
             self.state.notices = [*self.state.notices, notice][-_MOST_NOTICES:]
+
+    async def was_frozen(self) -> None:
+        """By somebody else: it answers nobody, and nothing in it would ever end. It goes on, and its owner is told."""
+        with contextlib.suppress(EngineError):
+            await self._house.engine.thaw(self.name)
+            log.warning("%s was frozen from outside, and goes on", self)
+            self._note("frozen", "The session's container was frozen from outside Moorage for a moment; it goes on.")
+            if self.state.observed == KernelState.RUNNING:
+                await self.observe(KernelState.RUNNING)
 
     async def gpu_overused(self, said: str, *, end: bool) -> None:
         """It uses more of a shared device than it was given: its owner is told, and where it is to be ended, it is."""
@@ -336,12 +363,12 @@ class Kernel:
 
     def _prepare(self, config: RunnerConfig) -> Any:
         self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        make_scratch(self.folders.scratch, *self.user)
+        make_scratch(self.folders.scratch, *self.owner)
         if (network := cluster.view(self.spec)) is not None:
             cluster.write_hosts(self.folders.hosts, network)
         if self.state.attempt > 1:  # the startup command runs again, under the same run id
             set_aside(self.folders.link, self.id, f"{self.id}-{self.state.attempt - 1}")
-        uid, gid = self.user
+        uid, gid = self.owner
         return prepare_link(self.folders.link, config, uid=uid, gid=gid)
 
     async def _connect(self, state: ContainerState) -> None:
@@ -399,7 +426,7 @@ class Kernel:
                 raise MountFailed("the container has ended")
             folders = self._house.volumes
             await asyncio.to_thread(
-                mount_all, folders, spec.mounts, self.folders.scratch, self.user, self.pid, self.state.container_id
+                mount_all, folders, spec.mounts, self.folders.scratch, self.owner, self.pid, self.state.container_id
             )
         except MountFailed as failure:
             raise StartFailed(exit_record("mount_refused", f"{failure}.")) from None
@@ -558,19 +585,23 @@ class Kernel:
             await self._ended(state, oom_kills)
 
     async def _look(self) -> ContainerState | None:
-        """The container as it is a moment after its runner was lost: the engine is a little late."""
+        """The container as it is a moment after its runner was lost: the engine is a little late.
+
+        One that does not answer says nothing, not even that the container has gone: it is asked until it does.
+        """
         await self.thawed.wait()
-        state: ContainerState | None = None
-        for wait in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
-            await asyncio.sleep(wait)
+        waits, tries = iter((0.05, 0.1, 0.2, 0.4, 0.8)), 0
+        while True:
             try:
                 state = await self._house.engine.inspect(self.name)
             except EngineError as error:
                 log.warning("%s: %s", self, error)
+                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                tries += 1
                 continue
-            if state is None or state.status != "running":
-                break
-        return state
+            if state is None or state.status != "running" or (wait := next(waits, None)) is None:
+                return state
+            await asyncio.sleep(wait)
 
     async def _ended(self, state: ContainerState | None, oom_kills: int = 0) -> None:
         """The runner is gone. Its runs get their end, and the kernel its reason."""
@@ -664,7 +695,7 @@ class Kernel:
     async def _close_runs(self) -> None:
         """No runner is alive: every run has ended, one way or another."""
         house = self._house
-        uid, gid = self.user
+        uid, gid = self.owner
         await asyncio.to_thread(close_unfinished, self.folders.link, now=house.now(), uid=uid, gid=gid)
         lost = {"reason": "runner_lost", "finished_at": house.now()}
         for run_id, attempt in await house.runs.unfinished(self.id):
@@ -809,7 +840,6 @@ class Kernel:
             address=None if network is None else network.address,
             profile=spec.profile,
         )
-
 
     def _network(self) -> str | None:
         """A session of one container that may reach nothing has no network: services come by the runner's socket."""

@@ -341,11 +341,15 @@ class Kernels:
         elif state.observed in (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING):
             kernel.pursue(found=found, replaces=found is None and state.observed != KernelState.RUNNING)
 
-    def on_event(self, container_id: str, _action: str) -> None:
+    def on_event(self, container_id: str, action: str) -> None:
         """A hint from the engine: look before the runner's silence tells it."""
         for kernel in self._kernels.values():
-            if kernel.state.container_id == container_id:
+            if kernel.state.container_id != container_id:
+                continue
+            if action != "pause":
                 kernel.died.set()
+            elif kernel.thawed.is_set():  # else it is we who freeze it, for a commit
+                self._spawn(kernel.was_frozen())
 
     async def watch(self) -> None:
         """Follow the engine's hints, and empty what is thrown away. Runs until cancelled."""
