@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from domain.errors import SecretUnreadable
+from domain.errors import InvalidConfiguration, SecretUnreadable
 from repositories.audit import Anchor, begin_keyed, find_anchor
 from repositories.database import Connection
 
@@ -56,12 +56,14 @@ class AuditSeal:
 
     @property
     def kept(self) -> Anchor | None:
-        """Where keyed links begin, as it was written down on this host. Raises ValueError when that cannot be read."""
+        """Where keyed links begin, as it was written down on this host. Raises InvalidConfiguration."""
         try:
             said = json.loads(self._note.read_text())
+            return Anchor.made(self.key, "keyed", int(said["seq"]), bytes.fromhex(said["chain"]))
         except FileNotFoundError:
             return None
-        return Anchor.made(self.key, "keyed", int(said["seq"]), bytes.fromhex(said["chain"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            raise InvalidConfiguration(f"{self._note} cannot be read; docs/audit.md says what to do.") from None
 
     async def begin(self, connection: Connection, *, now: datetime) -> Anchor | None:
         """Inside a transaction, before links are made with the key; what is returned is to be noted after its commit.

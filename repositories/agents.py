@@ -408,7 +408,7 @@ def _counted(slots: Mapping[str, int], known: Mapping[str, Mapping[str, Any]], m
 _AGENT: Final = """
     SELECT a.id, a.hostname, a.architecture, a.version, a.schedulable, a.lost, a.boot_no, a.info, a.images, a.seen_at,
         a.lease_until, a.created_at, a.resource_group, a.labels, a.cordoned_at, a.cordon_reason, a.draining, a.drain_moves,
-        a.drain_until, a.drained_at,
+        a.drain_until, a.drained_at, a.revoked_at,
         coalesce(jsonb_object_agg(r.name, jsonb_build_object('capacity', r.reported, 'used', r.used))
             FILTER (WHERE r.name IS NOT NULL), '{}') AS resources,
         (SELECT count(*) FROM kernels k WHERE k.agent_id = a.id AND k.want <> 'NONE'

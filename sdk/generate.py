@@ -175,6 +175,8 @@ MODELS = {
     ),
     "AbuseReport": ("AbuseReport", "What every rule says of one session.", {"session_id", "name"}),
     "Finding": ("Finding", "One thing that should never be, and what to do about it.", {"check", "subject"}),
+    "AuditEntry": ("AuditEntry", "What somebody did, or was refused.", {"seq", "at", "action", "outcome"}),
+    "AuditVerdict": ("AuditVerdict", "Whether the audit is whole.", {"whole", "rows", "seq", "head"}),
     "FsckReport": ("FsckReport", "What a check of all invariants has found.", {"findings"}),
     "UsageRow": ("UsageRow", "Hours that one group held.", {"key"}),
     "Usage": ("Usage", "Hours of what was held within a range, by group.", {"since", "until"}),

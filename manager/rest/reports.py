@@ -1,4 +1,4 @@
-"""Rows about use that are not one JSON answer: usage as CSV."""
+"""Rows that are not one JSON answer: usage as CSV, the audit as JSON lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from domain.errors import InvalidRequest
+from actions.audit import AuditExport
+from domain.errors import InvalidRequest, MoorageError
 from manager.rest.exchange import Exchange
+from manager.rest.json import dumps
 from manager.rest.rows import action, finish, gather
 from repositories.usage import UsageRow
 
@@ -26,6 +28,23 @@ async def usage(exchange: Exchange) -> web.StreamResponse:
     if form == "json":
         return finish(exchange, result)
     return web.Response(text=as_csv(result.rows), content_type="text/csv", charset="utf-8")
+
+
+async def audit_export(exchange: Exchange) -> web.StreamResponse:
+    """A line for each row, oldest first, and at last one for the head: a file without it is not whole."""
+    values, _, _ = await gather(exchange)
+    export: AuditExport = await exchange.run(action(exchange.route, values))
+    headers = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    response = await exchange.begin(200, headers)
+    try:
+        async for page in export.pages:
+            await exchange.write(response, b"".join(dumps(row) + b"\n" for row in page))
+    except MoorageError:
+        exchange.cut()
+        raise ConnectionResetError("the database went away in the middle") from None
+    head = {"head": {"seq": export.head.seq, "chain": export.head.chain.hex()}}
+    await exchange.write(response, dumps(head) + b"\n")
+    return response
 
 
 def as_csv(rows: Sequence[UsageRow]) -> str:

@@ -16,6 +16,8 @@ __all__ = [
     "AbuseReport",
     "Agent",
     "AllowedScope",
+    "AuditEntry",
+    "AuditVerdict",
     "AwaitedSession",
     "CommitStatus",
     "Completions",
@@ -314,6 +316,7 @@ class User(Model):
     created_at: datetime | None = None
     uid: int | None = None
     gid: int | None = None
+    administers: list[str] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
 
@@ -326,9 +329,12 @@ class Keypair(Model):
     user: str = ""
     active: bool = False
     created_at: datetime | None = None
+    requests_per_second: float | None = None
+    rotated_at: datetime | None = None
+    previous_until: datetime | None = None
     secret_key: str | None = None
 
-    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
+    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when, "rotated_at": when, "previous_until": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +346,7 @@ class Project(Model):
     domain: str = ""
     members: list[str] = field(default_factory=list)
     created_at: datetime | None = None
+    admins: list[str] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
 
@@ -535,6 +542,41 @@ class Finding(Model):
     remedy: str = ""
     repairable: bool = False
     of: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry(Model):
+    """What somebody did, or was refused."""
+
+    seq: int
+    at: datetime
+    user: str | None = None
+    user_id: str | None = None
+    access_key: str | None = None
+    owner: str | None = None
+    owner_access_key: str | None = None
+    action: str
+    target: str | None = None
+    outcome: str
+    request_id: str | None = None
+    repeats: int = 0
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditVerdict(Model):
+    """Whether the audit is whole."""
+
+    whole: bool
+    rows: int
+    since: int = 0
+    broken_at: int | None = None
+    why: str | None = None
+    keyed: bool = False
+    seq: int
+    head: str
+    head_checked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -928,6 +970,7 @@ class Policy(Model):
     limits: list[PolicyLimit] = field(default_factory=list)
     assigned: list[PolicyAssignment] = field(default_factory=list)
     created_at: datetime | None = None
+    domain: str | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {
         "limits": many(PolicyLimit.from_json),
@@ -943,6 +986,9 @@ class Token(Model):
     id: str
     name: str
     access_key: str = ""
+    user: str = ""
+    kind: str = ""
+    scopes: list[str] = field(default_factory=list)
     expires_at: datetime
     created_at: datetime | None = None
     token: str | None = None
@@ -1251,5 +1297,8 @@ class WhoAmI(Model):
     role: str = ""
     domain: str = ""
     projects: list[str] = field(default_factory=list)
+    administers: list[str] = field(default_factory=list)
+    credential: str = ""
+    scopes: list[str] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {"user": User.from_json}

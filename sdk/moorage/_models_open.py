@@ -69,7 +69,8 @@ class Agent(Model):
     drain_moves: bool | None = None
     drain_until: datetime | None = None
     drained_at: datetime | None = None
+    revoked_at: datetime | None = None  #: since then none of its certificates counts
 
     _convert: ClassVar[Mapping[str, Convert]] = dict.fromkeys(
-        ("last_seen_at", "cordoned_at", "drain_until", "drained_at"), when
+        ("last_seen_at", "cordoned_at", "drain_until", "drained_at", "revoked_at"), when
     )

@@ -12,6 +12,7 @@ from moorage._models import Event, WhoAmI
 from moorage.aio._transport import Transport
 from moorage.aio.access import Tokens, Webhooks
 from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.aio.audit import Audit
 from moorage.aio.devices import Devices
 from moorage.aio.events import server_sent
 from moorage.aio.groups import ResourceGroups
@@ -64,6 +65,7 @@ class Client(ClientReports):
         self.registries = Registries(self._transport)
         self.agents = Agents(self._transport)
         self.devices = Devices(self._transport)
+        self.audit = Audit(self._transport)
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)

@@ -10,10 +10,19 @@ import click
 from moorage._models_base import Model
 from moorage.cli import terminal
 from moorage.cli.access import token_command
+from moorage.cli.audit import audit_command
 from moorage.cli.batch import transit_command
 from moorage.cli.gpus import admin_gpu
 from moorage.cli.groups import admin_resource_group
-from moorage.cli.hosts import agent_cordon, agent_drain, agent_modify, agent_uncordon, show_agent, state_of
+from moorage.cli.hosts import (
+    agent_cordon,
+    agent_drain,
+    agent_modify,
+    agent_revoke,
+    agent_uncordon,
+    show_agent,
+    state_of,
+)
 from moorage.cli.quotas import policy_command, quota_command
 from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
@@ -43,6 +52,7 @@ admin_command.add_command(admin_gpu)
 admin_command.add_command(transit_command)
 admin_command.add_command(usage_command)
 admin_command.add_command(fsck_command)
+admin_command.add_command(audit_command)
 admin_command.add_command(watch_command)
 
 
@@ -425,7 +435,7 @@ def agent_token(ttl: float, as_json: bool) -> None:
     terminal.note("On the new host, once: moorage agent join TOKEN")
 
 
-for command in (agent_modify, agent_cordon, agent_drain, agent_uncordon):
+for command in (agent_modify, agent_cordon, agent_drain, agent_uncordon, agent_revoke):
     agent.add_command(command)
 
 

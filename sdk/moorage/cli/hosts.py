@@ -71,6 +71,23 @@ def agent_drain(
         show_agent(found, as_json)
 
 
+@click.command("revoke")
+@click.argument("agent")
+@click.option("--reason", metavar="TEXT", help="For the record.")
+@click.option("-y", "--yes", is_flag=True, help="Without asking.")
+@json_option
+def agent_revoke(agent: str, reason: str | None, yes: bool, as_json: bool) -> None:
+    """Believe a host no more: its certificates count no longer, and its connections end at once.
+
+    What runs there goes on unseen, and is shown as lost. Only a token that is made afterwards brings the host back:
+    'moorage admin agent token', then 'moorage agent join TOKEN' there.
+    """
+    if not (yes or as_json):
+        click.confirm(f"Cut {agent} off from all managers?", abort=True)
+    with connect() as client:
+        show_agent(client.agents.revoke(agent, reason=reason), as_json)
+
+
 def _wait_until_empty(client: Client, found: Agent, as_json: bool) -> Agent:
     with terminal.waiting(_left(found), shown=not as_json) as say:
         while found.kernels and found.draining:
@@ -115,7 +132,9 @@ def _driver(agent: Agent) -> str | None:
 def state_of(agent: Agent) -> str:
     """What a host is doing, in words: in use, cordoned since when and why, draining with what is left, lost."""
     said = []
-    if agent.lost:
+    if agent.revoked_at:
+        said.append(f"revoked {terminal.age(agent.revoked_at)} ago")
+    elif agent.lost:
         said.append("lost")
     if agent.schedulable:
         return said[0] if said else "in use"

@@ -118,6 +118,10 @@ class Agents:
         answer = self._transport.request("PATCH", _wire.path("agents", agent), json=fields)
         return Agent.from_json(decoded(answer))
 
+    def revoke(self, agent: str, *, reason: str | None = None) -> Agent:
+        """Believe a host no more: its certificates count no longer, and its connections end at once."""
+        return self._told(agent, "revoke", reason=reason)
+
     def remove(self, agent: str, *, lost_for_good: bool = False) -> None:
         """Forget a host. `lost_for_good`: it will never come back with its containers, so what they hold is free."""
         params = _wire.query(lost_for_good=lost_for_good or None)

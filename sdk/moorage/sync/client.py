@@ -14,6 +14,7 @@ from moorage.config import load_config
 from moorage.sync._transport import Transport
 from moorage.sync.access import Tokens, Webhooks
 from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.sync.audit import Audit
 from moorage.sync.devices import Devices
 from moorage.sync.events import server_sent
 from moorage.sync.groups import ResourceGroups
@@ -65,6 +66,7 @@ class Client(ClientReports):
         self.registries = Registries(self._transport)
         self.agents = Agents(self._transport)
         self.devices = Devices(self._transport)
+        self.audit = Audit(self._transport)
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
