@@ -9,6 +9,7 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ _MOST_SAMPLES_AT_ONCE: Final = 2000
 _LIST_SECONDS: Final = 60.0
 _TELL_AGAIN_SECONDS: Final = 0.2
 _TELL_DEVICES_AGAIN_SECONDS: Final = 1.0
+#: After a manager has said that this host's certificate does not count: it will hardly say otherwise soon.
+_REFUSED_PAUSE: Final = 15.0
 _LONGEST_PAUSE: Final = 2.0
 _CREDENTIALS_TRIES: Final = 50
 
@@ -83,6 +86,7 @@ class Connection:
         self.welcome: Welcome | None = None
         self._hurried = asyncio.Event()
         self._anew = asyncio.Event()
+        self._refused = False
         self._former: set[asyncio.Task[None]] = set()
 
     @property
@@ -98,6 +102,7 @@ class Connection:
                     continue
                 lasted = asyncio.get_running_loop().time() - started
                 pause = 0.0 if lasted > 5.0 else min(_LONGEST_PAUSE, max(0.05, pause * 1.5))
+                pause = _REFUSED_PAUSE if self._refused else pause
                 await self._rest(pause * random.uniform(0.7, 1.3))  # noqa: S311 - spreads reconnections, no secret
         finally:
             for task in self._former:
@@ -141,6 +146,10 @@ class Connection:
     async def _tried(self) -> None:
         try:
             await self._serve()
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status == HTTPStatus.FORBIDDEN and not self._refused:
+                log.error("%s refuses this host: it was revoked or removed; a new join token brings it back", self.url)
+            self._refused = error.status == HTTPStatus.FORBIDDEN
         except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
             log.info("no connection to the manager at %s: %s", self.url, error)
 
@@ -156,6 +165,7 @@ class Connection:
             for name, handler in self._handlers.items():
                 peer.handle(name, self._to_here(handler) if name == wire.OPEN_STREAM else handler)
             peer.on_notice(wire.MANAGERS, lambda said: self._on_managers(said.get("managers", [])))
+            self._refused = False
             reading = asyncio.create_task(peer.run(), name=f"link {self.url}")
             try:
                 said = replace(await self._teller.hello(), beside=self.peer is not None)
