@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +33,8 @@ class AgentConfig:
     reserve: str = ""  #: of what is offered, kept for others: cpu=1,mem=2g
     engine: str = ""  #: Docker's address; empty: DOCKER_HOST, or the socket that everybody uses
     network: str = "moorage"  #: the bridge of sessions; empty: they get no network
+    runtime: str = ""  #: by which the engine runs sessions, such as runsc or kata; empty: the engine's usual one
+    dns: tuple[str, ...] = ()  #: name servers of sessions; empty: this host's, which sessions may have to be let to
     closed: tuple[str, ...] = ()  #: addresses and networks that no session reaches, beside those that never are
     address: str = ""  #: under which other hosts reach this one; empty: that of the way to the managers
     direct: str = ""  #: HOST:PORT where files of sessions are served straight from this host; empty: nowhere
@@ -72,6 +74,7 @@ class AgentConfig:
             managers = tuple(map(str, stored.pop("managers")))
             if isinstance(gpus := stored.get("gpus"), list):
                 stored["gpus"] = tuple(map(str, gpus))
+            stored["dns"] = tuple(str(ip_address(one)) for one in stored.get("dns", []))
             stored["closed"] = tuple(str(ip_network(one)) for one in stored.get("closed", []))
             made = cls(data_dir=data_dir, managers=managers, mounts=mounts, **stored)
             check_agent_id(made.agent_id)

@@ -56,11 +56,20 @@ async def run_agent(config: AgentConfig) -> None:
 async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
     """Everything is found again, and managers are dialled, as long as the block lasts."""
     store = await Store.open(config.data_dir / "agent.db")
-    engine = Containers(config.engine or None, store.uid, config.network or "moorage", gpu_runtime=config.gpu_runtime)
+    engine = Containers(
+        config.engine or None,
+        store.uid,
+        config.network or "moorage",
+        gpu_runtime=config.gpu_runtime,
+        runtime=config.runtime,
+        dns=config.dns,
+    )
     networks: Networks | None = None
     try:
         tls = pki.client_context(config.data_dir / "pki")
         info = await _open(engine)
+        if (trouble := engine.runtime_trouble()) is not None:
+            raise ConfigError(trouble)
         runtime = await asyncio.to_thread(ensure_runtime, config.data_dir)
         defaults = Defaults(
             pids=config.pids,

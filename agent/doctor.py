@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
 from agent.config import AgentConfig, ConfigError
-from agent.containers import Containers, EngineError
+from agent.containers import Containers, EngineError, remapped
+from agent.firewall import Firewall
 from domain.doctor import Diagnosis, bad, fine, release, warn
 
 _OLDEST_ENGINE: Final = (20, 10)
 _OPEN_FILES: Final = 8192
+#: Runtimes whose containers are processes of this host's kernel.
+_SHARED_KERNEL: Final = ("runc", "crun", "nvidia")
 _GIB: Final = 1024**3
 #: Releases with which a known way out of containers was closed. Distributions mend older ones too, without a new number.
 _RUNC: Final = (((1, 1, 12), "CVE-2024-21626"), ((1, 2, 8), "CVE-2025-31133"))
@@ -43,12 +49,15 @@ async def examine(data_dir: Path) -> list[Diagnosis]:
         engine.close()
     return [
         *found,
-        *of_engine(info, version.get("Components") or []),
+        *of_engine(info, version.get("Components") or [], config.runtime),
+        *_network(config),
         *_disk("engine's disk", info.get("DockerRootDir")),
     ]
 
 
-def of_engine(info: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) -> Iterator[Diagnosis]:
+def of_engine(
+    info: Mapping[str, Any], components: Sequence[Mapping[str, Any]], runtime: str = ""
+) -> Iterator[Diagnosis]:
     """From what the engine says of itself (`docker info`, `docker version`)."""
     said = str(info.get("ServerVersion") or "")
     if release(said)[:2] < _OLDEST_ENGINE:
@@ -84,8 +93,7 @@ def of_engine(info: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) 
             "off",
             "sessions run without the filter of system calls; install a kernel and engine with seccomp",
         )
-    remapped = "name=userns" in options
-    yield fine("user namespaces", "remapped" if remapped else "not remapped; no session runs as root all the same")
+    yield _user_namespaces(info)
     driver = dict(pair for pair in info.get("DriverStatus") or [] if len(pair) == 2)
     if "io.containerd.snapshotter.v1" in str(driver.get("driver-type", "")):
         yield warn(
@@ -100,8 +108,72 @@ def of_engine(info: Mapping[str, Any], components: Sequence[Mapping[str, Any]]) 
     names = {str(one.get("Name")): str(one.get("Version")) for one in components}
     yield from _known_holes("runc", names.get("runc", ""), _RUNC)
     yield from _known_holes("NVIDIA toolkit", names.get("nvidia-container-toolkit", ""), _TOOLKIT)
-    runtimes = sorted(name for name in info.get("Runtimes") or {} if not name.startswith("io.containerd"))
-    yield fine("runtimes", f"{', '.join(runtimes)}; {info.get('DefaultRuntime')} is used")
+    yield _runtime(info, runtime)
+
+
+def _user_namespaces(info: Mapping[str, Any]) -> Diagnosis:
+    if (first := remapped(info)) is not None:
+        return fine(
+            "user namespaces",
+            f"remapped: root inside is uid {first[0]} of this host; files in shared volumes have such ids, too",
+        )
+    return fine(
+        "user namespaces",
+        "not remapped: root inside, as the profile standard has it, is uid 0 of this host, with few of its rights; "
+        '"userns-remap" in daemon.json changes that',
+    )
+
+
+def _runtime(info: Mapping[str, Any], configured: str) -> Diagnosis:
+    known = sorted(name for name in info.get("Runtimes") or {} if not name.startswith("io.containerd"))
+    used = configured or str(info.get("DefaultRuntime") or "")
+    said = f"{used} runs sessions; the engine has {', '.join(known)}"
+    if configured and configured not in (info.get("Runtimes") or {}):
+        return bad("runtime", said, "the agent does not start; install it, or take 'runtime' out of agent.toml")
+    if used and used not in _SHARED_KERNEL:
+        return warn("runtime", said, "Moorage is tried with runc; see docs/isolation.md for what others change")
+    return fine("runtime", f"{said}; sessions share this host's kernel")
+
+
+def _network(config: AgentConfig) -> Iterator[Diagnosis]:
+    """What keeps sessions from this host and from each other."""
+    if (trouble := Firewall("doctor").trouble) is not None:
+        yield bad(
+            "packet filter", trouble, "sessions reach this host's services; run the agent as root, install iptables"
+        )
+    else:
+        yield fine("packet filter", "this host, Moorage and link-local addresses are closed to sessions")
+    if config.dns:
+        return
+    for server in name_servers():
+        if server.is_link_local or (not server.is_loopback and is_own(server)):
+            yield warn(
+                "name servers",
+                f"{server} is this host's name server, and closed to sessions",
+                "they cannot look up names; give them others with 'dns' in agent.toml",
+            )
+
+
+def name_servers(path: Path = Path("/etc/resolv.conf")) -> list[IPv4Address | IPv6Address]:
+    """Those of this host, which the engine hands on."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            if line.startswith("nameserver"):
+                with contextlib.suppress(ValueError):
+                    found.append(ip_address(line.split()[1].partition("%")[0]))
+    return found
+
+
+def is_own(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it is one of this machine's: only those can be bound to."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with contextlib.closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
 
 
 def _known_holes(what: str, version: str, fixes: Sequence[tuple[tuple[int, ...], str]]) -> Iterator[Diagnosis]:

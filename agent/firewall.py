@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ class Firewall:
             return f"the packet filter refused the rules that close the host and Moorage to sessions ({self.failed})"
         if os.geteuid() != 0:
             return "the agent does not run as root, so that it cannot close the host and Moorage to sessions"
-        missing = [tool for tool in (*_FAMILIES.values(), "iptables-restore", "ip6tables-restore") if not shutil.which(tool)]
+        missing = [
+            tool for tool in (*_FAMILIES.values(), "iptables-restore", "ip6tables-restore") if not shutil.which(tool)
+        ]
         return f"{missing[0]} is missing, so that the host and Moorage are not closed to sessions" if missing else None
 
     async def guard(self, bridge: str, *, egress: str, together: bool) -> None:
@@ -109,7 +112,8 @@ class Firewall:
             return
         for chain in sorted(await _chains() - {self._chain}):
             rules = await _run("iptables", "-w", "10", "-t", "mangle", "-S", chain)
-            if not any((_BRIDGES / name).exists() for name in re.findall(r"-[io] (\S+)", rules)):
+            there = {name for _, name in socket.if_nameindex()}
+            if there.isdisjoint(re.findall(r"-[io] (\S+)", rules)):
                 log.warning("the rules %s were left over; removing them", chain)
                 await _remove(chain)
 
@@ -118,12 +122,20 @@ class Firewall:
 
         Called when a container has started and before any code of its user runs.
         """
-        with suppress(FileNotFoundError):
+        try:
             ports = {port.name for port in (_BRIDGES / bridge / "brif").iterdir()}
-            for port in ports - self._isolated:
-                with suppress(FileNotFoundError):  # it ended already
-                    (_BRIDGES / port / "brport/isolated").write_text("1")
-            self._isolated = ports
+        except OSError:  # the bridge is not there yet, or not in this agent's /sys
+            return
+        for port in ports - self._isolated:
+            try:
+                (_BRIDGES / port / "brport/isolated").write_text("1")
+            except FileNotFoundError:  # it ended already
+                continue
+            except OSError as error:
+                log.error("the port %s of %s cannot be isolated: %s", port, bridge, error)
+                return
+            self._isolated.add(port)
+        self._isolated &= ports
 
     # -- rules -----------------------------------------------------------------------------------------------------
     async def _write(self, guards: dict[str, Guard], closed: frozenset[str]) -> None:
@@ -174,7 +186,11 @@ async def _chains() -> set[str]:
 async def _remove(chain: str) -> None:
     for tool in _FAMILIES.values():
         for hook, ending in _HOOKS.items():
-            for words in (("-D", hook, "-j", f"{chain}{ending}"), ("-F", f"{chain}{ending}"), ("-X", f"{chain}{ending}")):
+            for words in (
+                ("-D", hook, "-j", f"{chain}{ending}"),
+                ("-F", f"{chain}{ending}"),
+                ("-X", f"{chain}{ending}"),
+            ):
                 with suppress(EngineError):  # it is not there
                     await _run(tool, "-w", "10", "-t", "mangle", *words)
 

@@ -213,7 +213,7 @@ class Snapshots:
         labels = {"moorage.agent": self._uid, "moorage.kernel": kernel.id, HELPER_LABEL: "1"}
         await self._engine.remove(name)
         child = await asyncio.create_subprocess_exec(
-            *_program("unpack", kernel.folders.scratch),
+            *_program("unpack", kernel.folders.scratch, kernel.owner[0]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -294,8 +294,8 @@ class Snapshots:
         await self.jobs.close()
 
 
-def _program(what: str, folder: Path) -> tuple[str, ...]:
-    return (sys.executable, "-I", "-S", str(Path(pack.__file__)), what, str(folder), str(USER))
+def _program(what: str, folder: Path, user: int = USER) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-S", str(Path(pack.__file__)), what, str(folder), str(user))
 
 
 async def _to_its_end(call: Awaitable[T]) -> T:

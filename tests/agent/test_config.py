@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig, ConfigError
+from agent.containers import Containers, remapped
 from agent.gpu_terms import GpuSettings
 
 BASE = 'agent_id = "gpu-1"\nmanagers = ["https://10.0.0.1:8471"]\n'
@@ -26,6 +27,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         mem="16g",
         reserve="cpu=1,mem=2g",
         mounts=((Path("/srv/data"), "/data"),),
+        runtime="runsc",
+        dns=("192.0.2.53",),
+        closed=("192.0.2.0/24", "2001:db8::/32"),
     )
     config.save()
     assert AgentConfig.load(tmp_path) == config
@@ -101,3 +105,26 @@ def test_nonsense_is_refused_with_a_sentence(tmp_path: Path, text: str) -> None:
 def test_a_host_that_has_not_joined_is_told_how(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="moorage agent join"):
         AgentConfig.load(tmp_path)
+
+
+def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
+    for line in ('closed = ["everything"]', 'closed = ["192.0.2.7/24"]', 'dns = ["a.example.org"]', 'dns = ["10.0.0.0/8"]'):
+        with pytest.raises(ConfigError, match="is not complete or wrong"):
+            load(tmp_path, BASE + line)
+
+
+def test_a_runtime_that_the_engine_does_not_know() -> None:
+    engine = Containers(None, "uid", runtime="runsc")
+    engine._info = {"Runtimes": {"runc": {}, "kata": {}}}
+    assert engine.runtime_trouble() == (
+        "The engine knows no runtime 'runsc', only kata, runc: install it, name it in the engine's daemon.json and restart "
+        "the engine, or take 'runtime' out of agent.toml."
+    )
+    engine._info = {"Runtimes": {"runsc": {}}}
+    assert engine.runtime_trouble() is None
+    engine.close()
+
+
+def test_where_the_ids_of_a_remapped_engine_begin() -> None:
+    info = {"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/231072.231073"}
+    assert (remapped(info), remapped({**info, "SecurityOptions": []})) == ((231072, 231073), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.doctor import examine, of_engine
+from agent.doctor import examine, is_own, name_servers, of_engine
 from domain.doctor import Level, release
 
 WELL = {
@@ -40,6 +41,28 @@ def test_a_host_that_is_well() -> None:
 )
 def test_what_is_amiss_is_said(change: dict[str, Any], said: dict[str, Level]) -> None:
     assert not_ok({**WELL, **change}) == said
+
+
+def test_what_is_said_of_the_runtime_and_of_user_namespaces() -> None:
+    def told(runtime: str, **info: Any) -> dict[str, tuple[Level, str]]:
+        return {one.subject: (one.level, one.found) for one in of_engine({**WELL, **info}, PARTS, runtime)}
+
+    assert told("")["runtime"] == (
+        Level.OK,
+        "runc runs sessions; the engine has runc; sessions share this host's kernel",
+    )
+    assert told("kata")["runtime"] == (Level.BAD, "kata runs sessions; the engine has runc")
+    assert told("runsc", Runtimes={"runc": {}, "runsc": {}})["runtime"][0] is Level.WARN
+    remapped = told("", DockerRootDir="/var/lib/docker/100000.100001")["user namespaces"][1]
+    assert remapped.startswith("remapped: root inside is uid 100000")
+    assert told("", SecurityOptions=["name=seccomp"])["user namespaces"][1].startswith("not remapped")
+
+
+def test_name_servers_that_are_closed_to_sessions_are_found(tmp_path: Path) -> None:
+    (tmp_path / "resolv.conf").write_text("# a\nnameserver 169.254.169.254\nnameserver 192.0.2.9\nnameserver x\n")
+    found = name_servers(tmp_path / "resolv.conf")
+    assert [(str(one), one.is_link_local) for one in found] == [("169.254.169.254", True), ("192.0.2.9", False)]
+    assert (is_own(ip_address("127.0.0.1")), is_own(ip_address("192.0.2.199"))) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -151,5 +151,7 @@ def _link_local(device: str) -> str:
     import json
     import subprocess
 
-    done = subprocess.run(["ip", "-j", "-6", "address", "show", "dev", device], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["ip", "-j", "-6", "address", "show", "dev", device], capture_output=True, text=True, check=True
+    )
     return str(json.loads(done.stdout)[0]["addr_info"][0]["local"])

@@ -1,0 +1,78 @@
+"""The rules themselves, in a network namespace of their own: written whole, found again, taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.firewall import Firewall
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("iptables") or not shutil.which("unshare"),
+    reason="packet filters and namespaces need root",
+)
+
+
+def rules(tool: str = "iptables") -> list[str]:
+    done = subprocess.run([tool, "-t", "mangle", "-S"], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if "MOORAGE" in line]
+
+
+async def story() -> None:
+    subprocess.run(["ip", "link", "add", "br-one", "type", "bridge"], check=True)
+    firewall = Firewall("ab-cd", closed=("203.0.113.0/24",))
+    await firewall.guard("br-one", egress="open", together=False)
+    await firewall.guard("br-two", egress="none", together=True)
+    await firewall.close_to({"192.0.2.7", "2001:db8::7"})
+    written = rules(), rules("ip6tables")
+    text = "\n".join(written[0])
+    for network in ("169.254.0.0/16", "203.0.113.0/24", "192.0.2.7/32"):
+        assert f"-d {network} -i br-one -j DROP" in text
+    assert "-i br-one -o br-one -j DROP" in text
+    assert "-i br-two -o br-two -j RETURN" in text
+    assert "-A MOORAGE-abcd -i br-two -j DROP" in text
+    assert await firewall.restore()
+
+    for harm in ("-F MOORAGE-abcd", "-D INPUT -j MOORAGE-abcd-in", "-R MOORAGE-abcd 1 -j ACCEPT"):
+        subprocess.run(["iptables", "-t", "mangle", *harm.split()], check=True)
+        assert not await firewall.restore()
+        assert (rules(), rules("ip6tables")) == written
+    assert await firewall.restore()
+
+    # an agent that has gone: its bridges decide
+    await Firewall("other").sweep()
+    assert rules() == written[0]
+    await firewall.release("br-two")
+    assert not any("br-two" in line for line in rules())
+    subprocess.run(["ip", "link", "del", "br-one"], check=True)
+    await Firewall("other").sweep()
+    assert rules() == rules("ip6tables") == []
+    await firewall.guard("br-one", egress="open", together=False)
+    await firewall.remove()
+    assert rules() == rules("ip6tables") == []
+
+
+def test_rules_come_stay_and_go() -> None:
+    command = ["unshare", "--net", sys.executable, "-m", "tests.agent.test_firewall"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    if "Could not fetch rule set" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip(f"no packet filter in a namespace: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+async def test_an_agent_that_is_not_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    firewall = Firewall("x")
+    assert "does not run as root" in (firewall.trouble or "")
+    await firewall.guard("br", egress="open", together=False)  # nothing is tried
+
+
+if __name__ == "__main__":
+    asyncio.run(story())
