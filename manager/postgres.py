@@ -76,6 +76,7 @@ class EmbeddedPostgres:
         self._logs = self.data_dir / "log"
         self._durable = durable
         self._settings = {**_SETTINGS, **({} if durable else _NOT_DURABLE), **(settings or {})}
+        self._logged: dict[Path, int] = {}  #: how long the logs were before the last start
 
     @property
     def dsn(self) -> str:
@@ -185,6 +186,7 @@ class EmbeddedPostgres:
             try:
                 log = self._logs / "start.log"
                 log.unlink(missing_ok=True)
+                self._logged = {known: known.stat().st_size for known in self._logs.glob("postgresql-*.log")}
                 self._run("pg_ctl", "start", "--no-wait", "-D", str(self._cluster), "-l", str(log))
                 _wait(lambda: self._status() is not None or self._refusal() is not None, 20)
             except PostgresFailed:
@@ -222,9 +224,16 @@ class EmbeddedPostgres:
         if self.pid is not None:
             return None
         logs = [self._logs / "start.log", *sorted(self._logs.glob("postgresql-*.log"))[-1:]]
-        lines = [line for log in logs if log.exists() for line in log.read_text(errors="replace").splitlines()[-20:]]
+        lines = [line for log in logs if log.exists() for line in self._said_since(log).splitlines()[-20:]]
         telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "invalid value"))]
+        # what connections of the server before say, whom its end has surprised
+        telling = [line for line in telling if "terminating connection" not in line]
         return " · ".join(telling[-2:]) or None
+
+    def _said_since(self, log: Path) -> str:
+        with log.open("rb") as file:
+            file.seek(self._logged.get(log, 0))
+            return file.read(1 << 20).decode(errors="replace")
 
     def _run(self, tool: str, *words: str, say: str = "") -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}

@@ -318,8 +318,11 @@ def _keep_running(
             rotate(installation.log_file)
             postgres.prune_logs()
         if postgres.pid is None:
-            log.error("PostgreSQL is gone; starting it again")
-            postgres.start()
+            try:
+                log.error("PostgreSQL is gone; starting it again")
+                postgres.start()
+            except (PostgresFailed, OSError) as error:  # a full disk, say: sessions go on, and so does this
+                log.error("%s (trying on)", error)
         for name, child in children.items():
             if child.poll() is None:
                 continue

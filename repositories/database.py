@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -70,7 +70,7 @@ class Database:
 
     @classmethod
     async def connect(cls, dsn: str, *, min_size: int = 1, max_size: int = 16) -> Database:
-        with translated():
+        with translated(), _reachable():
             pool = await asyncpg.create_pool(
                 dsn,
                 min_size=min_size,
@@ -120,7 +120,8 @@ class Database:
             await self._pool.release(connection)
         self._waiting += 1
         try:
-            return await self._pool.acquire(timeout=10)
+            with _reachable():
+                return await self._pool.acquire(timeout=10)
         finally:
             self._waiting -= 1
 
@@ -130,6 +131,15 @@ class Database:
             await self._pool.release(connection)
         else:
             self._idle.append(connection)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """No socket file, no route, no such host: there are many ways not to reach a server that is just starting."""
+    try:
+        yield
+    except OSError as error:
+        raise DatabaseUnavailable from error
 
 
 async def _prepare(connection: asyncpg.Connection[Any]) -> None:
