@@ -1,5 +1,5 @@
 # Each of these sets up what it needs on a bare machine, and does nothing that is done already.
-.PHONY: help setup demo test check bench fuzz-plan clean
+.PHONY: help setup demo test check bench faults fuzz-plan clean
 
 help:   ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,10 @@ check:  ## format, lint, types, import contracts, links, generated files
 
 bench:  ## benchmarks beside their references, in one run
 	@scripts/bench
+
+faults: ## kill -9 at every crash point, and see that nothing is lost (SEED=, KILLS=, SECONDS=)
+	@scripts/image >/dev/null
+	@eval "$$(scripts/engine env)" && .venv/bin/python -m tests.faults run $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 fuzz-plan: ## 100,000 generated plans, checked one by one
 	@scripts/setup

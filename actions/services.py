@@ -16,6 +16,7 @@ from actions.base import Audit, Effect, Remote, Result, Rules, SessionAction, ac
 from actions.kinds import Kind, command_of, kind_of
 from agent.client import KernelAddress
 from agent.wire import ServiceFact, ServiceSpec
+from domain.crash import reach
 from domain.errors import (
     AgentUnavailable,
     InvalidRequest,
@@ -27,6 +28,7 @@ from domain.errors import (
 )
 from domain.principal import TokenScope
 from domain.session import ANSWERING, ENDED, Session
+from repositories.record import answer_of, keep_answer
 from repositories.service import PASS_HOURS, NewService, ServiceInstance, ServiceRow, hashed
 
 #: A ticket is for the click that follows; what it is exchanged for lasts longer.
@@ -34,6 +36,8 @@ TICKET_SECONDS: Final = 300.0
 #: Between the start of a program and its first answer.
 READY_SECONDS: Final = 60.0
 _MOST_SECONDS: Final = 600.0
+#: A service whose end was begun and not carried through is cleared away after so long.
+_CLEARED_SECONDS: Final = 30.0
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Words = Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=200)]
@@ -141,6 +145,7 @@ class StartServiceAction(SessionAction[Remote, ServiceStarted]):
         new = self._new(call, session, dict(image.labels) if image is not None else {})
         targets = self._targets(session)
         service = await self._declare(call, session, new, targets)
+        reach("action.start_service.declared")
         try:
             facts = await _start(call, service, targets)
             async with call.service.work(call) as work:
@@ -151,6 +156,7 @@ class StartServiceAction(SessionAction[Remote, ServiceStarted]):
             if not service.settled:  # one that ran before goes on
                 await asyncio.shield(_undo(call, session, service, targets))
             raise
+        reach("action.start_service.settled")
         call.service.announce("services", session.id)
         return await _opened(call, session, new.name)
 
@@ -268,16 +274,24 @@ class ShutdownServiceAction(SessionAction[Remote, ServiceStopped]):
 
     async def run(self, call: Remote, session: Session, /) -> ServiceStopped:
         async with call.service.reading(call) as reading:
-            row = await reading.db.services_of(session).get(self.service)
+            try:
+                row = await reading.db.services_of(session).get(self.service)
+            except ServiceNotFound:
+                if call.key and await answer_of(reading.db.connection, call.by.user_id, call.key, self.action_name):
+                    return ServiceStopped(name=self.service)  # whoever did it died before the asker was told
+                raise
         live = {kernel.id for kernel in session.kernels if kernel.agent_id and kernel.observed not in ENDED}
         targets = [kernel_of(session, i.kernel_id) for i in row.instances if i.kernel_id in live]
         if session.ended_at is None and not all(call.agents.is_connected(where.agent_id) for where in targets):
             raise AgentUnavailable(
                 "The session's host is not connected at the moment, so the service goes on; ask again."
             )
+        # from here on it is given nothing new, and is cleared away by the control role if this process dies over it
+        overdue_at = call.now + timedelta(seconds=self.drain_seconds + _CLEARED_SECONDS)
         async with call.service.work(call) as work:
-            if not await work.db.services_of(session).remove(row.name, generation=row.generation, stopped=True):
+            if not await work.db.services_of(session).ending(row.name, row.generation, overdue_at):
                 raise ServiceNotFound(f"The service '{row.name}' was shut down by somebody else meanwhile.")
+        reach("action.shutdown_service.begun")
         call.service.announce("services", session.id)
         if self.drain_seconds and targets:
             await call.service.sleep(self.drain_seconds)
@@ -285,7 +299,16 @@ class ShutdownServiceAction(SessionAction[Remote, ServiceStopped]):
             for answer in await _stop(call, row.name, targets):
                 if isinstance(answer, MoorageError) and answer.code not in ("session_ended", "runner_lost"):
                     raise answer
-        return ServiceStopped(name=row.name)
+        reach("action.shutdown_service.stopped")
+        stopped = ServiceStopped(name=row.name)
+        async with call.service.work(call) as work:
+            await work.db.services_of(session).remove(row.name, generation=row.generation, stopped=True)
+            if call.key:
+                await keep_answer(
+                    work.db.connection, call.by.user_id, call.key, self.action_name, {"name": row.name}, now=call.now
+                )
+        call.service.announce("services", session.id)
+        return stopped
 
 
 @action(Rules(allow=owner_or_admin, effect=Effect.AGENT, audit=Audit.OTHERS, scope=TokenScope.SERVICES))

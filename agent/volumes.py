@@ -127,9 +127,12 @@ class Volumes:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o755)
                 reach("agent.volume.made")
-                if os.geteuid() == 0:
-                    os.chown(folder, volume.uid, volume.gid)
                 folder.chmod(0o777)  # its users may have other uids; only root gets as far as this
+        if (
+            os.geteuid() == 0 and folder.stat().st_uid == 0
+        ):  # new, or its making was cut short: a volume is never root's
+            folder.chmod(0o777)
+            os.chown(folder, volume.uid, volume.gid)
         return folder
 
     # -- whole volumes -----------------------------------------------------------------------------------------------
@@ -223,8 +226,12 @@ def _marked(root: Path) -> str:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o700)
     marker = root / MARKER
-    with contextlib.suppress(FileExistsError), marker.open("x") as file:
-        file.write(uuid4().hex)
+    if not marker.exists():
+        whole = root / f"{MARKER}.{secrets.token_hex(8)}"
+        whole.write_text(uuid4().hex)
+        with contextlib.suppress(FileExistsError):  # another host was faster
+            os.link(whole, marker)
+        whole.unlink()
     store = marker.read_text().strip()
     if len(store) != 32:
         raise OSError(f"{marker} does not hold the id of a store")

@@ -193,6 +193,11 @@ async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: 
     stack.push_async_callback(hub.close)
     await _register(database, hub, role)
     reach(role, "registered")
+    async with database.transaction() as connection:
+        succeeded = await agent_rows.succeed(connection, hub.manager_id, hub.url, now=datetime.now(UTC))
+    if succeeded:
+        for topic in ("dispatch", "tasks", "webhooks"):
+            herald.announce(topic)
     herald.announce("managers")
     check = asyncio.Event()
     stack.callback(herald.subscribe("trust", lambda _: check.set()))

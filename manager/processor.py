@@ -318,7 +318,7 @@ class Processor:
     @asynccontextmanager
     async def transaction(self, call: Call, action: str) -> AsyncIterator[Work]:
         """A unit of work; what it announces goes out after the commit."""
-        async with self._database.transaction(f"action.{action}") as connection:
+        async with self._database.transaction(f"action.{action}" if action else "") as connection:
             work: Work = _as(Work, call, db=self.repositories(connection, call, action))
             yield work
         for topic, session_id in work.announcements:

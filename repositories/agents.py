@@ -157,7 +157,9 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
 async def _strangers(connection: Connection, agent_id: AgentId, said: AgentHello) -> dict[UUID, str]:
     """Kernels that have a container there and none here: of a time after the backup that was restored. Left alone."""
     there = [(as_uuid(str(fact.get("kernel_id"))), fact.get("attempt")) for fact in said.facts]
-    attempts = {kernel: n for kernel, n in there if kernel is not None and isinstance(n, int) and str(kernel) in said.holds}
+    attempts = {
+        kernel: n for kernel, n in there if kernel is not None and isinstance(n, int) and str(kernel) in said.holds
+    }
     rows = await connection.fetch(
         """
         SELECT f.id, f.attempt FROM unnest($2::uuid[], $3::bigint[]) AS f(id, attempt)
@@ -492,6 +494,28 @@ async def register_manager(
         agent_url,
         now,
     )
+
+
+async def succeed(connection: Connection, manager_id: UUID, agent_url: str, *, now: datetime) -> bool:
+    """Take over from a process that had this address, which is dead then: what it had claimed waits for nobody any more."""
+    dead = await connection.fetch(
+        "DELETE FROM managers WHERE agent_url = $1 AND id <> $2 RETURNING id", agent_url, manager_id
+    )
+    if not dead:
+        return False
+    ids = [row["id"] for row in dead]
+    await connection.execute(
+        "UPDATE kernels SET claimed_until = NULL WHERE claimed_by = ANY($1::uuid[]) AND claimed_until IS NOT NULL", ids
+    )
+    await connection.execute(
+        "UPDATE tasks SET lease_until = $2 WHERE claimed_by = ANY($1::uuid[]) AND status = 'running'", ids, now
+    )
+    await connection.execute(
+        "UPDATE webhook_deliveries SET lease_until = $2 WHERE claimed_by = ANY($1::uuid[]) AND status = 'queued'",
+        ids,
+        now,
+    )
+    return True
 
 
 async def list_managers(connection: Connection, *, now: datetime, alive_seconds: float = 30.0) -> list[ManagerRow]:

@@ -109,8 +109,10 @@ class Database:
         async with self.reader() as connection:
             async with connection.transaction():
                 yield connection
-                reach(unit, "commit.before")
-            reach(unit, "commit.after")
+                if unit:
+                    reach(unit, "commit.before")
+            if unit:
+                reach(unit, "commit.after")
 
     async def _take(self) -> asyncpg.pool.PoolConnectionProxy[Any]:
         while self._idle:

@@ -63,6 +63,31 @@ async def store_answer(connection: Connection, user_id: UUID, key: str, answer: 
     )
 
 
+async def keep_answer(
+    connection: Connection, user_id: UUID, key: str, action: str, answer: Any, *, now: datetime
+) -> None:
+    """Of an action whose effect is on a host, in the transaction that says that it is done."""
+    await connection.execute(
+        """
+        INSERT INTO idempotency_keys (user_id, key, action, request_hash, created_at, answer) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT DO NOTHING
+        """,
+        user_id,
+        key,
+        action,
+        b"",
+        now,
+        answer,
+    )
+
+
+async def answer_of(connection: Connection, user_id: UUID, key: str, action: str) -> Any:
+    """What `keep_answer` has kept; None when that was nothing."""
+    return await connection.fetchval(
+        "SELECT answer FROM idempotency_keys WHERE user_id = $1 AND key = $2 AND action = $3", user_id, key, action
+    )
+
+
 async def write_audit(connection: Connection, record: AuditRecord) -> None:
     await connection.execute(
         """

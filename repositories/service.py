@@ -173,6 +173,21 @@ class ServiceRepository:
             await record_services(self._connection, agent_id, [fact], now=self._now, cause=self._cause)
         return bool(settled)
 
+    async def ending(self, name: str, generation: int, overdue_at: datetime) -> bool:
+        """It is being shut down: the proxy sends it nothing more, and nobody starts it again. False when it was not there."""
+        return bool(
+            await self._connection.fetchval(
+                """
+                UPDATE services SET settled = false, deadline_at = $4
+                WHERE session_id = $1 AND name = $2 AND generation = $3 RETURNING true
+                """,
+                self._session_id,
+                name,
+                generation,
+                overdue_at,
+            )
+        )
+
     async def remove(self, name: str, *, generation: int | None = None, stopped: bool = False) -> bool:
         """False when it was not there. `stopped`: say so, it had run."""
         row = await self._connection.fetchrow(

@@ -100,11 +100,13 @@ class Campaign:
             result.violations.append(str(violation))
         except TimeoutError as late:
             result.violations.append(f"I11 {late}")
+        except Exception as error:
+            result.violations.append(f"{type(error).__name__}: {error}")
         finally:
             town.installation.disarm()
         try:
             await beside
-        except Violation as violation:
+        except Exception as violation:
             result.violations.append(f"beside: {violation}")
         result.violations += await self._check()
         result.seconds = round(time.monotonic() - begun, 3)
@@ -129,7 +131,7 @@ class Campaign:
                 work.result()
             finally:
                 work.cancel()
-                with suppress(asyncio.CancelledError, Violation):
+                with suppress(asyncio.CancelledError, Exception):
                     await work
         return None
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import moorage
 from moorage import aio
+from moorage.errors import StreamBroken
 
 from tests.faults.installation import Installation
 from tests.faults.model import MARKS, Model
@@ -54,7 +55,9 @@ class Town:
             try:
                 for number in range(homes):
                     town.homes.append(await client.sessions.create(f"home-{number}", **SMALL))
-                town.spare = await client.sessions.create("spare", **SMALL, startup_command="sleep 1000000")
+                town.spare = await client.sessions.create(
+                    "spare", **SMALL, session_type="batch", startup_command="sleep 1000000"
+                )
                 yield town
             finally:
                 async for session in client.sessions.iterate():
@@ -160,7 +163,7 @@ async def process(town: Town) -> None:
     async with town.home().pty.open() as terminal:
         await terminal.send("exit 7\n")
         # its connection may go with the process that carried it: that is said openly
-        with suppress(moorage.StreamBroken):
+        with suppress(StreamBroken):
             expect((await terminal.wait()).exit_code, 7, "the terminal's exit code")
 
 
