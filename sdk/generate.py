@@ -151,6 +151,7 @@ MODELS = {
     "UserData": ("User", "Somebody who may use this installation.", {"id", "email"}),
     "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
     "ProjectData": ("Project", "Users who share.", {"name"}),
+    "DomainData": ("Domain", "What users, projects and their administrators belong to.", {"name"}),
     "CommitStatus": ("CommitStatus", "How the last commit of a session stands.", {"status"}),
     "RegistryData": (
         "Registry",

@@ -27,6 +27,7 @@ __all__ = [
     "DeviceCheck",
     "DeviceHolder",
     "DeviceUse",
+    "Domain",
     "EarlierCheck",
     "Ending",
     "Event",
@@ -347,6 +348,19 @@ class Project(Model):
     members: list[str] = field(default_factory=list)
     created_at: datetime | None = None
     admins: list[str] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain(Model):
+    """What users, projects and their administrators belong to."""
+
+    name: str
+    active: bool = False
+    users: int = 0
+    projects: int = 0
+    created_at: datetime | None = None
 
     _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when}
 

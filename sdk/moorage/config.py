@@ -8,6 +8,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,9 +27,13 @@ class Config:
     ca: str | None = None
     #: SHA-256 of the server's certificate, for self-signed ones: only that certificate is trusted
     fingerprint: str | None = None
+    #: a token, which goes before the keys
+    token: str = ""
 
     @property
     def authorization(self) -> str:
+        if self.token:
+            return f"Bearer {self.token}"
         return f"Bearer {self.access_key}.{self.secret_key}" if self.access_key else ""
 
     @property
@@ -57,12 +62,13 @@ def load_config(
     endpoint: str | None = None,
     access_key: str | None = None,
     secret_key: str | None = None,
+    token: str | None = None,
     ca: str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
     config: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The first of arguments, environment and file that names each setting.
+    """The first of arguments, environment and file that names each setting. Who names keys or a token, means these.
 
     Raises `NotConfigured` when there is no endpoint. Settings of the file that belong to its own server (keys, CA,
     fingerprint) are not sent to another endpoint that was named elsewhere.
@@ -82,6 +88,7 @@ def load_config(
         secret_key=secret_key or environ.get("MOORAGE_SECRET_KEY") or stored.get("secret_key", ""),
         ca=str(ca) if ca else environ.get("MOORAGE_CA") or stored.get("ca"),
         fingerprint=fingerprint or environ.get("MOORAGE_FINGERPRINT") or stored.get("fingerprint"),
+        token=token or ("" if access_key else _token(environ, stored)),
     )
 
 
@@ -100,6 +107,11 @@ def save_config(
     named = {"endpoint": endpoint, "access_key": access_key, "secret_key": secret_key}
     named |= {"ca": str(ca)} if ca else {}
     named |= {"fingerprint": fingerprint} if fingerprint else {}
+    _write(path, named)
+    return path
+
+
+def _write(path: Path, named: Mapping[str, str]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
     try:
@@ -109,7 +121,50 @@ def save_config(
     except BaseException:
         Path(name).unlink()
         raise
+
+
+def save_sign_in(
+    endpoint: str,
+    token: str | None,
+    expires_at: datetime | None = None,
+    *,
+    ca: str | None = None,
+    fingerprint: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """Put a token into the configuration file, beside the keys that are there, or with None take it out again.
+
+    Raises `NotConfigured` when the file is of another server.
+    """
+    path = Path(config) if config is not None else config_path(environ)
+    stored = _read(path, must_exist=False)
+    if stored.get("endpoint", endpoint).rstrip("/") != endpoint:
+        raise NotConfigured(
+            f"The configuration file {path} is of {stored['endpoint']}; name another file with --config, or MOORAGE_CONFIG."
+        )
+    named = {name: value for name, value in stored.items() if name not in _SIGN_IN} | {"endpoint": endpoint}
+    named |= {name: value for name, value in (("ca", ca), ("fingerprint", fingerprint)) if value}
+    if token is not None:
+        named |= {"token": token, "token_expires_at": expires_at.isoformat() if expires_at else ""}
+    _write(path, named)
     return path
+
+
+_SIGN_IN = ("token", "token_expires_at")
+
+
+def _token(environ: Mapping[str, str], stored: Mapping[str, str]) -> str:
+    """Keys in the environment go before a token in the file, and any keys before one that has expired."""
+    if named := environ.get("MOORAGE_TOKEN"):
+        return named
+    if environ.get("MOORAGE_ACCESS_KEY"):
+        return ""
+    try:
+        ended = datetime.fromisoformat(stored.get("token_expires_at", "")) <= datetime.now(UTC)
+    except ValueError:
+        ended = False
+    return "" if ended and stored.get("access_key") else stored.get("token", "")
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from moorage._errors import (
 
 __all__ = [
     "AgentNotFound",
+    "AgentRevoked",
     "AgentUnavailable",
     "AlreadyExists",
     "ArchiveRefused",
@@ -32,6 +33,7 @@ __all__ = [
     "DependencyNotFound",
     "DeviceNotFound",
     "DeviceUnhealthy",
+    "DomainNotFound",
     "ExecutionTimeout",
     "FileError",
     "FileExists",
@@ -78,6 +80,7 @@ __all__ = [
     "NotFound",
     "NotWaitingForInput",
     "NothingListens",
+    "PasswordTooWeak",
     "PermissionDenied",
     "PolicyInUse",
     "PolicyNotFound",
@@ -88,6 +91,7 @@ __all__ = [
     "PushFailed",
     "QuotaExceeded",
     "RangeNotSatisfiable",
+    "RateLimited",
     "RegistryDenied",
     "RegistryNotFound",
     "RegistryUnreachable",
@@ -103,6 +107,7 @@ __all__ = [
     "RouteNotFound",
     "RunNotFound",
     "RunnerLost",
+    "ScopeMissing",
     "SecretUnreadable",
     "ServiceEnded",
     "ServiceError",
@@ -117,6 +122,7 @@ __all__ = [
     "SessionNotReady",
     "ShareNotFound",
     "SharedWithNobody",
+    "SignInRefused",
     "SshGatewayOff",
     "SshKeyNotFound",
     "SshKeyTaken",
@@ -131,6 +137,7 @@ __all__ = [
     "TicketUsed",
     "TooManyPoints",
     "TooManyRequests",
+    "TooManySignIns",
     "TooManySshKeys",
     "TransferFailed",
     "Unauthenticated",
@@ -235,6 +242,14 @@ class InvalidVolumeName(InvalidRequest):
     default_message = (
         "A volume's name has 1 to 64 letters, digits, '_', '-' or '.', and begins with a letter, digit or '_'."
     )
+
+
+class PasswordTooWeak(InvalidRequest):
+    """A password has 10 to 256 characters and is not the e-mail address."""
+
+    code = "password_too_weak"
+    http_status = 400
+    default_message = "A password has 10 to 256 characters and is not the e-mail address."
 
 
 class InvalidLimit(InvalidRequest):
@@ -417,6 +432,14 @@ class Unauthenticated(MoorageError):
     default_message = "The request carries no valid credential; send 'Authorization: Bearer ACCESS_KEY.SECRET_KEY'."
 
 
+class SignInRefused(Unauthenticated):
+    """The e-mail address or the password is wrong, or the account is closed."""
+
+    code = "sign_in_refused"
+    http_status = 401
+    default_message = "The e-mail address or the password is wrong, or the account is closed."
+
+
 class PermissionDenied(MoorageError):
     """You may not do this; ask an administrator."""
 
@@ -425,12 +448,30 @@ class PermissionDenied(MoorageError):
     default_message = "You may not do this; ask an administrator."
 
 
+class ScopeMissing(PermissionDenied):
+    """The token is not for this; use one of a wider scope, or the keypair."""
+
+    code = "scope_missing"
+    http_status = 403
+    default_message = "The token is not for this; use one of a wider scope, or the keypair."
+
+
 class ResourceGroupDenied(PermissionDenied):
     """You may not use this resource group; 'moorage resource-group ls' lists those that you may use."""
 
     code = "resource_group_denied"
     http_status = 403
     default_message = "You may not use this resource group; 'moorage resource-group ls' lists those that you may use."
+
+
+class AgentRevoked(PermissionDenied):
+    """This agent was revoked: no certificate of it counts; an administrator can make a new join token for the host."""
+
+    code = "agent_revoked"
+    http_status = 403
+    default_message = (
+        "This agent was revoked: no certificate of it counts; an administrator can make a new join token for the host."
+    )
 
 
 class VolumeReadOnly(PermissionDenied):
@@ -448,6 +489,22 @@ class TooManyRequests(MoorageError):
     http_status = 429
     retryable = True
     default_message = "Too many requests; wait as long as Retry-After says."
+
+
+class RateLimited(TooManyRequests):
+    """The keypair's requests come faster than it may send them; wait as long as Retry-After says."""
+
+    code = "rate_limited"
+    http_status = 429
+    default_message = "The keypair's requests come faster than it may send them; wait as long as Retry-After says."
+
+
+class TooManySignIns(TooManyRequests):
+    """Too many wrong passwords; wait as long as Retry-After says."""
+
+    code = "too_many_sign_ins"
+    http_status = 429
+    default_message = "Too many wrong passwords; wait as long as Retry-After says."
 
 
 class NotFound(MoorageError):
@@ -512,6 +569,14 @@ class UserNotFound(NotFound):
     code = "user_not_found"
     http_status = 404
     default_message = "There is no such user."
+
+
+class DomainNotFound(NotFound):
+    """There is no such domain; 'moorage admin domain ls' lists them."""
+
+    code = "domain_not_found"
+    http_status = 404
+    default_message = "There is no such domain; 'moorage admin domain ls' lists them."
 
 
 class ProjectNotFound(NotFound):
@@ -1107,7 +1172,7 @@ class TicketInvalid(MoorageError):
     """This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."""
 
     code = "ticket_invalid"
-    http_status = 403
+    http_status = 401
     default_message = (
         "This ticket is not valid, or not for this service; ask for a new address with 'moorage service url'."
     )
@@ -1117,7 +1182,7 @@ class TicketUsed(TicketInvalid):
     """This ticket was used before, and is good for one use; ask for a new address with 'moorage service url'."""
 
     code = "ticket_used"
-    http_status = 403
+    http_status = 401
     default_message = (
         "This ticket was used before, and is good for one use; ask for a new address with 'moorage service url'."
     )
@@ -1127,7 +1192,7 @@ class TicketExpired(TicketInvalid):
     """This ticket has expired; ask for a new address with 'moorage service url'."""
 
     code = "ticket_expired"
-    http_status = 403
+    http_status = 401
     default_message = "This ticket has expired; ask for a new address with 'moorage service url'."
 
 
@@ -1191,6 +1256,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidSimulation.code: InvalidSimulation,
     TooManyPoints.code: TooManyPoints,
     InvalidVolumeName.code: InvalidVolumeName,
+    PasswordTooWeak.code: PasswordTooWeak,
     InvalidLimit.code: InvalidLimit,
     InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
@@ -1212,10 +1278,15 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     RouteNotFound.code: RouteNotFound,
     MethodNotAllowed.code: MethodNotAllowed,
     Unauthenticated.code: Unauthenticated,
+    SignInRefused.code: SignInRefused,
     PermissionDenied.code: PermissionDenied,
+    ScopeMissing.code: ScopeMissing,
     ResourceGroupDenied.code: ResourceGroupDenied,
+    AgentRevoked.code: AgentRevoked,
     VolumeReadOnly.code: VolumeReadOnly,
     TooManyRequests.code: TooManyRequests,
+    RateLimited.code: RateLimited,
+    TooManySignIns.code: TooManySignIns,
     NotFound.code: NotFound,
     SessionNotFound.code: SessionNotFound,
     ImageNotFound.code: ImageNotFound,
@@ -1224,6 +1295,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     AgentNotFound.code: AgentNotFound,
     DeviceNotFound.code: DeviceNotFound,
     UserNotFound.code: UserNotFound,
+    DomainNotFound.code: DomainNotFound,
     ProjectNotFound.code: ProjectNotFound,
     ResourceGroupNotFound.code: ResourceGroupNotFound,
     KernelNotFound.code: KernelNotFound,

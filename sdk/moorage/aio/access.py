@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from moorage import _wire
 from moorage._models import Token
 from moorage.aio._transport import Transport, decoded
@@ -15,13 +17,26 @@ class Tokens:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> TokenList:
-        """The caller's own."""
-        return [Token.from_json(item) async for item in self._transport.pages(_wire.path("tokens"))]
+    async def list(self, *, user: str | None = None, everybody: bool = False) -> TokenList:
+        """The caller's own; for administrators those of a user, or of everybody they see."""
+        pages = self._transport.pages(_wire.path("tokens"), user=user, everybody=everybody or None)
+        return [Token.from_json(item) async for item in pages]
 
-    async def create(self, name: str = "token", *, ttl_seconds: float | None = None) -> Token:
-        """A new one; its `token` is in this answer and nowhere else."""
-        fields = _wire.body(name=name, ttl_seconds=ttl_seconds)
+    async def create(
+        self,
+        name: str = "token",
+        *,
+        ttl_seconds: float | None = None,
+        scopes: Iterable[str] | None = None,
+        keypair: str | None = None,
+    ) -> Token:
+        """A new one; its `token` is in this answer and nowhere else.
+
+        `scopes`: read, sessions, files, services, admin; all by default. `keypair`: for administrators, of another user.
+        """
+        fields = _wire.body(
+            name=name, ttl_seconds=ttl_seconds, scopes=None if scopes is None else [*scopes], keypair=keypair
+        )
         return Token.from_json(decoded(await self._transport.request("POST", _wire.path("tokens"), json=fields)))
 
     async def remove(self, token_id: str) -> None:

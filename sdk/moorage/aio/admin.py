@@ -1,4 +1,4 @@
-"""What administrators look after: images, agents, users, keypairs, projects."""
+"""What administrators look after: images, agents."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moorage import _wire
-from moorage._models import Agent, Image, Keypair, Project, TaskInfo, User
+from moorage._models import Agent, Image, TaskInfo
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.tasks import Task
 
 ImageList = list[Image]
 AgentList = list[Agent]
-UserList = list[User]
-KeypairList = list[Keypair]
-ProjectList = list[Project]
 
 
 class Images:
@@ -135,87 +132,3 @@ class Agents:
     async def _told(self, agent: str, what: str, **fields: Any) -> Agent:
         answer = await self._transport.request("POST", _wire.path("agents", agent, what), json=_wire.body(**fields))
         return Agent.from_json(decoded(answer))
-
-
-class Users:
-    """`client.users`; a user is named by e-mail address or id."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def list(self) -> UserList:
-        """Everybody."""
-        return [User.from_json(item) async for item in self._transport.pages(_wire.path("users"))]
-
-    async def get(self, user: str) -> User:
-        """One user."""
-        return User.from_json(await self._transport.get(_wire.path("users", user)))
-
-    async def create(
-        self, email: str, *, username: str | None = None, role: str = "user", domain: str | None = None
-    ) -> User:
-        """A new user; the username is by default what stands before the @."""
-        fields = _wire.body(email=email, username=username or email.partition("@")[0], role=role, domain=domain)
-        return User.from_json(decoded(await self._transport.request("POST", _wire.path("users"), json=fields)))
-
-    async def edit(self, user: str, **changes: Any) -> User:
-        """Change some of `username`, `role`, `active`, `uid`, `gid`."""
-        address = _wire.path("users", user)
-        return User.from_json(decoded(await self._transport.request("PATCH", address, json=_wire.body(**changes))))
-
-    async def remove(self, user: str) -> None:
-        """Remove a user, whose keypairs cease to work."""
-        await self._transport.request("DELETE", _wire.path("users", user))
-
-
-class Keypairs:
-    """`client.keypairs`"""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def list(self, *, user: str | None = None) -> KeypairList:
-        """Keypairs, of one user or of all."""
-        return [Keypair.from_json(item) async for item in self._transport.pages(_wire.path("keypairs"), user=user)]
-
-    async def create(self, user: str) -> Keypair:
-        """A new keypair; its `secret_key` is in this answer and nowhere else."""
-        answer = await self._transport.request("POST", _wire.path("keypairs"), json={"user": user})
-        return Keypair.from_json(decoded(answer))
-
-    async def edit(self, access_key: str, *, active: bool) -> Keypair:
-        """Switch it on or off."""
-        address = _wire.path("keypairs", access_key)
-        return Keypair.from_json(decoded(await self._transport.request("PATCH", address, json={"active": active})))
-
-    async def remove(self, access_key: str) -> None:
-        """Remove it."""
-        await self._transport.request("DELETE", _wire.path("keypairs", access_key))
-
-
-class Projects:
-    """`client.projects`"""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def list(self) -> ProjectList:
-        """Projects."""
-        return [Project.from_json(item) async for item in self._transport.pages(_wire.path("projects"))]
-
-    async def create(self, name: str, *, domain: str | None = None, members: Iterable[str] = ()) -> Project:
-        """A new project."""
-        fields = _wire.body(name=name, domain=domain, members=[*members] or None)
-        return Project.from_json(decoded(await self._transport.request("POST", _wire.path("projects"), json=fields)))
-
-    async def edit(
-        self, project: str, *, add_members: Iterable[str] = (), remove_members: Iterable[str] = ()
-    ) -> Project:
-        """Let members in and out."""
-        fields = _wire.body(add_members=[*add_members] or None, remove_members=[*remove_members] or None)
-        address = _wire.path("projects", project)
-        return Project.from_json(decoded(await self._transport.request("PATCH", address, json=fields)))
-
-    async def remove(self, project: str) -> None:
-        """Remove it, when nothing of it is left."""
-        await self._transport.request("DELETE", _wire.path("projects", project))

@@ -8,14 +8,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from moorage import _wire
-from moorage._models import Event, WhoAmI
-from moorage.aio._transport import Transport
+from moorage._models import Event, Token, WhoAmI
+from moorage.aio._transport import Transport, decoded
 from moorage.aio.access import Tokens, Webhooks
-from moorage.aio.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.aio.admin import Agents, Images
 from moorage.aio.audit import Audit
 from moorage.aio.devices import Devices
 from moorage.aio.events import server_sent
 from moorage.aio.groups import ResourceGroups
+from moorage.aio.people import Domains, Keypairs, Projects, Users
 from moorage.aio.quotas import Policies, Quotas
 from moorage.aio.reports import ClientReports
 from moorage.aio.sessions import Sessions
@@ -44,6 +45,7 @@ class Client(ClientReports):
         access_key: str | None = None,
         secret_key: str | None = None,
         *,
+        token: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         fingerprint: str | None = None,
         config: str | os.PathLike[str] | None = None,
@@ -55,6 +57,7 @@ class Client(ClientReports):
             endpoint=endpoint,
             access_key=access_key,
             secret_key=secret_key,
+            token=token,
             ca=ca,
             fingerprint=fingerprint,
             config=config,
@@ -69,6 +72,7 @@ class Client(ClientReports):
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
+        self.domains = Domains(self._transport)
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
@@ -97,6 +101,15 @@ class Client(ClientReports):
     async def whoami(self) -> WhoAmI:
         """Who the server takes this caller for."""
         return WhoAmI.from_json(await self._transport.get(_wire.path("whoami")))
+
+    async def sign_in(self, email: str, password: str) -> Token:
+        """A token for 12 hours, in this answer only: `Client(endpoint, token=...)` uses it. This client goes on as it is."""
+        fields = {"email": email, "password": password}
+        return Token.from_json(decoded(await self._transport.request("POST", _wire.path("sign-in"), json=fields)))
+
+    async def sign_out(self) -> None:
+        """End the sign-in whose token this client sends."""
+        await self._transport.request("POST", _wire.path("sign-out"), json={})
 
     async def events(
         self, *, session: str | None = None, follow: bool = True, after: str | None = None

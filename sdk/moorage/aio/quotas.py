@@ -45,9 +45,14 @@ class Policies:
     async def get(self, name: str) -> Policy:
         return Policy.from_json(decoded(await self._transport.request("GET", _wire.path("policies", name))))
 
-    async def create(self, name: str, limits: Mapping[str, Limit], *, description: str = "") -> Policy:
-        """{"cpu": 8, "mem": {"max": "32g", "waits": True}, "lifetime": "8h"}; it binds nobody until it is assigned."""
-        fields = {**_limits(limits), "name": name, "description": description}
+    async def create(
+        self, name: str, limits: Mapping[str, Limit], *, description: str = "", domain: str | None = None
+    ) -> Policy:
+        """{"cpu": 8, "mem": {"max": "32g", "waits": True}, "lifetime": "8h"}; it binds nobody until it is assigned.
+
+        `domain`: whose administrators keep it.
+        """
+        fields = {**_limits(limits), "name": name, "description": description, **_wire.body(domain=domain)}
         return Policy.from_json(decoded(await self._transport.request("POST", _wire.path("policies"), json=fields)))
 
     async def modify(

@@ -69,6 +69,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "More": {
         "task": ("tasks", "Background tasks: ls, wait, cancel."),
+        "login": ("sign_in", "Sign in by e-mail address and password."),
+        "logout": ("sign_in", "End the sign-in."),
         "whoami": ("access", "Show who the server takes you for."),
         "quota": ("quotas", "Show the limits that bind you; administrators set them."),
         "resource-group": ("groups", "Resource groups, whose hosts sessions may get: ls, show."),

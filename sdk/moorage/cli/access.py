@@ -1,4 +1,4 @@
-"""Commands for what stands for users: tokens, webhooks."""
+"""Commands for who one is, and for webhooks."""
 
 from __future__ import annotations
 
@@ -19,54 +19,17 @@ def whoami_command(as_json: bool) -> None:
         print_json(found.to_json())
         return
     user = found.user.email if found.user else None
-    projects = ", ".join(found.projects)
     details(
-        {"user": user, "access key": found.access_key, "role": found.role, "domain": found.domain, "projects": projects}
+        {
+            "user": user,
+            "access key": found.access_key,
+            "role": found.role,
+            "domain": found.domain,
+            "projects": ", ".join(found.projects),
+            "administers": ", ".join(found.administers) or None,
+            "by": found.credential if found.credential != "token" else f"token: {', '.join(found.scopes)}",
+        }
     )
-
-
-# -- tokens --------------------------------------------------------------------------------------------------------------
-@click.group("token")
-def token_command() -> None:
-    """Tokens that stand for your keypair, until they expire."""
-
-
-@token_command.command("ls")
-@json_option
-def token_ls(as_json: bool) -> None:
-    """List your tokens."""
-    with connect() as client:
-        found = client.tokens.list()
-    if as_json:
-        print_json([token.to_json() for token in found])
-        return
-    rows = [[t.id, t.name, t.access_key, terminal.local_time(t.expires_at)] for t in found]
-    table(["ID", "NAME", "ACCESS KEY", "EXPIRES"], rows, empty="No tokens.")
-
-
-@token_command.command("add")
-@click.argument("name", default="token")
-@click.option("--ttl", type=float, metavar="SECONDS", help="How long it is good for. [default: 30 days]")
-@json_option
-def token_add(name: str, ttl: float | None, as_json: bool) -> None:
-    """Make a token. It is shown once."""
-    with connect() as client:
-        made = client.tokens.create(name, ttl_seconds=ttl)
-    if as_json:
-        print_json(made.to_json())
-        return
-    details({"id": made.id, "token": made.token, "expires": terminal.local_time(made.expires_at)})
-    terminal.note("The token is shown only now.")
-
-
-@token_command.command("rm")
-@click.argument("token_id", metavar="ID")
-@json_option
-def token_rm(token_id: str, as_json: bool) -> None:
-    """Revoke a token; it is refused within a second."""
-    with connect() as client:
-        client.tokens.remove(token_id)
-    print_json({"removed": token_id}) if as_json else click.echo(token_id)
 
 
 # -- webhooks ------------------------------------------------------------------------------------------------------------

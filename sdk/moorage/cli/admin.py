@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
 import click
 
-from moorage._models_base import Model
 from moorage.cli import terminal
-from moorage.cli.access import token_command
 from moorage.cli.audit import audit_command
 from moorage.cli.batch import transit_command
 from moorage.cli.gpus import admin_gpu
@@ -23,23 +18,15 @@ from moorage.cli.hosts import (
     show_agent,
     state_of,
 )
+from moorage.cli.listing import Forgiving, removed, show_list, show_one
+from moorage.cli.people import domain_command, keypair_command, project_command, token_command, user_command
 from moorage.cli.quotas import policy_command, quota_command
 from moorage.cli.reports import usage_command, watch_command
 from moorage.cli.sessions import FINAL, Pairs, remove, show_sessions
 from moorage.cli.tasks import watch
-from moorage.cli.terminal import connect, details, json_option, print_json, table
+from moorage.cli.terminal import connect, json_option, print_json, table
 from moorage.cli.upkeep import fsck_command
 from moorage.errors import SessionNotFound
-
-
-class Forgiving(click.Group):
-    """Takes the other words that people type for the same."""
-
-    group_class = type
-    WORDS: ClassVar[Mapping[str, str]] = {"create": "add", "delete": "rm", "remove": "rm", "list": "ls"}
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or super().get_command(ctx, self.WORDS.get(cmd_name, cmd_name))
 
 
 @click.group("admin", cls=Forgiving)
@@ -54,216 +41,10 @@ admin_command.add_command(usage_command)
 admin_command.add_command(fsck_command)
 admin_command.add_command(audit_command)
 admin_command.add_command(watch_command)
-
-
-def show_list(found: Sequence[Model], columns: Mapping[str, str], *, as_json: bool, empty: str) -> None:
-    """`columns`: header -> field"""
-    if as_json:
-        print_json([item.to_json() for item in found])
-    else:
-        table(list(columns), [[_cell(getattr(item, name)) for name in columns.values()] for item in found], empty=empty)
-
-
-def show_one(item: Model, as_json: bool) -> None:
-    if as_json:
-        print_json(item.to_json())
-    else:
-        details({name: _cell(getattr(item, name)) for name in item.to_json()})
-
-
-def _cell(value: Any) -> Any:
-    from datetime import datetime
-
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, datetime):
-        return terminal.local_time(value)
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return terminal.slots_text(value)
-    return value
-
-
-def removed(name: str, as_json: bool) -> None:
-    print_json({"removed": name}) if as_json else click.echo(name)
-
-
-# -- users ----------------------------------------------------------------------------------------------------------
-@admin_command.group("user")
-def user() -> None:
-    """Those who may use this installation."""
-
-
-USER_COLUMNS = {"EMAIL": "email", "USERNAME": "username", "ROLE": "role", "DOMAIN": "domain", "ACTIVE": "active"}
-
-
-@user.command("ls")
-@json_option
-def user_ls(as_json: bool) -> None:
-    """List users."""
-    with connect() as client:
-        show_list(client.users.list(), USER_COLUMNS, as_json=as_json, empty="No users.")
-
-
-@user.command("show")
-@click.argument("user", metavar="EMAIL")
-@json_option
-def user_show(user: str, as_json: bool) -> None:
-    """Show a user."""
-    with connect() as client:
-        show_one(client.users.get(user), as_json)
-
-
-@user.command("add")
-@click.argument("email")
-@click.option("--username", help="[default: what stands before the @]")
-@click.option("--role", default="user", show_default=True, help="user, monitor, domain_admin or superadmin.")
-@click.option("--domain")
-@click.option("--keypair", is_flag=True, help="Also make a keypair, and show it.")
-@json_option
-def user_add(email: str, username: str | None, role: str, domain: str | None, keypair: bool, as_json: bool) -> None:
-    """Add a user."""
-    with connect() as client:
-        made = client.users.create(email, username=username, role=role, domain=domain)
-        keys = client.keypairs.create(made.email) if keypair else None
-    if as_json:
-        print_json({**made.to_json(), **({"keypair": keys.to_json()} if keys else {})})
-        return
-    click.echo(made.email)
-    if keys is not None:
-        details({"access key": keys.access_key, "secret key": keys.secret_key})
-        terminal.note("The secret key is shown only now.")
-
-
-@user.command("edit")
-@click.argument("user", metavar="EMAIL")
-@click.option("--username")
-@click.option("--role")
-@click.option("--active/--inactive", default=None, help="An inactive user's keys do not work.")
-@click.option("--uid", type=int, help="Of the user's containers and volumes, for homes on NFS.")
-@click.option("--gid", type=int)
-@json_option
-def user_edit(user: str, as_json: bool, **changes: Any) -> None:
-    """Change a user."""
-    if all(value is None for value in changes.values()):
-        raise click.UsageError("Say what to change: --username, --role, --active or --inactive, --uid, --gid.")
-    with connect() as client:
-        show_one(client.users.edit(user, **changes), as_json)
-
-
-@user.command("rm")
-@click.argument("user", metavar="EMAIL")
-@json_option
-def user_rm(user: str, as_json: bool) -> None:
-    """Remove a user, whose keypairs cease to work."""
-    with connect() as client:
-        client.users.remove(user)
-    removed(user, as_json)
-
-
-# -- keypairs -------------------------------------------------------------------------------------------------------
-@admin_command.group("keypair")
-def keypair() -> None:
-    """Credentials of users."""
-
-
-@keypair.command("ls")
-@click.option("--user", metavar="EMAIL", help="Only of this user.")
-@json_option
-def keypair_ls(user: str | None, as_json: bool) -> None:
-    """List keypairs."""
-    columns = {"ACCESS KEY": "access_key", "USER": "user", "ACTIVE": "active", "CREATED": "created_at"}
-    with connect() as client:
-        show_list(client.keypairs.list(user=user), columns, as_json=as_json, empty="No keypairs.")
-
-
-@keypair.command("add")
-@click.argument("user", metavar="EMAIL")
-@json_option
-def keypair_add(user: str, as_json: bool) -> None:
-    """Make a keypair for a user. Its secret key is shown once."""
-    with connect() as client:
-        made = client.keypairs.create(user)
-    if as_json:
-        print_json(made.to_json())
-        return
-    details({"access key": made.access_key, "secret key": made.secret_key})
-    terminal.note("The secret key is shown only now.")
-
-
-@keypair.command("edit")
-@click.argument("access_key")
-@click.option("--active/--inactive", required=True, default=None, help="Whether it works.")
-@json_option
-def keypair_edit(access_key: str, active: bool, as_json: bool) -> None:
-    """Switch a keypair on or off."""
-    with connect() as client:
-        show_one(client.keypairs.edit(access_key, active=active), as_json)
-
-
-@keypair.command("rm")
-@click.argument("access_key")
-@json_option
-def keypair_rm(access_key: str, as_json: bool) -> None:
-    """Remove a keypair."""
-    with connect() as client:
-        client.keypairs.remove(access_key)
-    removed(access_key, as_json)
-
-
-admin_command.add_command(token_command)
+for command in (user_command, keypair_command, token_command, project_command, domain_command):
+    admin_command.add_command(command)
 admin_command.add_command(quota_command)
 admin_command.add_command(policy_command)
-
-
-# -- projects -------------------------------------------------------------------------------------------------------
-@admin_command.group("project")
-def project() -> None:
-    """Users who share."""
-
-
-@project.command("ls")
-@json_option
-def project_ls(as_json: bool) -> None:
-    """List projects."""
-    columns = {"NAME": "name", "DOMAIN": "domain", "MEMBERS": "members"}
-    with connect() as client:
-        show_list(client.projects.list(), columns, as_json=as_json, empty="No projects.")
-
-
-@project.command("add")
-@click.argument("name")
-@click.option("--domain")
-@click.option("--member", "members", multiple=True, metavar="EMAIL", help="A member (repeatable).")
-@json_option
-def project_add(name: str, domain: str | None, members: tuple[str, ...], as_json: bool) -> None:
-    """Add a project."""
-    with connect() as client:
-        show_one(client.projects.create(name, domain=domain, members=members), as_json)
-
-
-@project.command("edit")
-@click.argument("name")
-@click.option("--add-member", multiple=True, metavar="EMAIL")
-@click.option("--remove-member", multiple=True, metavar="EMAIL")
-@json_option
-def project_edit(name: str, add_member: tuple[str, ...], remove_member: tuple[str, ...], as_json: bool) -> None:
-    """Let members in and out."""
-    if not add_member and not remove_member:
-        raise click.UsageError("Say whom to --add-member or --remove-member.")
-    with connect() as client:
-        show_one(client.projects.edit(name, add_members=add_member, remove_members=remove_member), as_json)
-
-
-@project.command("rm")
-@click.argument("name")
-@json_option
-def project_rm(name: str, as_json: bool) -> None:
-    """Remove a project that holds nothing any more."""
-    with connect() as client:
-        client.projects.remove(name)
-    removed(name, as_json)
 
 
 # -- images ---------------------------------------------------------------------------------------------------------

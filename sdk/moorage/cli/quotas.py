@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moorage.cli.listing import Forgiving
 from moorage.cli.terminal import F, PairParameter, connect, details, json_option, print_json, span, table
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _words(name: str, amount: int) -> str:
 
 
 # -- policies ------------------------------------------------------------------------------------------------------------
-@click.group("policy")
+@click.group("policy", cls=Forgiving)
 def policy_command() -> None:
     """Named sets of limits, for many users, projects, domains or keypairs at once.
 
@@ -167,15 +168,18 @@ def policy_show(name: str, as_json: bool) -> None:
 @click.argument("name")
 @limits_argument(required=True)
 @click.option("--description", default="", metavar="TEXT")
+@click.option("--domain", help="Whose administrators keep it.")
 @json_option
-def policy_create(name: str, limits: tuple[tuple[str, Any], ...], description: str, as_json: bool) -> None:
+def policy_create(
+    name: str, limits: tuple[tuple[str, Any], ...], description: str, domain: str | None, as_json: bool
+) -> None:
     """Make a policy.
 
     \b
     moorage admin policy create students cpu=8 mem=32g:wait sessions=4 session.gpu=1 lifetime=12h
     """
     with connect() as client:
-        show_policy(client.policies.create(name, dict(limits), description=description), as_json)
+        show_policy(client.policies.create(name, dict(limits), description=description, domain=domain), as_json)
 
 
 @policy_command.command("modify")

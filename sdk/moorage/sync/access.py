@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from moorage import _wire
 from moorage._models import Token
 from moorage.sync._transport import Transport, decoded
@@ -16,13 +18,26 @@ class Tokens:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> TokenList:
-        """The caller's own."""
-        return [Token.from_json(item) for item in self._transport.pages(_wire.path("tokens"))]
+    def list(self, *, user: str | None = None, everybody: bool = False) -> TokenList:
+        """The caller's own; for administrators those of a user, or of everybody they see."""
+        pages = self._transport.pages(_wire.path("tokens"), user=user, everybody=everybody or None)
+        return [Token.from_json(item) for item in pages]
 
-    def create(self, name: str = "token", *, ttl_seconds: float | None = None) -> Token:
-        """A new one; its `token` is in this answer and nowhere else."""
-        fields = _wire.body(name=name, ttl_seconds=ttl_seconds)
+    def create(
+        self,
+        name: str = "token",
+        *,
+        ttl_seconds: float | None = None,
+        scopes: Iterable[str] | None = None,
+        keypair: str | None = None,
+    ) -> Token:
+        """A new one; its `token` is in this answer and nowhere else.
+
+        `scopes`: read, sessions, files, services, admin; all by default. `keypair`: for administrators, of another user.
+        """
+        fields = _wire.body(
+            name=name, ttl_seconds=ttl_seconds, scopes=None if scopes is None else [*scopes], keypair=keypair
+        )
         return Token.from_json(decoded(self._transport.request("POST", _wire.path("tokens"), json=fields)))
 
     def remove(self, token_id: str) -> None:

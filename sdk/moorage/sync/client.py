@@ -9,15 +9,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from moorage import _wire
-from moorage._models import Event, WhoAmI
+from moorage._models import Event, Token, WhoAmI
 from moorage.config import load_config
-from moorage.sync._transport import Transport
+from moorage.sync._transport import Transport, decoded
 from moorage.sync.access import Tokens, Webhooks
-from moorage.sync.admin import Agents, Images, Keypairs, Projects, Users
+from moorage.sync.admin import Agents, Images
 from moorage.sync.audit import Audit
 from moorage.sync.devices import Devices
 from moorage.sync.events import server_sent
 from moorage.sync.groups import ResourceGroups
+from moorage.sync.people import Domains, Keypairs, Projects, Users
 from moorage.sync.quotas import Policies, Quotas
 from moorage.sync.reports import ClientReports
 from moorage.sync.sessions import Sessions
@@ -45,6 +46,7 @@ class Client(ClientReports):
         access_key: str | None = None,
         secret_key: str | None = None,
         *,
+        token: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         fingerprint: str | None = None,
         config: str | os.PathLike[str] | None = None,
@@ -56,6 +58,7 @@ class Client(ClientReports):
             endpoint=endpoint,
             access_key=access_key,
             secret_key=secret_key,
+            token=token,
             ca=ca,
             fingerprint=fingerprint,
             config=config,
@@ -70,6 +73,7 @@ class Client(ClientReports):
         self.users = Users(self._transport)
         self.keypairs = Keypairs(self._transport)
         self.projects = Projects(self._transport)
+        self.domains = Domains(self._transport)
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
         self.quotas = Quotas(self._transport)
@@ -98,6 +102,15 @@ class Client(ClientReports):
     def whoami(self) -> WhoAmI:
         """Who the server takes this caller for."""
         return WhoAmI.from_json(self._transport.get(_wire.path("whoami")))
+
+    def sign_in(self, email: str, password: str) -> Token:
+        """A token for 12 hours, in this answer only: `Client(endpoint, token=...)` uses it. This client goes on as it is."""
+        fields = {"email": email, "password": password}
+        return Token.from_json(decoded(self._transport.request("POST", _wire.path("sign-in"), json=fields)))
+
+    def sign_out(self) -> None:
+        """End the sign-in whose token this client sends."""
+        self._transport.request("POST", _wire.path("sign-out"), json={})
 
     def events(self, *, session: str | None = None, follow: bool = True, after: str | None = None) -> Generator[Event]:
         """What happens, as it happens; `after` an event's id, also what has happened since. Resumed by itself.

@@ -46,9 +46,14 @@ class Policies:
     def get(self, name: str) -> Policy:
         return Policy.from_json(decoded(self._transport.request("GET", _wire.path("policies", name))))
 
-    def create(self, name: str, limits: Mapping[str, Limit], *, description: str = "") -> Policy:
-        """{"cpu": 8, "mem": {"max": "32g", "waits": True}, "lifetime": "8h"}; it binds nobody until it is assigned."""
-        fields = {**_limits(limits), "name": name, "description": description}
+    def create(
+        self, name: str, limits: Mapping[str, Limit], *, description: str = "", domain: str | None = None
+    ) -> Policy:
+        """{"cpu": 8, "mem": {"max": "32g", "waits": True}, "lifetime": "8h"}; it binds nobody until it is assigned.
+
+        `domain`: whose administrators keep it.
+        """
+        fields = {**_limits(limits), "name": name, "description": description, **_wire.body(domain=domain)}
         return Policy.from_json(decoded(self._transport.request("POST", _wire.path("policies"), json=fields)))
 
     def modify(self, name: str, limits: Mapping[str, Limit] | None = None, *, description: str | None = None) -> Policy:

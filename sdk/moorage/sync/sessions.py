@@ -319,6 +319,8 @@ class Sessions:
         agent: str | None = None,
         host_labels: Mapping[str, str] | None = None,
         apart_from: Mapping[str, str] | None = None,
+        on_agent_lost: str | None = None,
+        agent_lease: float | None = None,
         wait: bool | float = True,
         owner: str | None = None,
         idempotency_key: str | None = None,
@@ -329,7 +331,8 @@ class Sessions:
         """Ask for a session, and wait until it is RUNNING.
 
         `resource_group`, `host_labels` (that its host has), `apart_from` (labels of sessions of yours that are not to be on
-        its host) and `agent` (for administrators) say where it may run.
+        its host) and `agent` (for administrators) say where it may run. `on_agent_lost="replace"` lets it begin anew elsewhere
+        once its host has been silent for `agent_lease` seconds (60), after which that host ends it by itself.
         `gpu` is a number of whole devices, with their model "h100:2", or "h100" for one; `gpu_mem` ("20g") asks for a share
         of one device instead. `mem` in MiB, or text such as "4g"; `timeout` is its lifetime in seconds from RUNNING; `max_wait` how long it
         may queue. `mounts`: volumes, each a name or {volume, path, subpath, read_only}. `wait=False` returns at once, a
@@ -374,6 +377,8 @@ class Sessions:
             agent=agent,
             host_labels=None if host_labels is None else dict(host_labels),
             apart_from=None if apart_from is None else dict(apart_from),
+            on_agent_lost=on_agent_lost,
+            agent_lease=agent_lease,
         )
         if _template is not None:
             over = {name: value for name, value in fields.items() if value != {}} | dict(_template["overrides"])
