@@ -33,6 +33,8 @@ class _Volumes:
         self._tools = tools
 
     async def clone(self, task: Task, report: Report) -> dict[str, Any]:
+        if await self._is_ready(task):  # by a manager that died before it could say so; it may be in use by now
+            return {"volume": str(task.arguments["volume"]), "name": task.arguments["name"]}
         where = await self._wait_for_host(task, report)
         found = await patiently(lambda: self._clone(where, task, report))
         async with self._tools.database.transaction("control.volume_made") as connection:
@@ -48,7 +50,9 @@ class _Volumes:
         raise AgentUnavailable
 
     async def unmake(self, task: Task) -> None:
-        """Of a copy that failed or was cancelled: nothing stays."""
+        """Of a copy that failed or was cancelled: nothing stays, unless it was whole before."""
+        if await self._is_ready(task):
+            return
         await self._remove_files(await self._host(task), task)
 
     async def remove(self, task: Task, report: Report) -> dict[str, Any]:
@@ -70,6 +74,11 @@ class _Volumes:
             pass
         async with self._tools.database.transaction("control.volume_forgotten") as connection:
             await rows.forget(connection, where.volume_id)
+
+    async def _is_ready(self, task: Task) -> bool:
+        async with self._tools.database.reader() as connection:
+            row = await rows.by_task(connection, UUID(task.arguments["volume"]))
+        return row is not None and row["status"] == "ready"
 
     async def _wait_for_host(self, task: Task, report: Report) -> VolumeAddress:
         while True:

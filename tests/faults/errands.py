@@ -29,6 +29,16 @@ async def service(town: Town) -> None:
     expect([one.name for one in await session.services.list() if one.name == name], [], "I7 services after the stop")
 
 
+@driver
+async def service_again(town: Town) -> None:
+    """It is started again by itself in a session that was restarted."""
+    name = town.name("web")
+    async with town.session() as session:
+        await session.services.start(name, port=8123, command=["python3", "-c", _SERVER])
+        await session.restart(wait=SECONDS)
+        await used(session, name)
+
+
 async def used(session: aio.Session, name: str) -> None:
     """A ticket is exchanged for a pass once. One that was spent when the proxy died is spent: another one is asked for."""
     until = time.monotonic() + SECONDS

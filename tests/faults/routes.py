@@ -123,7 +123,7 @@ ROUTES: Final = {
     "control.runs": "execute",
     "control.samples": "wait",
     "control.sequencer": "life",
-    "control.service": "service",
+    "control.service": "service_again",
     "control.service_facts": "service",
     "control.tails": "life",
     "control.task_claimed": "commit",

@@ -101,3 +101,14 @@ async def test_a_removal_waits_for_a_host_and_can_be_taken_back(bench: Bench) ->
     await undo(task)
     assert sorted((await bench.volumes()).values()) == ["ready", "ready"]
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_copy_that_was_whole_before_its_manager_died_is_left_as_it_is(bench: Bench) -> None:
+    task = await bench.asked(CloneVolumeAction(volume="set", name="copy"))
+    await bench.jobs["clone_volume"].run(task, bench.report)
+    bench.fake.calls.clear()
+    again = await bench.jobs["clone_volume"].run(task, bench.report)
+    await bench.jobs["clone_volume"].undo(task)  # type: ignore[misc]
+    assert again["name"] == "copy"
+    assert bench.fake.calls == []
+    assert (await bench.volumes())["copy"] == "ready"
