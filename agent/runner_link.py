@@ -303,6 +303,10 @@ class RunnerLink(asyncio.Protocol):
         answer = await self._ask(header, seconds=FILE_SECONDS, nullable=True)
         return _file_stat(answer) if answer else None
 
+    async def state(self, do: str, name: str | None = None, value: Any = None) -> dict[str, Any]:
+        """The session's store: get {found, value}, set {}, delete {deleted}, list {sizes: {name: bytes}}."""
+        return await self._ask({"op": "state", "do": do, "name": name, "value": value}, seconds=FILE_SECONDS)
+
     async def open_file(self, path: str) -> tuple[int, FileStat]:
         """A regular file opened by the session's user, as a descriptor that the caller must close."""
         async with self._stream({"op": "open", "path": path}) as sock:

@@ -123,6 +123,7 @@ def _build(target: Path, python: Path, stdlib: Path) -> None:
         copy = target / "runner" / source.name
         shutil.copyfile(source, copy)
         py_compile.compile(str(copy), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    shutil.copyfile(target / "runner/moorage_session.py", target / "session/moorage_session.py")  # on user code's path
     _warm(target)
 
 

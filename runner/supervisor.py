@@ -26,6 +26,7 @@ from runner.files import Files, Refused
 from runner.frames import CHUNK, MAX_CHUNK_BYTES, PROTOCOL, BadFrame, FrameBuffer, pack
 from runner.lease import Lease, end_now
 from runner.loop import READ, WRITE, Loop, Timer
+from runner.moorage_session import State, StateBusy, StateDamaged, StateFull
 from runner.once import Once
 from runner.streamed import Line
 from runner.terminals import Terminals
@@ -323,6 +324,7 @@ class Supervisor:
             "environ": self._environ,
             "list": self._list,
             "manage": self._manage,
+            "state": self._state_operation,
             "shutdown": self._shutdown,
         }
 
@@ -341,6 +343,7 @@ class Supervisor:
         self._watch_children()
         self._start_worker()  # in parallel with everything below
         self.files = Files(self.config.workdir, self.config.file_roots, self.config.quota_bytes)
+        self._state = State(self._link)
         self._rings = ring.Rings(os.path.join(self._link, "ring"))
         self._listen()
         self._say_ready()
@@ -674,6 +677,10 @@ class Supervisor:
         arguments = args if isinstance(args, dict) else {}
         work = partial(self.files.manage, str(header.get("operation")), arguments)
         self._in_thread(connection, request, work, header.get("key"))
+        return LATER
+
+    def _state_operation(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
+        self._in_thread(connection, request, lambda: _on_state(self._state, header))
         return LATER
 
     def _in_thread(self, connection: Connection, request: int, work: Callable[[], Any], key: object = None) -> None:
@@ -1519,6 +1526,32 @@ def _completion(body: bytes) -> dict[str, Any]:
         return {"suggestions": suggestions, "start": int(data["start"]), "end": int(data["end"]), "busy": False}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"suggestions": [], "start": 0, "end": 0, "busy": False}
+
+
+def _on_state(state: State, header: dict[str, Any]) -> dict[str, Any]:
+    """`do` is get, set, delete or list."""
+    do, key = header.get("do"), header.get("name")
+    try:
+        if do == "get":
+            return {"found": True, "value": state[key]}  # type: ignore[index]  # it is checked there
+        if do == "set":
+            state.set(key, header.get("value"))  # type: ignore[arg-type]
+            return {}
+        if do == "delete":
+            return {"deleted": state.delete(key)}  # type: ignore[arg-type]
+        if do == "list":
+            return {"sizes": state.sizes()}
+    except KeyError:
+        return {"found": False}
+    except TypeError as error:
+        raise Refused("invalid_request", str(error)) from None
+    except StateFull as error:
+        raise Refused("state_full", str(error)) from None
+    except StateBusy as error:
+        raise Refused("state_busy", str(error)) from None
+    except StateDamaged as error:
+        raise Refused("state_damaged", str(error)) from None
+    raise Refused("invalid_request", f"Nothing on a state is called {do!r}.")
 
 
 def _refused(request: int, refused: Refused) -> dict[str, Any]:
