@@ -68,7 +68,9 @@ class Manifest:
 
 def write(target: Path, manifest: Mapping[str, Any], members: Mapping[str, Path]) -> Manifest:
     """A new file, readable by its owner only, complete and on disk or not there. Raises FileExistsError."""
-    sums = {name: {"bytes": path.stat().st_size, "sha256": _sum(path)} for name, path in members.items()}
+    sums: dict[str, dict[str, Any]] = {
+        name: {"bytes": path.stat().st_size, "sha256": _sum(path)} for name, path in members.items()
+    }
     said = Manifest(**manifest, files=sums)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

@@ -23,6 +23,7 @@ from repositories.database import Database
 from repositories.identity import IdentityRepository
 from repositories.image import ImageRepository
 from repositories.transit import Cause
+from repositories.upkeep import alone
 
 ADMIN_EMAIL: Final = "admin@localhost"
 #: What people type for the default image.
@@ -58,6 +59,7 @@ async def bootstrap(config: ManagerConfig, *, image: str | None, now: datetime) 
     database = await Database.connect(config.database_url, max_size=2)
     try:
         async with database.transaction() as connection:
+            await alone(connection, "bootstrap")  # the first managers may come at the same time
             identity = IdentityRepository(connection, now=now, cause=_CAUSE)
             if not await identity.users(limit=1, after=None):
                 user_id = uuid7()

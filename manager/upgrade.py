@@ -64,7 +64,9 @@ def look(data_dir: Path) -> Plan:
 async def _look(data_dir: Path, dsn: str) -> Plan:
     async with restoring.opened(dsn) as connection:
         found = await restoring.standing(connection)
-        fleet = await doctor.fleet(connection) if found.revision is not None else {"managers": 0, "agents": []}
+        agents: list[dict[str, Any]] = []
+        if found.revision is not None:
+            agents = (await doctor.fleet(connection))["agents"]
     known = found.revision is None or migrate.knows(found.revision)
     return Plan(
         installed=version("moorage-server"),
@@ -74,7 +76,7 @@ async def _look(data_dir: Path, dsn: str) -> Plan:
         live_sessions=found.live_sessions,
         executions=found.executions,
         managers=found.managers,
-        agents=[{name: agent[name] for name in ("id", "version", "lost")} for agent in fleet["agents"]],
+        agents=[{name: agent[name] for name in ("id", "version", "lost")} for agent in agents],
         runs_here=Installation.at(data_dir).runner_pid() is not None,
         free_bytes=shutil.disk_usage(data_dir).free,
     )

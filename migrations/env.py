@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 
+import asyncpg
 from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from repositories.database import sqlalchemy_url
 from repositories.tables import PARTITIONED, metadata
 
 #: Only one manager migrates at a time; the others wait and find nothing left to do.
@@ -39,8 +40,11 @@ def run(connection: Connection) -> None:
 
 
 async def _main() -> None:
-    url = context.config.get_main_option("sqlalchemy.url") or sqlalchemy_url(os.environ["DATABASE_URL"])
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    dsn = context.config.attributes.get("dsn") or os.environ["DATABASE_URL"]
+    # by its own driver: SQLAlchemy does not know addresses of several hosts
+    engine = create_async_engine(
+        "postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=partial(asyncpg.connect, dsn)
+    )
     async with engine.connect() as connection:
         await connection.run_sync(run)
         await connection.commit()

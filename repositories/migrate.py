@@ -13,14 +13,14 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import migrations
-from repositories.database import Database, sqlalchemy_url
+from repositories.database import Database
 
 
 def config(dsn: str) -> Config:
     """Alembic's configuration for one database, wherever this is installed."""
     made = Config()
     made.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    made.set_main_option("sqlalchemy.url", sqlalchemy_url(dsn).replace("%", "%%"))
+    made.attributes["dsn"] = dsn
     return made
 
 

@@ -25,6 +25,11 @@ async def lead(connection: Connection, what: str) -> bool:
     return bool(await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext('moorage ' || $1))", what))
 
 
+async def alone(connection: Connection, what: str) -> None:
+    """Until the end of this transaction nobody else does `what`; who does it now is waited for."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('moorage ' || $1))", what)
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 async def stamp_events(connection: Connection, *, limit: int = 2000) -> int:
     """Give committed events their `seq`, without holes. Inside a transaction; returns how many were stamped.
