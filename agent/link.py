@@ -152,6 +152,8 @@ class Connection:
             self._refused = error.status == HTTPStatus.FORBIDDEN
         except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
             log.info("no connection to the manager at %s: %s", self.url, error)
+        except Exception:  # whatever it is: a host that stops dialling is lost for good
+            log.exception("the connection to the manager at %s failed", self.url)
 
     async def _serve(self) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)

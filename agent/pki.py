@@ -38,21 +38,33 @@ def ensure_authority(folder: Path) -> None:
     """Make the authority and the manager's own certificate, where there are none yet."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (folder / "ca.pem").exists():
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("Moorage authority")
-        made = (
-            _builder(name, name, key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs_certificates=True), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        _write(folder / "ca.key", _key_pem(key), 0o600)
-        _write(folder / "ca.pem", made.public_bytes(serialization.Encoding.PEM), 0o644)
+        key, certificate = new_authority()
+        write(folder / "ca.key", key, 0o600)
+        write(folder / "ca.pem", certificate, 0o644)
     if not (folder / "manager.pem").exists():
-        key = ec.generate_private_key(ec.SECP256R1())
-        made = _signed(folder, _name("manager"), key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH)
-        _write(folder / "manager.key", _key_pem(key), 0o600)
-        _write(folder / "manager.pem", made.public_bytes(serialization.Encoding.PEM), 0o644)
+        certify_manager(folder)
+
+
+def new_authority() -> tuple[bytes, bytes]:
+    """Its key and its certificate (both PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    # a name of its own: of two that are trusted, whoever checks finds the right one by it
+    name = _name(f"Moorage authority {x509.random_serial_number() % 16**8:08x}")
+    made = (
+        _builder(name, name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return _key_pem(key), made.public_bytes(serialization.Encoding.PEM)
+
+
+def certify_manager(folder: Path) -> None:
+    """The managers' certificate, by the authority that signs."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = _signed(folder, _name("manager"), key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH)
+    write(folder / "manager.key", _key_pem(key), 0o600)
+    write(folder / "manager.pem", made.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
@@ -87,7 +99,7 @@ def make_request(folder: Path, agent_id: str) -> bytes:
     """A new key in `agent.key`, and the request (PEM) to certify it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
-    _write(folder / "agent.key", _key_pem(key), 0o600)
+    write(folder / "agent.key", _key_pem(key), 0o600)
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(agent_id)).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
 
@@ -105,7 +117,7 @@ def keep_renewed(folder: Path, key_pem: bytes, certificate_pem: bytes) -> None:
     key = serialization.load_pem_private_key(key_pem, password=None)
     if made.public_key() != key.public_key():
         raise ValueError("the certificate is of another key")
-    _write(folder / "agent.pem", certificate_pem + key_pem, 0o600)
+    write(folder / "agent.pem", certificate_pem + key_pem, 0o600)
     (folder / "agent.key").unlink(missing_ok=True)
 
 
@@ -119,7 +131,7 @@ def keep_authorities(folder: Path, bundle_pem: bytes) -> bool:
         raise ValueError("no authority at all")
     if bundle_pem == authorities(folder):
         return False
-    _write(folder / "ca.pem", bundle_pem, 0o644)
+    write(folder / "ca.pem", bundle_pem, 0o644)
     return True
 
 
@@ -189,7 +201,7 @@ def make_direct(folder: Path, address: str) -> tuple[str, Path]:
         .sign(key, hashes.SHA256())
     )
     certificate = made.public_bytes(serialization.Encoding.PEM)
-    _write(folder / "direct.pem", certificate + _key_pem(key), 0o600)
+    write(folder / "direct.pem", certificate + _key_pem(key), 0o600)
     return certificate.decode(), folder / "direct.pem"
 
 
@@ -225,11 +237,11 @@ def trust(folder: Path, authority_pem: bytes, token: JoinToken) -> None:
     if hashlib.sha256(authority_pem.strip()).hexdigest() != token.authority_sha256:
         raise InvalidRequest("The manager at this address is not the one that made the token.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(folder / "ca.pem", authority_pem, 0o644)
+    write(folder / "ca.pem", authority_pem, 0o644)
 
 
 def keep_certificate(folder: Path, certificate_pem: bytes) -> None:
-    _write(folder / "agent.pem", certificate_pem, 0o644)
+    write(folder / "agent.pem", certificate_pem, 0o644)
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
@@ -296,8 +308,8 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, and never readable by more than `mode` says."""
+def write(path: Path, content: bytes, mode: int) -> None:
+    """A file, whole or not at all, and never readable by more than `mode` says."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.new")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(content)
