@@ -10,6 +10,7 @@ pytest.register_assert_rewrite("tests.scenario")
 #: By what a test asks for, dearest first; what asks for none of it is a unit test.
 _TIERS = {
     "deployment": {"deployment_images"},
+    "alone": set(),
     "containers": {"engine", "kernel_image"},
     "scenarios": {"dsn", "database", "fresh_database", "postgres"},
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 import docker
 import pytest
 
+pytestmark = pytest.mark.alone
+
 LOOK = """
 import subprocess, sys, docker
 from tests import leftovers

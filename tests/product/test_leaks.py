@@ -13,9 +13,12 @@ from pathlib import Path
 
 import docker
 import moorage
+import pytest
 
 from tests import leftovers
 from tests.product.conftest import Installation
+
+pytestmark = pytest.mark.alone
 
 IN_A_ROW = int(os.environ.get("LEAK_SESSIONS", "12"))
 AT_ONCE = int(os.environ.get("LEAK_AT_ONCE", "12"))

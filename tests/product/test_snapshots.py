@@ -26,15 +26,15 @@ FILL = "f = open('big', 'wb')\nfor _ in range(120): f.write(b'0' * (1 << 20))\nf
 def tidy(client: moorage.Client, installation: Installation, engine: docker.DockerClient) -> Iterator[None]:
     """Nothing stays frozen, and what was made goes."""
     yield
-    assert not engine.containers.list(filters={"status": "paused", "label": "moorage.session"})
+    with sqlite3.connect(installation.data_dir / "agent" / "agent.db") as store:
+        (uid,) = store.execute("SELECT value FROM meta WHERE key = 'uid'").fetchone()
+    assert not engine.containers.list(filters={"status": "paused", "label": f"moorage.agent={uid}"})
     for session in client.sessions.list(all=True):
         session.destroy(wait=30)
     for image in client.images.list(all=True):
         if image.kind != "registered":
             client.images.remove(image.name)
     client.images.collect(older_than_days=0).wait(30)
-    with sqlite3.connect(installation.data_dir / "agent" / "agent.db") as store:
-        (uid,) = store.execute("SELECT value FROM meta WHERE key = 'uid'").fetchone()
     assert not [image for image in engine.images.list() if image.labels.get("moorage.image.agent") == uid]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import moorage
+import pytest
+
+pytestmark = pytest.mark.alone
 
 
 def test_code_that_forks_without_end(session: moorage.Session) -> None:
