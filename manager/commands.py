@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -163,7 +164,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     sys.exit(0 if state["running"] and state["ready"] else 6)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @_data_dir
 @click.option(
     "--role", type=click.Choice(["api", "control", "proxy", "ssh"]), help="Run one role only.  [default: one of each]"
@@ -191,16 +192,49 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     help="After SIGTERM the API says for so long that it goes, before it does.  [default: 5]",
 )
 @click.option("--log-level")
-def manager(data_dir: Path | None, role: str | None, **given: Any) -> None:
-    """Run a manager: its API, its control loops and its proxy, each a process."""
+@click.pass_context
+def manager(context: click.Context, data_dir: Path | None, role: str | None, **given: Any) -> None:
+    """Run a manager: its API, its control loops and its proxy, each a process. Or change its certificate authority."""
+    if context.invoked_subcommand is not None:
+        context.obj = data_dir
+        return
     from manager import daemon
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if given["database_url"] and urlsplit(given["database_url"]).password:
+            raise ConfigError(
+                "a password in --database-url could be read by everybody on this machine: put database_url into "
+                "manager.toml, or its file's name into DATABASE_URL_FILE"
+            )
         config = ManagerConfig.load((data_dir or default_data_dir()).absolute(), **given)
+        os.environ.pop("DATABASE_URL", None)  # of no use to what this process starts
         daemon.run(config, role)
     except (ConfigError, daemon.CannotServe) as error:
         raise click.ClickException(str(error)) from None
+
+
+@manager.command("authority")
+@click.argument("step", type=click.Choice(["show", "begin", "switch", "finish"]), default="show")
+@_data_dir
+@click.pass_obj
+def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | None) -> None:
+    """Change the authority that signs managers and agents, in three steps; docs/trust.md tells how.
+
+    After each, copy the folder pki to the other managers, and start all of them anew one by one.
+    """
+    from agent import authority
+    from domain.errors import MoorageError
+
+    folder = (data_dir or data_dir_before or default_data_dir()).absolute() / "pki"
+    if not (folder / "ca.key").exists():
+        raise click.ClickException(f"No authority is in {folder}; name the manager's folder with --data-dir.")
+    try:
+        if step != "show":
+            {"begin": authority.begin, "switch": authority.switch, "finish": authority.finish}[step](folder)
+    except MoorageError as error:
+        raise click.ClickException(error.message) from None
+    click.echo(authority.state(folder))
 
 
 @click.command()

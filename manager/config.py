@@ -66,7 +66,8 @@ class ManagerConfig:
 
     @classmethod
     def load(cls, data_dir: Path, **given: Any) -> Self:
-        """From the file in `data_dir`, with what was `given` (and is not None) over it. `DATABASE_URL` fills an empty one."""
+        """From the file in `data_dir`, with what was `given` (and is not None) over it. `DATABASE_URL`, or the
+        file that `DATABASE_URL_FILE` names, fills an empty one."""
         path = data_dir / FILE_NAME
         try:
             stored = tomllib.loads(path.read_text()) if path.exists() else {}
@@ -81,7 +82,7 @@ class ManagerConfig:
         chosen = {**stored, **{name: value for name, value in given.items() if value is not None}}
         made = cls(data_dir=data_dir, **chosen)
         if not made.database_url:
-            made = replace(made, database_url=os.environ.get("DATABASE_URL", ""))
+            made = replace(made, database_url=_url_of_environment())
         if bool(made.tls_cert) != bool(made.tls_key):
             raise ConfigError("tls_cert and tls_key belong together; give both or none")
         made.cluster_network()
@@ -137,3 +138,12 @@ class ManagerConfig:
         scheme = "https" if self.tls_cert else "http"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}"
+
+
+def _url_of_environment() -> str:
+    if path := os.environ.get("DATABASE_URL_FILE"):
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"DATABASE_URL_FILE cannot be read: {error}") from None
+    return os.environ.get("DATABASE_URL", "")

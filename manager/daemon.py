@@ -99,7 +99,8 @@ def _migrate(config: ManagerConfig) -> None:
         return
     done = subprocess.run(
         [sys.executable, "-m", "repositories.migrate"],
-        env={**os.environ, "DATABASE_URL": config.database_url},
+        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+        input=config.database_url,
         capture_output=True,
         text=True,
         check=False,

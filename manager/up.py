@@ -178,7 +178,8 @@ def _migrate(dsn: str) -> None:
     """In a process of its own: Alembic's memory goes with it."""
     done = subprocess.run(
         [sys.executable, "-m", "repositories.migrate"],
-        env={**os.environ, "DATABASE_URL": dsn},
+        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+        input=dsn,
         capture_output=True,
         text=True,
         check=False,

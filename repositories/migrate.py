@@ -88,4 +88,5 @@ def _start(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    _start(os.environ["DATABASE_URL"])
+    # from standard input by the manager: what is in the environment of a process can be read for as long as it runs
+    _start(os.environ.get("DATABASE_URL") or sys.stdin.read().strip())
