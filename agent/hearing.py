@@ -121,7 +121,8 @@ def _check(hint: Any) -> Callable[[object], bool]:
         str: _is_text,
         bytes: lambda value: isinstance(value, bytes),
         bool: lambda value: isinstance(value, bool),
-        int: lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST_INTEGER,
+        # up to it: who wants to know how a run stands reads from 2**62 on
+        int: lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER,
         float: lambda value: isinstance(value, int | float) and math.isfinite(value) and abs(value) < MOST_INTEGER,
         type(None): lambda value: value is None,
         Any: is_plain,

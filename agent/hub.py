@@ -798,7 +798,8 @@ def _run_read(data: object) -> RunRead:
 def _made(kind: type[T], answer: object) -> T:
     try:
         return shaped(kind, answer)
-    except Malformed:
+    except Malformed as error:
+        log.warning("an agent's answer makes no sense: %s", error)
         raise _senseless() from None
 
 
