@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from runner.lease import EXIT_CODE as LEASE_OVER
 
-from agent import cluster, gpu_request, runtime
+from agent import cluster, gpu_request, loops, runtime
 from agent.containers import (
     USER,
     Containers,
@@ -31,6 +31,7 @@ from agent.gpus import Gpus
 from agent.lease import Lease
 from agent.mounts import MountFailed
 from agent.outputs import keep
+from agent.profiles import confinement
 from agent.rings import RunnerError, close_unfinished
 from agent.runner_link import RunnerConfig, RunnerLink, Tail, prepare_link
 from agent.runs import Rings, Runs, follow
@@ -63,7 +64,9 @@ class Defaults:
 
     pids: int = 4096
     disk_quota_mib: int | None = None
+    disk_reserve_mib: int = 0  #: when less than that is free, who wrote most of what came last is ended
     network: str | None = "moorage"
+    own_disks: bool = False  #: files of sessions are on file systems of their own, as large as their quota
     mounts: tuple[tuple[Path, str], ...] = ()  #: of the host's, read-only in every session: source, target
 
 
@@ -123,6 +126,7 @@ class Kernel:
         self._telling: asyncio.Task[None] | None = None
         self._adjusting: asyncio.Task[None] | None = None
         self._condemned: dict[str, Any] | None = None  #: why we ended its container ourselves
+        self._layer: tuple[str, Sequence[Path]] | None = None  #: by the container's id, where else it writes to
         self._unleased = False  #: its lease is over, and it is being ended
         self._off_network = False  #: no container of it is there any more, which nobody has been told yet
 
@@ -288,11 +292,70 @@ class Kernel:
         image = await house.ensure_image(self.id, self.spec.image)
         if self.state.observed == KernelState.PULLING:
             await self.observe(KernelState.PREPARING)
-        make_scratch(self.folders.scratch, *self.owner)
+        await self._make_disk()
         await house.fill(self, image)
         await self._get_gpus(image)
         async with house.starts:
             await self._create_and_start(self._runner_config(image.environ))
+
+    @property
+    def has_own_disk(self) -> bool:
+        return self._house.defaults.own_disks and self._quota_mib is not None
+
+    @property
+    def _quota_mib(self) -> int | None:
+        spec = self.state.spec
+        return (spec.disk_quota_mib if spec is not None else None) or self._house.defaults.disk_quota_mib
+
+    async def _make_disk(self) -> None:
+        """Where its files lie; kept over restarts."""
+        folders, (uid, gid), quota_mib = self.folders, self.owner, self._quota_mib
+        if not self.has_own_disk or quota_mib is None:
+            make_scratch(folders.scratch, uid, gid)
+            return
+        try:
+            await asyncio.to_thread(loops.make, folders.image, folders.scratch, size_mib=quota_mib, uid=uid, gid=gid)
+        except (loops.NoDisk, OSError) as error:
+            said = f"The host could not make a disk for the session's files: {error}"
+            raise StartFailed(exit_record("create_failed", said)) from None
+
+    # -- what it writes --------------------------------------------------------------------------------------------
+    @property
+    def disk_limit_bytes(self) -> int | None:
+        return None if self._quota_mib is None else self._quota_mib * _MIB
+
+    @property
+    def link_folder(self) -> Path:
+        return self.folders.link
+
+    async def written_to(self) -> Sequence[Path]:
+        """Where its code can write, and takes room of this host by it; not what has a size of its own."""
+        scratch = () if self.has_own_disk else (self.folders.scratch,)
+        if confinement(self.spec.profile).read_only or self.state.container_id is None:
+            return scratch
+        if self._layer is None or self._layer[0] != self.state.container_id:
+            try:
+                self._layer = self.state.container_id, await self._house.engine.layer(self.state.container_id)
+            except EngineError as error:
+                log.warning("%s: nobody says where its container writes to: %s", self, error)
+                return scratch
+        return (*scratch, *self._layer[1])
+
+    async def disk_overused(self, said: str, *, reason: str, end: bool) -> None:
+        """It wrote too much. What runs in it is ended, and its owner told; or all of it is."""
+        if self.state.observed != KernelState.RUNNING:
+            return
+        log.warning("%s: %s", self, said)
+        if end:
+            self._condemned = exit_record(reason, f"{said} Sessions that go on writing then are ended.")
+            with contextlib.suppress(EngineError):
+                await self._house.engine.remove(self.name)
+            return
+        self._note("disk", f"{said} What ran was ended; remove something, or the session is ended when it writes more.")
+        await self.observe(KernelState.RUNNING)
+        for run_id, _ in await self._house.runs.unfinished(self.id):
+            with contextlib.suppress(RunnerError):
+                await self._linked().kill(run_id)
 
     async def _get_gpus(self, image: ImageConfig) -> None:
         """Its devices are looked at before anything of the user can touch them."""
@@ -363,7 +426,6 @@ class Kernel:
 
     def _prepare(self, config: RunnerConfig) -> Any:
         self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        make_scratch(self.folders.scratch, *self.owner)
         if (network := cluster.view(self.spec)) is not None:
             cluster.write_hosts(self.folders.hosts, network)
         if self.state.attempt > 1:  # the startup command runs again, under the same run id
@@ -788,7 +850,7 @@ class Kernel:
     def _runner_config(self, image_environ: Any) -> RunnerConfig:
         spec, defaults = self.spec, self._house.defaults
         self._network_known = spec.network  # it may change before the container is there
-        quota_mib = spec.disk_quota_mib or defaults.disk_quota_mib
+        quota_mib = self._quota_mib
         return RunnerConfig(
             environ={"HOME": "/home/work", **self._environ(image_environ)},
             file_roots=(*(target for _, target in defaults.mounts), *(str(mount["path"]) for mount in spec.mounts)),
@@ -839,6 +901,7 @@ class Kernel:
             network=self._network(),
             address=None if network is None else network.address,
             profile=spec.profile,
+            layer_mib=self._quota_mib,
         )
 
     def _network(self) -> str | None:

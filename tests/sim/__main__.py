@@ -21,7 +21,7 @@ def main() -> int:
     words.add_argument("--replay", type=int, metavar="SEED")
     words.add_argument("--keep-going", action="store_true", help="go on after a violation")
     given = words.parse_args()
-    logging.disable(logging.CRITICAL)
+    logging.lastResort = None
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
     gc.freeze()
     gc.disable()
@@ -39,7 +39,7 @@ def main() -> int:
             if outcome.failure:
                 failed.append(seed)
                 print(f"seed {seed}: {outcome.failure}\n  python -m tests.sim --replay {seed}", flush=True)
-                if not given.keep_going:
+                if not given.keep_going or len(failed) == 5:
                     break
             if time.monotonic() - started > given.seconds:
                 break

@@ -21,6 +21,7 @@ from agent.containers import Containers
 from agent.gpus import Gpus
 from agent.host import Host
 from agent.kernels import Kernels
+from agent.lease import Lease
 from agent.link import Links
 from agent.store import Store
 from tests.sim.engine import Engine, EngineClient, Ready, Rings, Runner
@@ -57,11 +58,14 @@ class Agent:
         self._resources = {"cpu": cpu, "mem": mem}
         self._epoch = epoch
         self._connections: list[sqlite3.Connection] = []
+        self._runtime = folder / "runtime"
+        self._runtime.mkdir(parents=True)
+        (self._runtime / "loader").write_text("loader")
 
     def boot(self) -> None:
         self.process = Process(self.name)
         _HOSTS[self.process] = self
-        start(self.process, self._serve(), f"agent {self.name}")
+        start(self.process, self._serve(), self.name).add_done_callback(self.engine.luck.ended)
 
     async def _serve(self) -> None:
         """As `agent.daemon.serving` puts it together."""
@@ -70,18 +74,20 @@ class Agent:
         engine = cast(Containers, EngineClient(self.engine, "agent"))
         loop = self.engine.luck.loop
         kernels = Kernels(
-            store, engine, self._folder, self._folder / "runtime", clock=lambda: self._epoch + loop.now + self.skew,
-            most_starts=4, networks=NoNetworks(), gpus=Gpus(boot_no=store.boot_no, monotonic=loop.time),
+            store, engine, self._folder, self._runtime, clock=lambda: self._epoch + loop.now + self.skew,
+            most_starts=4, lease=Lease(self._folder / "lease", clock=loop.time, boot_id="sim"), networks=NoNetworks(), gpus=Gpus(boot_no=store.boot_no, monotonic=loop.time),
         )  # fmt: skip
         kernels.snapshots.sweep = _nothing  # type: ignore[method-assign]  # nothing is committed here
         host = Host(self.name, kernels, cast(Any, None), resources=self._resources, info={}, version="1")
         links = Links([f"https://{name}" for name in self._managers], cast(Any, None), host, host.handlers)
         kernels.progress = links.progress
         kernels.credentials = links.credentials
+        links.on_answer = kernels.renewed
         await kernels.recover()
         self.kernels = kernels
         async with asyncio.TaskGroup() as group:
             group.create_task(kernels._watch_engine())
+            group.create_task(kernels._watch_leases())
             group.create_task(links.run())
 
     def close(self) -> None:
@@ -136,6 +142,7 @@ def install(loop: VirtualLoop, network: Network, seed: str, epoch: float) -> Non
     kernel.Rings = lambda folder: Rings(_engine(), folder)
     link: Any = agent.link
     link.aiohttp = Http(lambda: network, _here)
+    link.boottime = loop.time
     link.random = random.Random(f"{seed} pauses")
     time: Any = VirtualTime(loop, epoch)
     for module in (agent.kernels, manager.reconciler, manager.scheduling, manager.clock):

@@ -26,6 +26,7 @@ class Luck(Protocol):
     def between(self, least: float, most: float) -> float: ...
     def note(self, line: str) -> None: ...
     def container_changed(self, host: str) -> None: ...
+    def ended(self, task: asyncio.Task[Any]) -> None: ...
 
 
 @dataclass
@@ -150,6 +151,7 @@ class EngineClient:
     """Stands in for `agent.containers.Containers` in one start of an agent."""
 
     network = "moorage"
+    first_ids = (0, 0)
 
     def __init__(self, engine: Engine, uid: str) -> None:
         self._engine = engine

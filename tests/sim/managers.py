@@ -62,6 +62,9 @@ class Callbacks:
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         return True
 
+    async def refused(self, agent_id: AgentId, action: str, target: str) -> None:
+        """It is in the audit of the real ones."""
+
     async def managers(self) -> list[dict[str, Any]]:
         return [{"id": name, "role": "control", "url": f"https://{name}"} for name in self._managers]
 
@@ -91,6 +94,7 @@ class Manager:
         clock: Callable[[], datetime],
         jitter: Callable[[], float],
         overheard: Callable[[Manager, str], None],
+        ended: Callable[[asyncio.Task[Any]], None],
     ) -> None:
         self.name = names[number]
         self.id = UUID(int=0xA000 + number)
@@ -99,15 +103,16 @@ class Manager:
         self.world: World
         self.herald: Herald
         self._loop, self._network, self._store = loop, network, store
-        self._names, self._clock, self._jitter, self._overheard = names, clock, jitter, overheard
+        self._names, self._clock, self._jitter = names, clock, jitter
+        self._overheard, self._ended = overheard, ended
 
     def boot(self) -> None:
         self.process = Process(self.name)
-        start(self.process, self._serve(), f"manager {self.name}")
+        start(self.process, self._serve(), self.name).add_done_callback(self._ended)
 
     async def _serve(self) -> None:
         database = SerialDatabase(self._store)
-        self.ended = asyncio.Event()
+        self.ended = False  #: as a listener; nothing ends it but its process
         self.herald = Whisper(self)
         await self.herald.start()
         callbacks = Callbacks(self._names)

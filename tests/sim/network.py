@@ -132,11 +132,12 @@ class Network:
 class Http:
     """Stands in for the module `aiohttp` in `agent.link`: connections go over the simulated network."""
 
-    ClientError = aiohttp.ClientError
-
     def __init__(self, network: Callable[[], Network], here: Callable[[], str]) -> None:
         self._network = network
         self._here = here
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(aiohttp, name)
 
     def ClientTimeout(self, **_options: Any) -> None:
         return None

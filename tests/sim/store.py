@@ -124,7 +124,7 @@ class SerialDatabase(Database):
             yield SerialConnection(self._store)  # type: ignore[misc]  # as much of one as repositories use
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
+    async def transaction(self, _what: str = "") -> AsyncIterator[Connection]:
         async with self.reader() as connection, connection.transaction():
             yield connection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tests.scenario import ALICE, IMAGE, NOW, PROJECT, hash_secret, insert
 from tests.sim.checks import Violation
 from tests.sim.store import Backend, SerialDatabase
 from tests.sim.users import Users
-from tests.sim.virtual import Deadlock
+from tests.sim.virtual import Deadlock, Endless
 from tests.sim.world import EPOCH, World
 
 FAULT_SECONDS = 30.0
@@ -40,6 +41,8 @@ def play(seed: int, backend: Backend, *, sessions: int = 8) -> Outcome:
     folder = Path(tempfile.mkdtemp(prefix=f"moorage-sim-{seed}-", dir=_memory()))
     world = World(seed, backend, folder)
     failure = None
+    mistakes = _Mistakes(world)
+    logging.getLogger("moorage").addHandler(mistakes)
     try:
         asyncio.set_event_loop(world.loop)
         world.loop.run_until_complete(_story(world, sessions))
@@ -47,15 +50,30 @@ def play(seed: int, backend: Backend, *, sessions: int = 8) -> Outcome:
         failure = str(violation)
     except Deadlock:
         failure = "everybody waits for ever"
+    except Endless:
+        failure = f"somebody spins at {world.loop.now:.3f}"
     except AssertionError as error:
         failure = str(error)
     finally:
         asyncio.set_event_loop(None)
         now = world.loop.now
+        logging.getLogger("moorage").removeHandler(mistakes)
         world.close()
         backend.call("execute", "ROLLBACK")
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(seed, failure, tuple(world.trace), now)
+
+
+class _Mistakes(logging.Handler):
+    """Whatever production logs with a traceback is a mistake of ours, not a fault that it was given."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            self._world.watcher.fail(f"{record.name}: {record.getMessage()}: {record.exc_info[1]!r}")
 
 
 async def _story(world: World, sessions: int) -> None:

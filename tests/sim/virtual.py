@@ -37,11 +37,19 @@ class Deadlock(Exception):
     """Everybody waits, and nothing will ever happen."""
 
 
+class Endless(Exception):
+    """So many turns, and no end: somebody spins."""
+
+
+MOST_TURNS = 200_000
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop on which time passes only when nothing is left to do at the present moment."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.turns = 0
         super().__init__(_Clockwork(self))
         #: how long a thread takes, before and after what it does
         self.thread_seconds: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
@@ -93,6 +101,9 @@ class _Clockwork(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        self._loop.turns += 1
+        if self._loop.turns > MOST_TURNS:
+            raise Endless
         if timeout is None:
             raise Deadlock
         if timeout > 0:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from domain.errors import DatabaseUnavailable
 from tests.sim.agents import Agent, install
@@ -61,6 +62,7 @@ class World:
             Manager(
                 number, self.loop, self.network, self.store, names,
                 clock=self.clock, jitter=self._delays.random, overheard=self._overheard,
+                ended=self.ended,
             )
             for number in range(managers)
         ]  # fmt: skip
@@ -126,6 +128,12 @@ class World:
             self.note(f"{process} is killed: {where}")
             process.kill()
             self.loop.call_later(self.chaos.uniform(0.3, 6.0), self._boot, process, context=Context())
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        """A daemon that gives up is started again, as its service manager would."""
+        for one in (*self.managers, *self.agents):
+            if one.name == task.get_name():
+                self.kill(one.process, f"it ends with {task.exception()!r}")
 
     def _boot(self, process: Process) -> None:
         for one in (*self.managers, *self.agents):
