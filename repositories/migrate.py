@@ -77,7 +77,7 @@ def downgrade(dsn: str, revision: str) -> None:
     command.downgrade(config(dsn), revision)
 
 
-def _start(dsn: str) -> None:
+def start(dsn: str) -> None:
     """At the start of a manager. In the middle of an upgrade, one of the version before finds a schema that it does not know
     and that was made to fit it, too: migrations add first, and take away a release later."""
     revision = asyncio.run(revision_of(dsn))
@@ -89,4 +89,4 @@ def _start(dsn: str) -> None:
 
 if __name__ == "__main__":
     # from standard input by the manager: what is in the environment of a process can be read for as long as it runs
-    _start(os.environ.get("DATABASE_URL") or sys.stdin.read().strip())
+    start(os.environ.get("DATABASE_URL") or sys.stdin.read().strip())

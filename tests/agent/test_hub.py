@@ -160,6 +160,8 @@ class Host:
             resources={"cpu": 4000},
         )
 
+    async def epoch_is(self, epoch: int) -> None: ...
+
     def inventory(self) -> Sequence[Fact]:
         return self.listed
 

@@ -40,6 +40,13 @@ async def test_a_tombstone_refuses_a_late_create(host: Host, kernel_id: str) -> 
     assert await host.containers() == []
 
 
+async def test_what_has_begun_never_begins_a_second_time(host: Host, kernel_id: str) -> None:
+    """After a restore from a time before its end was forgotten here."""
+    fact = await host.run(kernel_id, begun=True)
+    assert (fact.observed, fact.generation) == ("GONE", 1)
+    assert await host.containers() == []
+
+
 async def test_a_startup_command_ends_its_kernel(host: Host, kernel_id: str) -> None:
     await host.run(kernel_id, startup_command="echo done; exit 3")
     fact = await host.until(kernel_id, "EXITED", "FAILED")

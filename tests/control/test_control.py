@@ -187,6 +187,18 @@ async def test_an_agent_that_knows_more_than_a_restored_database_is_overtaken(on
     assert [generation for _, _, _, generation in one.agents.asked] == [1, 51]
 
 
+async def test_an_attempt_that_a_later_one_has_replaced_ends_and_the_later_one_is_left_alone(
+    one: Manager, database: Database
+) -> None:
+    """After a restore: the session was restarted when the backup had been made."""
+    one.agents.answer = lambda where, generation, want: {"observed": "RUNNING", "attempt": 2, "generation": 7}
+    [session_id] = await queue(database, one.herald)
+    await one.is_in("ERROR", session_id)
+    assert "attempt 2 was begun after the backup" in (await row_of(database, session_id))["status_reason"]
+    assert {want for _, want, _, _ in one.agents.asked} == {"RUN"}
+    await assert_slots_add_up(database)
+
+
 # -- deadlines -----------------------------------------------------------------------------------------------------------
 async def test_who_waits_too_long_is_told_what_was_missing(one: Manager, database: Database) -> None:
     huge, elsewhere = [
