@@ -71,6 +71,7 @@ class ContainerSpec:
     network: str | None = None  #: None: no network at all
     address: str | None = None  #: on that network; None: the engine chooses
     profile: str = Profile.HARDENED
+    layer_mib: int | None = None  #: that may be written into the image's own folders, where the driver can see to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,7 @@ class Containers:
         self._gpu_runtime = gpu_runtime
         self._runtime = runtime
         self._dns = tuple(dns)
+        self._unbounded = False  #: its storage driver has no limits; learned by asking
         self._info: Mapping[str, Any] = {}  #: what the engine says of itself
         self._uid = uid
         self.network = network
@@ -152,6 +154,7 @@ class Containers:
             "live_restore": bool(info.get("LiveRestoreEnabled")),
             "kernel": info.get("KernelVersion"),
             "storage_driver": info.get("Driver"),
+            "root_dir": info.get("DockerRootDir"),
             "cgroup_version": info.get("CgroupVersion"),
             "warnings": warnings,
         }
@@ -301,6 +304,18 @@ class Containers:
             raise
 
     def _create(self, spec: ContainerSpec) -> str:
+        bounded = spec.layer_mib is not None and not confinement(spec.profile).read_only and not self._unbounded
+        if bounded:
+            try:
+                return self._created(spec, {"size": f"{spec.layer_mib}m"})
+            except APIError as error:
+                if "storage" not in str(error.explanation or error).lower():
+                    raise
+                log.info("the engine cannot bound what is written into images: %s", error.explanation)
+                self._unbounded = True
+        return self._created(spec, None)
+
+    def _created(self, spec: ContainerSpec, storage: dict[str, str] | None) -> str:
         memory = spec.memory_mib * _MIB
         gpus = self._gpus(spec)
         host_config = self._client.create_host_config(
@@ -310,6 +325,7 @@ class Containers:
             memswap_limit=memory,
             cpu_period=_CPU_PERIOD_US,
             cpu_quota=cpu_quota_us(spec.cpu_milli),
+            cpu_shares=cpu_shares(spec.cpu_milli),
             pids_limit=spec.pids,
             shm_size=spec.shm_mib * _MIB,
             log_config=LogConfig(
@@ -318,6 +334,7 @@ class Containers:
             ),
             restart_policy={"Name": "no"},
             runtime=self._runtime or None,
+            storage_opt=storage,
             dns=list(self._dns) or None,
             network_mode=spec.network or "none",
             ulimits=[Ulimit(name="core", soft=0, hard=0)],
@@ -372,6 +389,7 @@ class Containers:
                 container,
                 cpu_period=_CPU_PERIOD_US,
                 cpu_quota=cpu_quota_us(cpu_milli),
+                cpu_shares=cpu_shares(cpu_milli),
                 mem_limit=memory,
                 memswap_limit=memory,
             ),
@@ -438,6 +456,15 @@ class Containers:
             "pids": config.get("PidsLimit") or 0,
             "confined": confinement((found["Config"].get("Labels") or {}).get(_PROFILE_LABEL, "")).holds(config),
         }
+
+    async def layer(self, container: str) -> tuple[Path, ...]:
+        """Where this host keeps what is written into the image's own folders, and the files that the engine mounts."""
+        found = await self._inspected(container)
+        if found is None:
+            return ()
+        upper = ((found.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+        kept = [found.get(name) for name in ("HostsPath", "ResolvConfPath", "HostnamePath")]
+        return tuple(Path(path) for path in (upper, *kept) if path)
 
     async def freeze(self, container: str) -> None:
         """It is no error when it is frozen."""
@@ -570,6 +597,11 @@ def remapped(info: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def cpu_quota_us(cpu_milli: int) -> int:
     return max(cpu_milli * _CPU_PERIOD_US // 1000, 1000)
+
+
+def cpu_shares(cpu_milli: int) -> int:
+    """Where more CPUs were given away than there are, everybody gets as much less of them."""
+    return max(cpu_milli * 1024 // 1000, 2)
 
 
 def _routes() -> list[IPv4Network]:

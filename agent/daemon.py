@@ -7,13 +7,15 @@ import contextlib
 import fcntl
 import gc
 import logging
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from agent import pki
+from agent import loops, pki
 from agent.cluster import Networks
 from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError
@@ -70,10 +72,14 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         info = await _open(engine)
         if (trouble := engine.runtime_trouble()) is not None:
             raise ConfigError(trouble)
+        if config.scratch == "loop" and (trouble := loops.trouble()) is not None:
+            raise ConfigError(f"scratch = 'loop' in agent.toml cannot be had here: {trouble}.")
         runtime = await asyncio.to_thread(ensure_runtime, config.data_dir)
         defaults = Defaults(
             pids=config.pids,
             disk_quota_mib=config.disk_quota_mib,
+            disk_reserve_mib=config.disk_reserve_mib,
+            own_disks=config.scratch == "loop",
             network=config.network or None,
             mounts=config.mounts,
         )
@@ -105,7 +111,9 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         )
         host = Host(config.agent_id, kernels, tls, resources=config.resources(), info=info, version=_version())
         links = Links(config.known_managers(), tls, host, host.handlers)
+        links.disks = partial(disks_of, config.data_dir, str(info.get("root_dir") or ""))
         links.on_urls = lambda urls: config.remember_managers(list(urls))
+        links.on_addresses = networks.close_to
         kernels.progress = links.progress
         kernels.credentials = links.credentials
         links.on_answer = kernels.renewed
@@ -198,6 +206,17 @@ def _alone(data_dir: Path) -> Any:
         except BlockingIOError:
             raise ConfigError(f"another agent runs on {data_dir}") from None
         yield
+
+
+def disks_of(data_dir: Path, engine_dir: str) -> dict[str, tuple[int, int]]:
+    """Where files of sessions are, and where the engine keeps images and containers, as far as that is on this host."""
+    found = {}
+    for name, path in (("sessions", str(data_dir)), ("engine", engine_dir)):
+        with contextlib.suppress(OSError):
+            if path:
+                usage = shutil.disk_usage(path)
+                found[name] = (usage.free, usage.total)
+    return found
 
 
 def _version() -> str:

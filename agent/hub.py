@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +69,7 @@ _RETIRE_SECONDS: Final = 3000.0
 _MOST_RETIRING: Final = 4
 #: Notices of progress that wait to be written; the next one says the same.
 _MOST_BACKGROUND: Final = 10_000
+DISKS: Final = ("sessions", "engine")
 #: Facts, runs, samples in one message; agents send fewer.
 _MOST_AT_ONCE: Final = 20_000
 _MAX_JOIN_BYTES: Final = 64 * 1024
@@ -154,6 +155,7 @@ class AgentHub:
         self._peers: dict[AgentId, Peer] = {}
         self._shown: dict[Peer, Shown] = {}  #: of all connections, retiring ones too
         self._retiring: set[Peer] = set()
+        self._disks: dict[AgentId, dict[str, tuple[int, int]]] = {}
         self._pulls: dict[str, tuple[AgentId, asyncio.Queue[dict[str, Any] | None]]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
         self._refused_joins: list[float] = []
@@ -251,6 +253,7 @@ class AgentHub:
             self._retiring.discard(peer)
             if self._peers.get(agent_id) is peer:
                 del self._peers[agent_id]
+                self._disks.pop(agent_id, None)
                 log.warning("agent %s is not connected any more", agent_id)
         return socket
 
@@ -342,6 +345,7 @@ class AgentHub:
 
         async def heartbeat(arguments: dict[str, Any]) -> dict[str, Any]:
             await self._callbacks.on_heartbeat(agent_id)
+            self._disks[agent_id] = _disks(arguments.get("disks"))
             differs = arguments.get("digest") not in (None, wire.digest(heard.values()))
             return {"managers": await self._callbacks.managers(), "inventory": differs}
 
@@ -440,6 +444,10 @@ class AgentHub:
 
     def is_connected(self, agent_id: AgentId) -> bool:
         return agent_id in self._peers
+
+    def disks(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+        """{disk: (free, size)} in bytes, of each connected agent, as its last sign of life said."""
+        return self._disks
 
     async def wait_until_connected(self, agents: Collection[AgentId], seconds: float) -> None:
         """Until all of these are connected, or the time is over."""
@@ -793,6 +801,15 @@ async def _landed(landed: asyncio.Future[Channel], asked: asyncio.Task[Any]) -> 
 def _run_read(data: object) -> RunRead:
     read = _made(RunRead, data)
     return read if read.gap is None else replace(read, gap=(read.gap[0], read.gap[1]))
+
+
+def _disks(said: object) -> dict[str, tuple[int, int]]:
+    """The few that make sense: what an agent tells becomes a label of a figure."""
+    found = {}
+    for name, sizes in list(said.items())[:8] if isinstance(said, dict) else ():
+        if name in DISKS and isinstance(sizes, list) and [type(one) for one in sizes] == [int, int]:
+            found[name] = (min(max(sizes[0], 0), sizes[1]), max(sizes[1], 0))
+    return found
 
 
 def _made(kind: type[T], answer: object) -> T:

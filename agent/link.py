@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, Protocol
@@ -62,6 +62,10 @@ class Teller(Protocol):
     def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None: ...
 
 
+#: {name: (free, size)} of the disks that sessions' files and images are on, in bytes; told with every sign of life
+Disks = Callable[[], Mapping[str, tuple[int, int]]]
+
+
 class Connection:
     """One manager process, dialled again and again until it leaves the list."""
 
@@ -88,6 +92,7 @@ class Connection:
         self._anew = asyncio.Event()
         self._refused = False
         self._former: set[asyncio.Task[None]] = set()
+        self.disks: Disks = dict
 
     @property
     def is_control(self) -> bool:
@@ -213,7 +218,7 @@ class Connection:
                 return
             if self.peer is not peer:  # there is another one, over which everything is told now
                 continue
-            sign, sent_at = {"digest": wire.digest(self._teller.inventory())}, boottime()
+            sign, sent_at = {"digest": wire.digest(self._teller.inventory()), "disks": self.disks()}, boottime()
             answer = await peer.request(wire.HEARTBEAT, sign, timeout_seconds=max(10.0, 2 * seconds))
             if self.is_control:  # the others write nothing down
                 self._on_answer(sent_at)
@@ -244,6 +249,9 @@ class Links:
         self.on_urls: Callable[[Sequence[str]], None] = lambda _urls: None
         #: called with the time (of runner.lease.boottime) at which a control process was sent what it has answered
         self.on_answer: Callable[[float], None] = lambda _sent_at: None
+        #: called with the hosts and addresses of those who run Moorage, whenever they are told
+        self.on_addresses: Callable[[Collection[str]], None] = lambda _addresses: None
+        self.disks: Disks = dict
         #: called with the authorities that a manager says are to be trusted, at every welcome
         self.on_authorities: Callable[[str], None] = lambda _bundle: None
 
@@ -299,6 +307,9 @@ class Links:
                 return dict(answer)
         return None
 
+    def _disks(self) -> Mapping[str, tuple[int, int]]:
+        return self.disks()
+
     def make_anew(self) -> None:
         """All connections, one beside the other: what runs over them is not cut short."""
         for connection, _ in self._connections.values():
@@ -316,6 +327,7 @@ class Links:
                     self._welcomed_by,
                     lambda sent_at: self.on_answer(sent_at),
                 )
+                connection.disks = self._disks
                 self._connections[url] = connection, asyncio.create_task(connection.run(), name=f"dial {url}")
 
     def _managers_are(self, managers: Sequence[Mapping[str, Any]]) -> None:
@@ -323,6 +335,8 @@ class Links:
         urls = [str(manager["url"]) for manager in managers if str(manager.get("url", "")).startswith("https://")]
         if not urls:
             return
+        closed = (str(address) for manager in managers for address in manager.get("closed") or ())
+        self.on_addresses({*(urlsplit(url).hostname or "" for url in urls), *closed})
         known = set(self._connections)
         for url in known.intersection(urls):
             if self._connections[url][0].peer is None:

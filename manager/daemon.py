@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -61,6 +62,8 @@ _GRACE_SECONDS: Final = 20.0
 _USED_SECONDS: Final = 10.0
 #: Between two looks at whether the certificates of connected agents still count; a revocation is heard of at once.
 _TRUST_SECONDS: Final = 10.0
+#: After which it is read again which addresses are closed to sessions.
+_ADDRESSES_SECONDS: Final = 30.0
 
 
 class CannotServe(Exception):
@@ -284,6 +287,8 @@ class _Callbacks:
         self._database = database
         self._refusals = Refusals(database, herald, clock=lambda: datetime.now(UTC))
         self.ingest: Ingest | None = None
+        self._addresses: list[str] = []  #: closed to sessions
+        self._addresses_at = float("-inf")
 
     async def is_known(self, agent_id: AgentId, fingerprint: str) -> bool:
         async with self._database.reader() as connection:
@@ -307,7 +312,12 @@ class _Callbacks:
     async def managers(self) -> list[dict[str, Any]]:
         async with self._database.reader() as connection:
             rows = await agent_rows.list_managers(connection, now=datetime.now(UTC))
-        return [row.to_json() for row in rows]
+            if (now := time.monotonic()) >= self._addresses_at + _ADDRESSES_SECONDS:
+                self._addresses, self._addresses_at = await agent_rows.addresses(connection), now
+        said = [row.to_json() for row in rows]
+        if said:
+            said[0]["closed"] = self._addresses
+        return said
 
     async def on_hello(self, said: AgentHello) -> int | None:
         return await self.ingest.on_hello(said) if self.ingest is not None else None
@@ -365,6 +375,9 @@ async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
     if config.ssh_port:
         world.service.ssh = Authority.of(config)
     door = RestDoor(world, metrics, join_token=partial(join_token, config))
+    door.figures.data_dir = config.data_dir
+    if isinstance(world.agents, AgentHub):
+        door.figures.disks = world.agents.disks
     tls = _tls(config)
     await door.listen(config.host, config.port, tls=tls)
     stack.push_async_callback(door.close, drain_seconds=float(config.drain_seconds))

@@ -1,4 +1,5 @@
-"""What this process counts, in Prometheus' text format. Reading or counting it never touches the database."""
+"""What this process counts, in Prometheus' text format. Counting never touches the database; what is of the whole
+installation is read by `manager.figures`."""
 
 from __future__ import annotations
 
@@ -70,9 +71,9 @@ class Metrics:
         found[0].inc()
         found[1].inc(seconds)
 
-    def gauge(self, name: str, help_text: str) -> Gauge:
-        """One more figure of this process, such as open connections."""
-        return Gauge(name, help_text, registry=self.registry)
+    def gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        """One more figure, such as open connections."""
+        return Gauge(name, help_text, labels, registry=self.registry)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

@@ -25,6 +25,7 @@ from domain.errors import (
     PermissionDenied,
     RouteNotFound,
 )
+from manager.figures import InstallationFigures
 from manager.rest.auth import NOBODY, Authenticator, Rates
 from manager.rest.exchange import Exchange
 from manager.rest.json import dumps
@@ -64,6 +65,7 @@ class RestDoor:
         """`join_token` makes the token that a host joins with of the secret in it. `limits` are those of `Listener`."""
         self.world = world
         self.metrics = metrics
+        self.figures = InstallationFigures(world.database, metrics, now=world.service.now)
         self.join_token = join_token
         self.authenticator = Authenticator(world.authenticate)
         self.closing = asyncio.Event()
@@ -239,6 +241,7 @@ class RestDoor:
             by = await self.authenticator.principal(request)
             if not by.sees_all:
                 raise PermissionDenied("Metrics are for administrators and monitors.")
+        await self.figures.refresh()
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": self.metrics.CONTENT_TYPE})
 
     async def _openapi(self, request: BaseRequest, request_id: str) -> web.StreamResponse:
