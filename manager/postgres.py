@@ -31,7 +31,7 @@ _LOGS_KEPT: Final = 5
 _SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
+    "max_connections": "160",  # a manager takes up to 50, and one more may run beside it while they are exchanged
     "shared_buffers": "64MB",
     "min_wal_size": "64MB",
     "max_wal_size": "512MB",

@@ -75,7 +75,7 @@ async def _restore(
         )
     name = restoring.name_of(dsn)
     made = f"{name}_restored"
-    kept = f"{name}_before_{now:%Y%m%d%H%M%S}"
+    earlier, kept = await restoring.kept_ones(dsn), restoring.kept_name(dsn, f"{now:%Y%m%d%H%M%S}")
     await restoring.make(dsn, made)
     try:
         into = restoring.beside(dsn, made)
@@ -93,8 +93,9 @@ async def _restore(
     except BaseException:
         await restoring.drop(dsn, made)
         raise
-    if found.is_empty:  # nothing worth keeping
-        await restoring.drop(dsn, kept)
+    # one from before is enough, and an empty one is nothing to keep
+    for old in [*earlier, kept] if found.is_empty else earlier:
+        await restoring.drop(dsn, old)
     return Restored(manifest=manifest, epoch=epoch, kept_database=None if found.is_empty else kept, kept_files=files)
 
 

@@ -108,7 +108,7 @@ def restore(source: Path, data_dir: Path | None, force: bool, database_url: str 
         return
     click.echo(f"Restored what was there at {done.manifest.made_at}: {done.manifest.live_sessions} live sessions.")
     if done.kept_database is not None:
-        click.echo(f"  the database from before  {done.kept_database} (DROP DATABASE when it is not needed any more)")
+        click.echo(f"  the database from before  {done.kept_database} (until the next restore, or DROP DATABASE)")
     if done.kept_files is not None:
         click.echo(f"  files from before         {done.kept_files}")
     if not done.manifest.keys:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
 import asyncpg
 from alembic import command
@@ -13,7 +14,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import migrations
+from domain.errors import DatabaseUnavailable
 from repositories.database import Database
+
+_PATIENCE_SECONDS: Final = 60.0
 
 
 def config(dsn: str) -> Config:
@@ -77,10 +81,22 @@ def downgrade(dsn: str, revision: str) -> None:
     command.downgrade(config(dsn), revision)
 
 
+async def _patiently(dsn: str) -> str | None:
+    """After a reboot the database may come later than the managers."""
+    until = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return await revision_of(dsn)
+        except DatabaseUnavailable:
+            if asyncio.get_running_loop().time() > until:
+                raise
+            await asyncio.sleep(0.5)
+
+
 def start(dsn: str) -> None:
     """At the start of a manager. In the middle of an upgrade, one of the version before finds a schema that it does not know
     and that was made to fit it, too: migrations add first, and take away a release later."""
-    revision = asyncio.run(revision_of(dsn))
+    revision = asyncio.run(_patiently(dsn))
     if revision is not None and not knows(revision):
         print(f"the database's schema is {revision}, of a newer version; going on with it", file=sys.stderr)
         return

@@ -91,6 +91,19 @@ async def drop(dsn: str, database: str) -> None:
         await connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
 
 
+async def kept_ones(dsn: str) -> list[str]:
+    """Databases that earlier restores have kept, oldest first."""
+    async with opened(beside(dsn, "postgres")) as connection:
+        rows = await connection.fetch(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", kept_name(dsn, "")
+        )
+    return sorted(row["datname"] for row in rows)
+
+
+def kept_name(dsn: str, when: str) -> str:
+    return f"{name_of(dsn)}_before_{when}"
+
+
 async def put_in_place(dsn: str, restored: str, *, kept_as: str) -> None:
     """The restored database gets the name of the DSN's, which is kept under another one: both or neither."""
     name = name_of(dsn)

@@ -195,7 +195,7 @@ async def test_an_attempt_that_a_later_one_has_replaced_ends_and_the_later_one_i
     [session_id] = await queue(database, one.herald)
     await one.is_in("ERROR", session_id)
     assert "attempt 2 was begun after the backup" in (await row_of(database, session_id))["status_reason"]
-    assert {want for _, want, _, _ in one.agents.asked} == {"RUN"}
+    assert {attempt for _, _, attempt, _ in one.agents.asked} == {1}
     await assert_slots_add_up(database)
 
 

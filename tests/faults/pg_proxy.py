@@ -54,7 +54,8 @@ class CuttingProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         writers = [to_client]
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        # a task of a stream's server must not end cancelled: asyncio would call that a failure
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             server, to_server = await asyncio.open_unix_connection(str(self._target / _NAME))
             writers.append(to_server)
             answers = asyncio.create_task(_pour(server, to_client))

@@ -58,7 +58,8 @@ async def commits_cut(town: Town, book: Book, *, times: int) -> None:
     proxy = CuttingProxy(postgres.socket_dir)
     with tempfile.TemporaryDirectory(prefix="moorage-p-") as near, tempfile.TemporaryDirectory() as folder:
         async with proxy.listening(Path(near)) as dsn:
-            with managers(1, Path(folder), town.installation.data_dir, dsn, "--drain-seconds", "0") as (manager,):
+            words = ("--drain-seconds", "0", "--role", "api")  # who plans and dispatches has other connections
+            with managers(1, Path(folder), town.installation.data_dir, dsn, *words) as (manager,):
                 await manager.ready()
                 async with client_of(town, manager) as client:
                     for number in range(times):

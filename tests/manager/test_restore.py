@@ -106,8 +106,10 @@ def test_a_second_restore_has_a_later_epoch(place: Place, tmp_path: Path, kept: 
     archive = place.back_up(tmp_path)
     first = place.restore(archive)
     second = place.restore(archive)
-    kept += [name for name in (first.kept_database, second.kept_database) if name is not None]
+    assert second.kept_database is not None
+    kept.append(second.kept_database)
     assert second.epoch > first.epoch
+    assert place.fetch(f"SELECT FROM pg_database WHERE datname = '{first.kept_database}'") == []
 
 
 def test_an_installation_is_only_replaced_by_force(place: Place, tmp_path: Path) -> None:
