@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests.faults.book import Book
+from tests.faults.engine_agent import agent
 from tests.faults.engine_containers import containers
 from tests.faults.engine_daemon import daemon
+from tests.faults.engine_partitions import partitions
 from tests.faults.engine_replies import replies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +37,20 @@ async def _containers(folder: Path, book: Book, most: int | None) -> None:
     await containers(folder, book, rounds=1 if most is not None else 5)
 
 
+async def _partitions(folder: Path, book: Book, most: int | None) -> None:
+    await partitions(folder, book)
+
+
+async def _agent(folder: Path, book: Book, most: int | None) -> None:
+    await agent(folder, book, number=200 if most is None else most)
+
+
 STORIES: dict[str, Callable[[Path, Book, int | None], Awaitable[None]]] = {
     "replies": _replies,
     "daemon": _daemon,
     "containers": _containers,
+    "agent": _agent,
+    "partitions": _partitions,
 }
 
 

@@ -125,11 +125,23 @@ time.sleep(60)
     await here.judge("out of memory, PID 1 included", found)
 
 
+def freeze(container: Any) -> None:
+    """Under load the runtime gives up now and then."""
+    for _ in range(20):
+        try:
+            container.pause()
+            return
+        except docker.errors.APIError as error:
+            if "unable to freeze" not in str(error):
+                raise
+    raise TimeoutError("the engine cannot freeze it")
+
+
 async def frozen(here: Bench) -> None:
     """By hand: thawed, and its owner is told."""
     session = await here.session()
     begun = time.monotonic()
-    here.container(session).pause()
+    freeze(here.container(session))
     ran = await session.run_code("print(2)", timeout=30)
     here.book.took("a container that was frozen by hand goes on", time.monotonic() - begun)
     await session.refresh()

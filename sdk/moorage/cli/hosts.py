@@ -119,9 +119,16 @@ def show_agent(agent: Agent, as_json: bool) -> None:
             "used": terminal.slots_text(agent.used),
             "GPU driver": _driver(agent),
             "warnings": "\n".join(agent.info.get("warnings") or []),
+            "quarantined": "\n".join(_quarantined(agent)) or None,
             "last seen": terminal.local_time(agent.last_seen_at),
         }
     )
+
+
+def _quarantined(agent: Agent) -> list[str]:
+    """Containers that carry its name and of which nothing is known: left alone, for they may be somebody's work."""
+    names = [str(name) for name in agent.info.get("quarantined") or []]
+    return [*names, f"look into each, then on the host: docker rm -f {names[0]}"] if names else []
 
 
 def _driver(agent: Agent) -> str | None:
