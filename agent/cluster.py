@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,7 +97,30 @@ class Networks:
         self._port = port
         self._lock = asyncio.Lock()
         self.firewall = firewall  #: None: nobody closes anything to sessions, as in some tests
+        self._closed: frozenset[str] = frozenset()
+        self._closing: asyncio.Future[None] | None = None
         self.look = asyncio.Event()  #: the engine has come back, and may have changed rules
+
+    def close_to(self, hosts: Collection[str]) -> None:
+        """Those who run Moorage, by name or address: no session reaches them."""
+        if self.firewall is not None and (wanted := frozenset(hosts)) != self._closed:
+            self._closed = wanted
+            self._closing = asyncio.ensure_future(self._close_to(wanted))
+
+    async def _close_to(self, hosts: Collection[str]) -> None:
+        found = set()
+        for host in hosts:
+            with contextlib.suppress(OSError, ValueError, UnicodeError):
+                for entry in await asyncio.get_running_loop().getaddrinfo(host, None):
+                    address = ip_address(str(entry[4][0]).partition("%")[0])
+                    if not address.is_loopback:
+                        found.add(str(address))
+        try:
+            assert self.firewall is not None
+            await self.firewall.close_to(found)
+        except EngineError as error:
+            self._closed = frozenset()  # they are told again
+            log.error("Moorage itself is not closed to sessions: %s", error)
 
     async def open(self) -> None:
         """Before any session starts: the network of all single ones is closed as it should be."""
@@ -111,6 +135,9 @@ class Networks:
 
     async def close(self) -> None:
         """Rules stay as long as sessions do: when none is here, the network and the rules go."""
+        if self._closing is not None:
+            self._closing.cancel()
+            await asyncio.gather(self._closing, return_exceptions=True)
         await self._engine.remove_network()  # refused while sessions are on it
         if self.firewall is not None and not await self._engine.made_networks():
             await self.firewall.remove()

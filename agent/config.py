@@ -41,6 +41,8 @@ class AgentConfig:
     vxlan_port: int = 4789  #: UDP, between the hosts of a cluster session; the same on all of them
     pids: int = 4096
     disk_quota: str = ""  #: of a session's own files, such as 20g; empty: none
+    disk_reserve: str = "1g"  #: with less free, the session that wrote most of what came last is ended; 0: never
+    scratch: str = "folder"  #: of a session's own files: folder, or loop, a disk of its own as large as disk_quota
     volumes: str = ""  #: the folder of all volumes, local or mounted from NFS; empty: this host keeps none
     gpus: str | tuple[str, ...] = "all"  #: that are offered: "all", "none", or a list of UUIDs and numbers
     gpu_reserve: int = 0  #: MiB of each device, kept for others
@@ -86,6 +88,11 @@ class AgentConfig:
             if made.volumes and not Path(made.volumes).is_absolute():
                 raise ValueError(f"volumes is an absolute path, not '{made.volumes}'")
             made.gpu_settings()
+            if made.scratch not in ("folder", "loop"):
+                raise ValueError(f"scratch is one of folder, loop, not '{made.scratch[:80]}'")
+            if made.scratch == "loop" and not made.disk_quota:
+                raise ValueError("scratch = 'loop' needs a disk_quota, such as 20g: so large the disks are")
+            _ = made.disk_quota_mib, made.disk_reserve_mib
             if not 0.2 <= made.sample_seconds <= 60:
                 raise ValueError("sample_seconds is between 0.2 and 60")
         except (KeyError, TypeError, ValueError, InvalidResources) as error:
@@ -146,6 +153,10 @@ class AgentConfig:
     @property
     def disk_quota_mib(self) -> int | None:
         return ResourceSlot(mem=self.disk_quota)["mem"] if self.disk_quota else None
+
+    @property
+    def disk_reserve_mib(self) -> int:
+        return ResourceSlot(mem=self.disk_reserve).get("mem", 0) if self.disk_reserve not in ("", "0") else 0
 
     # -- where the managers were last time ---------------------------------------------------------------------------
     def known_managers(self) -> list[str]:

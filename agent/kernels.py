@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+from agent import loops
 from agent.cluster import Networks
 from agent.containers import Containers, ContainerState, EngineError, ImageConfig
+from agent.disk import DiskWatch
 from agent.gpus import Gpus
 from agent.intent import Intent, Step, Stored, decide
 from agent.kernel import Defaults, Kernel
@@ -90,6 +92,7 @@ class Kernels:
         self.sampler = Sampler(
             lambda: list(self._kernels.values()), now=clock, period_seconds=sample_seconds, gpus=self.gpus
         )
+        self.disk = DiskWatch(self._writing, data_dir, reserve_bytes=self.defaults.disk_reserve_mib << 20)
         self._seq = itertools.count(1)
         self._told: dict[str, int] = {}
         self._pulls: dict[str, asyncio.Task[None]] = {}
@@ -248,9 +251,9 @@ class Kernels:
         ]
 
     def holds(self) -> dict[str, dict[str, int]]:
-        """The slots of every kernel that has a container, or is to have one."""
+        """The slots and devices of every kernel that has a container, or is to have one."""
         return {
-            kernel.id: kernel.state.spec.slots
+            kernel.id: {**kernel.state.spec.slots, **kernel.state.spec.devices}
             for kernel in self._kernels.values()
             if kernel.state.spec is not None and kernel.state.observed in _HOLDING
         }
@@ -312,15 +315,12 @@ class Kernels:
         for container in await self.engine.ours():
             there.setdefault(container.labels.get("moorage.kernel", ""), []).append(container)
         for stored in await self.store.kernels():
-            kernel = self._kernels[stored.kernel_id] = Kernel(stored, self)
-            found = None
-            for container in there.pop(stored.kernel_id, []):
-                if container.status == "paused":
-                    log.warning("%s was frozen, by a commit that was cut short; thawing it", container.name)
-                    await self.engine.thaw(container.id)
-                if container.name == kernel.name:
-                    found = await self.engine.inspect(container.id)
-            self._resume(kernel, found)
+            self._kernels[stored.kernel_id] = Kernel(stored, self)
+        known = list(self._kernels.values())
+        found = await asyncio.gather(*(self._find(kernel, there.pop(kernel.id, [])) for kernel in known))
+        for kernel, container in zip(known, found, strict=True):
+            self._resume(kernel, container)
+        await self._sweep_disks()
         await self.services.recover()
         self.quarantined = [container.name for containers in there.values() for container in containers]
         await self.networks.sweep(
@@ -333,6 +333,25 @@ class Kernels:
         if self.quarantined:
             log.error("containers that carry our name but are not known, left alone: %s", ", ".join(self.quarantined))
 
+    async def _find(self, kernel: Kernel, there: Sequence[ContainerState]) -> ContainerState | None:
+        """Its container, of those that are there; side by side, as many as the engine is asked at a time."""
+        found = None
+        for container in there:
+            if container.status == "paused":
+                log.warning("%s was frozen, by a commit that was cut short; thawing it", container.name)
+                await self.engine.thaw(container.id)
+            if container.name == kernel.name:
+                found = await self.engine.inspect(container.id)
+        return found
+
+    async def _sweep_disks(self) -> None:
+        wanted = {k.folders.root for k in self._kernels.values() if k.state.observed != KernelState.GONE}
+        try:
+            for folder in await asyncio.to_thread(loops.sweep, self.data_dir / "kernels", wanted):
+                log.warning("the disk at %s was left over; removed it", folder)
+        except (loops.NoDisk, OSError) as error:
+            log.error("disks that were left over cannot be removed: %s", error)
+
     def _resume(self, kernel: Kernel, found: ContainerState | None) -> None:
         state = kernel.state
         if state.want == Want.GONE:
@@ -340,6 +359,9 @@ class Kernels:
                 kernel.pursue()
         elif state.observed in (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING):
             kernel.pursue(found=found, replaces=found is None and state.observed != KernelState.RUNNING)
+
+    def _writing(self) -> list[Kernel]:
+        return [kernel for kernel in self._kernels.values() if kernel.state.observed == KernelState.RUNNING]
 
     def on_event(self, container_id: str, action: str) -> None:
         """A hint from the engine: look before the runner's silence tells it."""
@@ -361,6 +383,7 @@ class Kernels:
             group.create_task(self.gpus.run())
             group.create_task(self._clean())
             group.create_task(self.networks.watch())
+            group.create_task(self.disk.run())
 
     def renewed(self, sent_at: float) -> None:
         """A control process has answered what was sent then."""

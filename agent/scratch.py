@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import loops
 from domain.crash import reach
 
 
@@ -21,15 +22,19 @@ class Folders:
     results: Path  #: what is kept of the scratch folder, as long as the output
     private: Path  #: no container sees it: the hard link to the runner's socket
     hosts: Path  #: at /etc/hosts, of a kernel in a cluster
+    image: Path  #: where the scratch folder is a disk of its own: what it is made of
 
     @classmethod
     def of(cls, data_dir: Path, kernel_id: str) -> Folders:
         root = data_dir / "kernels" / kernel_id.replace("-", "")
-        return cls(root, root / "link", root / "work", root / "results", root / "private", root / "hosts")
+        names = ("link", "work", "results", "private", "hosts", "work.img")
+        return cls(root, *(root / name for name in names))
 
     def discard(self, trash: Path) -> None:
         """Out of the way at once; the trash is emptied at leisure. Output stays."""
         shutil.rmtree(self.private, ignore_errors=True)
+        if self.image.exists():
+            loops.remove(self.image, self.scratch)
         if self.scratch.exists():
             trash.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             reach("agent.files.discard.before")

@@ -200,7 +200,8 @@ def exit_record(
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
     bootstrap_failed, mount_refused, agent_restarted, device_failed (a device of it is not fit to be used, and is reported
     as such), fenced (its lease was over), superseded (a manager says so: a later attempt is there), gpu_unsupported (the
-    host's engine hands no devices to containers), gpu_overused; `finished` is true when the main work came to its own end.
+    host's engine hands no devices to containers), gpu_overused, quota_exceeded, disk_full (see agent.disk); `finished` is
+    true when the main work came to its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
 
@@ -303,7 +304,7 @@ class Welcome(Message):
 
     manager_id: str
     role: str  #: api, control or proxy; facts go to a control
-    managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial
+    managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial; the first has `closed`, too
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0
     protocol: int = 1  #: what both sides speak from now on

@@ -23,6 +23,7 @@ NAMES = (
     "scheduled",
     "plan",
     "simulate",
+    "bombs",
 )
 #: These need nothing that runs.
 PURE = {"plan", "simulate"}

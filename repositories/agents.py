@@ -117,6 +117,8 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
         raise Conflict("A later start of this agent was heard already; two daemons share one data dir.", agent=agent_id)
     forgot = known["uid"] is not None and known["uid"] != said.uid
     strangers = await _strangers(connection, agent_id, said)
+    holds = {name: said.holds[str(kernel)] for kernel, name in strangers.items()}
+    taken = {slot: name for name, slots in holds.items() for slot in slots if slot.startswith(DEVICE)}
     await connection.execute(
         """
         UPDATE agents SET uid = $2, boot_no = $3, hostname = $4, architecture = $5, version = $6, info = $7, images = $8,
@@ -128,7 +130,7 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
         said.hostname,
         said.architecture,
         said.version,
-        {**said.info, "quarantined": [*said.info.get("quarantined", []), *strangers.values()]},
+        {**said.info, "quarantined": [*said.info.get("quarantined", []), *holds], "taken": taken},
         said.images,
         now,
         now + timedelta(seconds=lease_seconds),
@@ -140,10 +142,11 @@ async def hello(connection: Connection, said: AgentHello, *, now: datetime, leas
     inventory = [as_uuid(str(fact.get("kernel_id"))) for fact in said.facts]
     await _ask_again(connection, agent_id, [one for one in inventory if one is not None], now)
     newest = await devices.is_news(connection, agent_id, said.boot_no, said.devices_seq, forgot=forgot)
-    told = await devices.record(connection, agent_id, said.devices, now) if newest else devices.Changed()
+    usable = _but_taken(said.devices, taken)
+    told = await devices.record(connection, agent_id, usable, now) if newest else devices.Changed()
     changed |= told.sessions
     # last: everybody locks sessions before resources
-    left = _without(said.resources, [said.holds.get(str(kernel), {}) for kernel in strangers])
+    left = _without(said.resources, [*holds.values()])
     await set_resources(connection, agent_id, left, of_devices=None if newest else False)
     return Greeted(
         changed=frozenset(changed),
@@ -178,13 +181,24 @@ def _without(amounts: Mapping[str, int], taken: Sequence[Mapping[str, int]]) -> 
     return {name: max(0, amount - sum(one.get(name, 0) for one in taken)) for name, amount in amounts.items()}
 
 
+def _but_taken(said: Sequence[Mapping[str, Any]], taken: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Devices of quarantined containers are given to nobody."""
+    return [
+        {**one, "healthy": False, "reason": f"the quarantined container {taken[one['name']]} holds it"}
+        if one.get("name") in taken
+        else one
+        for one in said
+    ]
+
+
 async def change_devices(
     connection: Connection, agent_id: AgentId, said: DeviceList, *, now: datetime
 ) -> devices.Changed:
     """All devices of a host as they are now; an older list than was heard changes nothing. Inside a transaction."""
     if not await devices.is_news(connection, agent_id, said.boot_no, said.seq):
         return devices.Changed(taken=False)
-    changed = await devices.record(connection, agent_id, said.devices, now)
+    taken = await connection.fetchval("SELECT info -> 'taken' FROM agents WHERE id = $1", agent_id)
+    changed = await devices.record(connection, agent_id, _but_taken(said.devices, taken or {}), now)
     await set_resources(connection, agent_id, said.resources, of_devices=True)
     return changed
 
@@ -478,6 +492,20 @@ class ManagerRow:
     def to_json(self) -> dict[str, Any]:
         """As `Welcome` and heartbeats tell agents."""
         return {"id": str(self.id), "role": self.role, "url": self.agent_url}
+
+
+async def addresses(connection: Connection, *, most: int = 256) -> list[str]:
+    """Of PostgreSQL and of agents' hosts, which are closed to sessions. A larger installation names its networks to its agents."""
+    row = await connection.fetchrow(
+        """
+        SELECT host(inet_server_addr()) AS postgres,
+            ARRAY(SELECT DISTINCT info ->> 'address' FROM agents WHERE info ->> 'address' <> '' ORDER BY 1 LIMIT $1) AS hosts
+        """,
+        most + 1,
+    )
+    assert row is not None
+    hosts = row["hosts"] if len(row["hosts"]) <= most else []
+    return [*([row["postgres"]] if row["postgres"] else []), *hosts]
 
 
 async def register_manager(

@@ -264,6 +264,8 @@ _REASONS: Final = {
     "fenced": "its lease on its host was over",
     "superseded": "the database was restored from a backup that is older than the session's last restart",
     "gpu_overused": "it used more GPU memory than its share",
+    "quota_exceeded": "it wrote more than its disk quota",
+    "disk_full": "its host's disk was nearly full, and it had written most of what came last",
     "agent_restarted": "the host's agent restarted and did not find the container again",
 }
 _STATES: Final = frozenset(str(state) for state in KernelState)
