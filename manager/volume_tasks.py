@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -53,17 +54,20 @@ class _Volumes:
         """Of a copy that failed or was cancelled: nothing stays, unless it was whole before."""
         if await self._is_ready(task):
             return
-        await self._remove_files(await self._host(task), task)
+        with suppress(VolumeNotFound):
+            await self._remove_files(await self._host(task), task)
 
     async def remove(self, task: Task, report: Report) -> dict[str, Any]:
-        where = await self._wait_for_host(task, report)
-        await patiently(lambda: self._remove_files(where, task))
-        return {"volume": str(where.volume_id), "name": task.arguments["name"]}
+        with suppress(VolumeNotFound):  # gone already: by a manager that died before it could say so
+            where = await self._wait_for_host(task, report)
+            await patiently(lambda: self._remove_files(where, task))
+        return {"volume": str(task.arguments["volume"]), "name": task.arguments["name"]}
 
     async def keep(self, task: Task) -> None:
         """A removal that was cancelled or failed: finished when a host is there, taken back when none has begun it."""
         try:
-            await self._remove_files(await self._host(task), task)
+            with suppress(VolumeNotFound):
+                await self._remove_files(await self._host(task), task)
         except (NoVolumeStore, AgentUnavailable):
             async with self._tools.database.transaction() as connection:
                 await rows.keep(connection, UUID(task.arguments["volume"]))

@@ -38,7 +38,7 @@ def main() -> int:
         campaign(
             given.folder,
             seed=given.seed,
-            kills=given.kills or max(200, len(all_points())),
+            kills=given.kills,
             seconds=given.seconds,
             only=given.only,
         )

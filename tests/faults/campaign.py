@@ -45,16 +45,19 @@ class Result:
 
 
 def order(seed: int, kills: int, only: Sequence[str] = ()) -> list[str]:
-    """The points in the order in which they are armed; all of them before any comes again. `random PROCESS`: any moment."""
+    """The points in the order in which they are armed; all of them before any comes again. `random PROCESS`: any moment.
+
+    `kills` of 0: each point once.
+    """
     rng, points = Random(seed), [point for point in all_points() if not only or point.startswith(tuple(only))]
     planned: list[str] = []
-    while len(planned) < kills:
+    while len(planned) < max(kills, 1):
         rng.shuffle(points)
-        for number, point in enumerate(points):
-            if not only and number % _RANDOM_ONE_IN == _RANDOM_ONE_IN - 1 and len(planned) >= len(points):
-                planned.append(f"random {rng.choice(_RANDOM)}")
+        for number, point in enumerate(points, 1):
             planned.append(point)
-    return planned[:kills]
+            if number % _RANDOM_ONE_IN == 0 and not only:
+                planned.append(f"random {rng.choice(_RANDOM)}")
+    return planned[:kills] if kills else planned
 
 
 class Campaign:

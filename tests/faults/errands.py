@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 
 import httpx
 import moorage
 from moorage import aio
 
-from tests.faults.workload import SECONDS, Town, Violation, driver, expect
+from tests.faults.workload import SECONDS, Town, Violation, archive, driver, expect
 
 _SERVER = (
     "import http.server as h, os\n"
@@ -82,10 +83,6 @@ async def volume(town: Town) -> None:
 
 @driver
 async def volume_archive(town: Town) -> None:
-    import io
-
-    from tests.faults.workload import archive
-
     made = await town.client.volumes.create(town.name("volume"))
     await made.files.unpack(io.BytesIO(archive("member", b"packed")), "x")
     expect(await made.files.read_bytes("x/member"), b"packed", "I7 what was unpacked")
@@ -155,6 +152,8 @@ async def collect(town: Town) -> None:
 
 # -- processes that come and go --------------------------------------------------------------------------------------------
 async def _killed(town: Town, process: str) -> None:
+    while process not in town.installation.pids():  # it may be dead just now
+        await asyncio.sleep(0.02)
     killed = town.installation.kill(process)
     await town.installation.recovered(killed)
 

@@ -44,7 +44,7 @@ class Model:
     def forget(self, session: aio.Session) -> None:
         """It was ended."""
         for known in (self.marked, self.asked, self.sessions):
-            known.pop(session.id, None)  # type: ignore[attr-defined]
+            known.pop(session.id, None)
         self.outputs = {key: text for key, text in self.outputs.items() if key[0] != session.id}
         self.files = {key: text for key, text in self.files.items() if key[0] != session.id}
 

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from actions import ACTIONS, Action, BatchAction, Effect, SessionAction
 from actions.base import Audit, Settles
@@ -89,7 +90,7 @@ def _actions() -> set[str]:
     return names
 
 
-def _goes_on(action: type[Action[object, object]]) -> bool:
+def _goes_on(action: type[Action[Any, Any]]) -> bool:
     return issubclass(action, SessionAction | BatchAction | Settles) or action.rules.background
 
 

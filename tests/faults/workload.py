@@ -11,7 +11,7 @@ import functools
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ class Town:
             await session.destroy(wait=SECONDS)
 
 
-Driver = Callable[[Town], Awaitable[None]]
+Driver = Callable[[Town], Coroutine[Any, Any, None]]
 DRIVERS: dict[str, Driver] = {}
 
 
