@@ -71,6 +71,7 @@ class Retention:
     idempotency_keys_days: int = 2
     tasks_days: int = 7  #: after they finished
     tokens_days: int = 7  #: users' access tokens and agents' join tokens, after they expired or were used
+    sign_in_debts_days: int = 1  #: of wrong passwords, after they are paid for
     managers_days: int = 1  #: processes without a sign of life
     samples_hours: int = 6  #: of what sessions use, as agents told it
     sample_minutes_days: int = 14  #: the same, summed by the minute
@@ -92,6 +93,7 @@ _BY_AGE: Final = {
     "executions": ("finished_at < $1", "executions_days"),
     "tasks": ("finished_at < $1", "tasks_days"),
     "tokens": ("expires_at < $1", "tokens_days"),
+    "sign_in_debts": ("until_at < $1", "sign_in_debts_days"),
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
     "managers": ("seen_at < $1", "managers_days"),
     "usage": ("until_at < $1", "usage_days"),
