@@ -127,7 +127,8 @@ class Peer:
 
     # -- sending -----------------------------------------------------------------------------------------------------
     async def _send(self, kind: int, number: int, content: Any) -> None:
-        body = msgpack.packb(content, default=_plain)
+        # half a character, from a container's JSON, must not keep anything from being told
+        body = msgpack.packb(content, default=_plain, unicode_errors="replace")
         if len(body) > MAX_MESSAGE_BYTES:
             raise InvalidRequest(f"The message of {len(body)} bytes is too large; use the file routes.")
         at = 0

@@ -22,6 +22,7 @@ _GATHER_SECONDS: Final = 0.05
 #: No run has so many records: waiting for what comes after this one is waiting for the run's end.
 _NEVER: Final = 1 << 60
 _LONG_SECONDS: Final = 3600.0
+_LATEST_SECONDS: Final = 4e9
 
 
 class Runs:
@@ -60,7 +61,7 @@ class Runs:
             finished_at=_number(done.get("finished_at")) or 0.0,
             exit_code=_whole(done.get("exit_code")),
             signal=_whole(done.get("signal")),
-            reason=str(done.get("reason") or "finished")[:64],
+            reason=_text(done.get("reason") or "finished"),
             last_seq=last_seq,
             output_bytes=_whole(done.get("bytes")) or 0,
         )
@@ -154,7 +155,7 @@ class Rings:
             next_seq=chunk.next_seq,
             gap=chunk.gap,
             status="done" if chunk.done is not None else self._statuses.get(run_id, "running"),
-            done=chunk.done,
+            done=None if chunk.done is None else sane(chunk.done),
         )
 
     def whole(self, tail: Tail) -> RunRead | None:
@@ -163,7 +164,12 @@ class Rings:
         if chunk is None:
             return None
         return RunRead(
-            run_id=tail.run, records=chunk.records, next_seq=chunk.next_seq, gap=None, status="done", done=chunk.done
+            run_id=tail.run,
+            records=chunk.records,
+            next_seq=chunk.next_seq,
+            gap=None,
+            status="done",
+            done=sane(chunk.done or {}),
         )
 
     def saw(self, tail: Tail) -> None:
@@ -214,9 +220,29 @@ class Rings:
             self._reader = None
 
 
+def sane(done: dict[str, Any]) -> dict[str, Any]:
+    """How a run ended, as its container says it, with nothing in it that cannot be passed on."""
+    return {
+        "exit_code": _whole(done.get("exit_code")),
+        "signal": _whole(done.get("signal")),
+        "reason": _text(done.get("reason") or "finished"),
+        "namespace_lost": done.get("namespace_lost") is True,
+        "started_at": _number(done.get("started_at")),
+        "finished_at": _number(done.get("finished_at")),
+        "bytes": _whole(done.get("bytes")) or 0,
+    }
+
+
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Unix seconds, or what can be: JSON says Infinity and 1e999 as well."""
+    sane = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LATEST_SECONDS
+    return float(value) if sane and isinstance(value, int | float) else None
 
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62 else None
+
+
+def _text(value: object) -> str:
+    """JSON says half of a character as well, which neither SQLite nor msgpack take."""
+    return str(value)[:64].encode("utf-8", "replace").decode()

@@ -52,6 +52,7 @@ from domain.errors import (
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal
 from domain.session import Session
+from manager.coalescing import Coalesced
 from repositories.database import Database
 from repositories.record import AuditRecord, claim_key, store_answer, write_audit
 from repositories.session import wrong_status
@@ -119,7 +120,7 @@ class Processor:
         self._new_id = new_id
         self._seal = seal
         self._memory = memory
-        self._denials: dict[tuple[UUID, str, str | None, str], float] = {}
+        self._denials = Coalesced(self._write_denial)
 
     async def run(
         self,
@@ -354,21 +355,18 @@ class Processor:
     async def _audit_denial(
         self, action: Action[Any, Any], call: Call | None, error: MoorageError, target: str | None
     ) -> None:
-        """Refusals are on record too; the same one again within a minute is not written twice."""
+        """Refusals are on record too; the same one again within a minute is counted, and written once more."""
         if call is None or not isinstance(error, PermissionDenied | NotFound):
             return
-        denial = (call.by.user_id, action.action_name, target, error.code)
-        now = time.monotonic()
-        if now - self._denials.get(denial, -60.0) < 60.0:
-            return
-        if len(self._denials) > 10_000:
-            self._denials.clear()
-        self._denials[denial] = now
+        record = replace(self._record(action, call, error.code), target=target)
+        await self._denials.record((call.by.user_id, action.action_name, target, error.code), record)
+
+    async def _write_denial(self, record: AuditRecord) -> None:
         try:
             async with self._database.reader() as connection:
-                await write_audit(connection, replace(self._record(action, call, error.code), target=target))
+                await write_audit(connection, record)
         except MoorageError:
-            log.warning("a denial of %s could not be audited", action.action_name)
+            log.warning("a denial of %s could not be audited", record.action)
 
 
 def _check_reach(action: Action[Any, Any], call: Call) -> None:
