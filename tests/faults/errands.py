@@ -103,7 +103,7 @@ async def mount(town: Town) -> None:
 @driver
 async def commit(town: Town) -> None:
     """A snapshot, a session of it with the same files, and its end."""
-    session, name = town.home(), town.name("snapshot")
+    session, name = town.homes[0], town.name("snapshot")
     content = town.rng.randbytes(1000)
     await session.files.write("kept", content)
     town.model.wrote(session, "kept", content)

@@ -51,7 +51,6 @@ LEFT_OUT = {
     "action.export_audit": "changes nothing",
     "action.verify_audit": "changes nothing",
     "action.set_password": "one statement",
-    "agent.docker.commit": "of containers with a writable root only, which the standard profile has",
 }
 
 

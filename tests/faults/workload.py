@@ -53,7 +53,11 @@ class Town:
         async with installation.client() as client:
             town = cls(installation, client, rng, Model(rng))
             try:
-                for number in range(homes):
+                # the first one may write to its image's folders, so that a commit has something to ask the engine for
+                await client.resource_groups.modify("default", profile="standard")
+                town.homes.append(await client.sessions.create("home-0", **SMALL))
+                await client.resource_groups.modify("default", profile="hardened")
+                for number in range(1, homes):
                     town.homes.append(await client.sessions.create(f"home-{number}", **SMALL))
                 town.spare = await client.sessions.create(
                     "spare", **SMALL, session_type="batch", startup_command="sleep 1000000"
