@@ -1,5 +1,5 @@
 # Each of these sets up what it needs on a bare machine, and does nothing that is done already.
-.PHONY: help setup demo test check bench faults fuzz-plan clean
+.PHONY: help setup demo test check bench faults sim fuzz-plan clean
 
 help:   ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,10 @@ bench:  ## benchmarks beside their references, in one run
 faults: ## kill -9 at every crash point, and see that nothing is lost (SEED=, KILLS=, SECONDS=)
 	@scripts/image >/dev/null
 	@eval "$$(scripts/engine env)" && .venv/bin/python -m tests.faults run $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) $(if $(SECONDS),--seconds $(SECONDS))
+
+sim:    ## the simulation in virtual time, from seeds (SEEDS=, FIRST=, SECONDS=)
+	@scripts/setup
+	@.venv/bin/python -m tests.sim --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1) $(if $(SECONDS),--seconds $(SECONDS))
 
 fuzz-plan: ## 100,000 generated plans, checked one by one
 	@scripts/setup

@@ -1,4 +1,4 @@
-"""`python -m tests.sim [--seeds N] [--first N] [--seconds S]`; `--replay SEED` prints one seed's trace."""
+"""The simulation: `python -m tests.sim [--seeds N] [--seconds S]`, `--replay SEED` for one seed's trace, `planted` for bugs on purpose."""
 
 from __future__ import annotations
 
@@ -6,51 +6,114 @@ import argparse
 import gc
 import logging
 import os
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from tests.sim.server import bench
+from tests.sim.planted import BUGS, ROOT, Bug
+from tests.sim.server import Bench, bench, dsn
 from tests.sim.story import play
 
+_TREE = ("domain", "actions", "repositories", "migrations", "agent", "runner", "manager", "images", "tests", "sdk")
 
-def main() -> int:
-    words = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    words.add_argument("--seeds", type=int, default=200)
-    words.add_argument("--first", type=int, default=1)
-    words.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    words.add_argument("--replay", type=int, metavar="SEED")
-    words.add_argument("--keep-going", action="store_true", help="go on after a violation")
-    given = words.parse_args()
-    logging.lastResort = None
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["run", "planted"], default="run")
+    parser.add_argument("--seeds", type=int, default=None, help="200; 1000 for each planted bug")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="print this seed's trace")
+    parser.add_argument("--twice", type=int, default=0, metavar="N", help="play the first N seeds twice, and compare")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
+    parser.add_argument("--only", default="", help="planted bugs whose name holds this")
+    given = parser.parse_args(words)
+    if given.what == "planted":
+        return planted([bug for bug in BUGS if given.only in bug.name], given.seeds or 1000, given.seconds)
+    logging.getLogger().addHandler(logging.NullHandler())
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
     gc.freeze()
     gc.disable()
     with bench() as stage:
         if given.replay is not None:
-            outcome = play(given.replay, stage.fresh())
-            print("\n".join(outcome.trace))
-            print(f"seed {given.replay}: {outcome.failure or 'holds'} ({outcome.digest[:16]})")
-            return 1 if outcome.failure else 0
-        started, played, failed, virtual = time.monotonic(), 0, [], 0.0
-        for seed in range(given.first, given.first + given.seeds):
-            outcome = play(seed, stage.fresh())
-            gc.collect()
-            played, virtual = played + 1, virtual + outcome.virtual_seconds
-            if outcome.failure:
-                failed.append(seed)
-                print(f"seed {seed}: {outcome.failure}\n  python -m tests.sim --replay {seed}", flush=True)
-                if not given.keep_going or len(failed) == 5:
-                    break
-            if time.monotonic() - started > given.seconds:
+            return replay(stage, given.replay)
+        return run(stage, given)
+
+
+def run(stage: Bench, given: argparse.Namespace) -> int:
+    started, played, virtual, steps = time.monotonic(), 0, 0.0, 0
+    failed: list[int] = []
+    for seed in range(given.first, given.first + (given.seeds or 200)):
+        outcome = play(seed, stage.fresh())
+        if outcome.failure is None and played < given.twice and play(seed, stage.fresh()).digest != outcome.digest:
+            print(f"seed {seed}: does not replay")
+            failed.append(seed)
+        gc.collect()
+        played, virtual, steps = played + 1, virtual + outcome.virtual_seconds, steps + len(outcome.trace)
+        if outcome.failure:
+            failed.append(seed)
+            print(f"seed {seed}: {outcome.failure}\n  python -m tests.sim --replay {seed}", flush=True)
+            if not given.keep_going or len(failed) == 10:
                 break
-        took = time.monotonic() - started
-        print(
-            f"{played} seeds, {len(failed)} violated; {virtual / 3600:.1f} virtual hours in {took:.1f} s ({took / played:.3f} s a seed)"
-        )
-        return 1 if failed else 0
+        if time.monotonic() - started > given.seconds:
+            break
+    took = time.monotonic() - started
+    print(
+        f"{played} seeds from {given.first} on, {len(failed)} violated; {steps} steps in {virtual / 3600:.1f} virtual"
+        f" hours, {took:.0f} s ({took / played:.2f} s a seed)",
+        flush=True,
+    )
+    return 1 if failed else 0
+
+
+def replay(stage: Bench, seed: int) -> int:
+    outcome = play(seed, stage.fresh())
+    print("\n".join(outcome.trace))
+    print(f"seed {seed}: {outcome.failure or 'holds'} (trace {outcome.digest[:16]})")
+    return 1 if outcome.failure else 0
+
+
+def planted(bugs: Sequence[Bug], seeds: int, seconds: float) -> int:
+    """Each in a copy of the tree; how many seeds it took to find it."""
+    missed = 0
+    folder = Path(tempfile.mkdtemp(prefix="moorage-planted-"))
+    try:
+        with dsn() as server:
+            for name in _TREE:
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("alembic.ini", "pyproject.toml"):
+                shutil.copy2(ROOT / name, folder / name)
+            for bug in bugs:
+                found = _hunt(bug, folder, server, seeds, seconds)
+                missed += found is None
+                print(f"| {bug.name} | `{bug.path}` | {found or f'not within {seeds}'} |", flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{len(bugs) - missed} of {len(bugs)} found")
+    return 1 if missed else 0
+
+
+def _hunt(bug: Bug, folder: Path, server: str, seeds: int, seconds: float) -> str | None:
+    file = folder / bug.path
+    before = file.read_text()
+    bug.apply(folder)
+    try:
+        command = [sys.executable, "-m", "tests.sim", "--seeds", str(seeds), "--seconds", str(seconds)]
+        places = {"PYTHONPATH": f"{folder}:{folder / 'sdk'}", "PYTHONHASHSEED": "0", "DATABASE_URL": server}
+        said = subprocess.run(command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False)
+        if (seed := re.search(r"^seed (\d+): (.*)", said.stdout, re.MULTILINE)) is None:
+            return None if "seeds from" in said.stdout else f"does not run: {said.stderr[-300:]}"
+        return f"{seed[1]} | {re.sub(r'[0-9a-f]{8}-[0-9a-f-]+', '…', seed[2])[:90]}"
+    finally:
+        file.write_text(before)
 
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets of words come in the same order then
         os.execve(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

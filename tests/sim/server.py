@@ -36,23 +36,30 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """On the server of DATABASE_URL, else on one of its own."""
+def dsn() -> Iterator[str]:
+    """Of the server of DATABASE_URL, else of one of its own."""
+    if given := os.environ.get("DATABASE_URL"):
+        yield given
+        return
     folder = Path(tempfile.mkdtemp(prefix="moorage-sim-"))
-    given = os.environ.get("DATABASE_URL")
-    embedded = None if given else EmbeddedPostgres(folder / "pg", durable=False)
+    embedded = EmbeddedPostgres(folder / "pg", durable=False)
     try:
-        server = Server(given or (embedded.start() if embedded else ""))
-        dsn = server.create(f"{server.name}_sim", "template1")
-        migrate.upgrade(dsn)
-        server.release(dsn)
-        made = Bench(server, dsn)
-        try:
-            yield made
-        finally:
-            made.backend.close()
-            server.close()
+        yield embedded.start()
     finally:
-        if embedded is not None:
-            embedded.stop()
+        embedded.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    with dsn() as given:
+        server = Server(given)
+        made = server.create(f"{server.name}_sim", "template1")
+        migrate.upgrade(made)
+        server.release(made)
+        stage = Bench(server, made)
+        try:
+            yield stage
+        finally:
+            stage.backend.close()
+            server.close()
