@@ -509,12 +509,13 @@ async def addresses(connection: Connection, *, most: int = 256) -> list[str]:
 
 
 async def register_manager(
-    connection: Connection, manager_id: UUID, *, role: str, agent_url: str | None, now: datetime
+    connection: Connection, manager_id: UUID, *, role: str, agent_url: str | None, now: datetime | None = None
 ) -> None:
-    """Say that this process is there; again and again, as its sign of life."""
+    """Say that this process is there; again and again, as its sign of life. By the database's clock, unless told another."""
     await connection.execute(
         """
-        INSERT INTO managers (id, role, agent_url, started_at, seen_at) VALUES ($1, $2, $3, $4, $4)
+        INSERT INTO managers (id, role, agent_url, started_at, seen_at)
+        SELECT $1, $2, $3, at, at FROM coalesce($4::timestamptz, clock_timestamp()) AS at
         ON CONFLICT (id) DO UPDATE SET agent_url = EXCLUDED.agent_url, seen_at = EXCLUDED.seen_at
         """,
         manager_id,
@@ -546,11 +547,16 @@ async def succeed(connection: Connection, manager_id: UUID, agent_url: str, *, n
     return True
 
 
-async def list_managers(connection: Connection, *, now: datetime, alive_seconds: float = 30.0) -> list[ManagerRow]:
+async def list_managers(connection: Connection, *, now: datetime | None = None, alive_seconds: float = 30.0) -> list[ManagerRow]:
     """The managers that agents should dial: those with an address that have been seen lately."""
     rows = await connection.fetch(
-        "SELECT id, role, agent_url FROM managers WHERE agent_url IS NOT NULL AND seen_at > $1 ORDER BY started_at, id",
-        now - timedelta(seconds=alive_seconds),
+        """
+        SELECT id, role, agent_url FROM managers
+        WHERE agent_url IS NOT NULL AND seen_at > coalesce($1::timestamptz, clock_timestamp()) - $2::interval
+        ORDER BY started_at, id
+        """,
+        now,
+        timedelta(seconds=alive_seconds),
     )
     return [ManagerRow(id=row["id"], role=row["role"], agent_url=row["agent_url"]) for row in rows]
 

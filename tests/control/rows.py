@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from agent.wire import AgentHello, Fact
+from agent.wire import AgentHello, DeviceFact, Fact
 from domain.ids import AgentId, KernelId, SessionId
 from domain.scheduler import plan
 from domain.session import Event
@@ -61,6 +61,8 @@ def said_hello(
     uid: str = "first",
     boot_no: int = 1,
     facts: Sequence[Fact] = (),
+    holds: Mapping[str, Mapping[str, int]] | None = None,
+    devices: Sequence[DeviceFact] = (),
 ) -> AgentHello:
     return AgentHello(
         agent_id=name,
@@ -71,6 +73,8 @@ def said_hello(
         architecture=architecture,
         resources=dict(resources),
         facts=[fact.pack() for fact in facts],
+        holds={kernel: dict(slots) for kernel, slots in (holds or {}).items()},
+        devices=[device.pack() for device in devices],
     )
 
 

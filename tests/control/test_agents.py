@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from agent.wire import Fact
 from domain.errors import AgentNotFound, AlreadyExists, Conflict, StillInUse, Unauthenticated
 from domain.ids import AgentId
 from domain.session import Event
@@ -28,6 +29,7 @@ from repositories.database import Database
 from repositories.drains import cordon, uncordon
 from repositories.placement import snapshot
 from repositories.trust import is_known
+from tests.control.gpus import a_device
 from tests.control.rows import (
     LATER,
     NOW,
@@ -231,3 +233,41 @@ async def test_managers_are_listed_while_they_give_signs_of_life(database: Datab
 async def _fact(database: Database, session_id, observed: str, seq: int, **changes):  # type: ignore[no-untyped-def]
     async with database.reader() as connection:
         return await fact_of(connection, session_id, observed, seq, **changes)
+
+
+# -- after a restore -----------------------------------------------------------------------------------------------------
+async def test_what_a_restored_database_does_not_know_keeps_its_room_and_is_named(database: Database) -> None:
+    unknown, device, free = uuid4(), a_device("one"), a_device("two")
+    fact = Fact(kernel_id=str(unknown), attempt=3, generation=9, observed="RUNNING", boot_no=2, seq=1)
+    resources = {"cpu": 8000, "mem": 4096, device.name: 81920, free.name: 81920}
+    holds = {str(unknown): {"cpu": 3000, "mem": 1024, device.name: 81920}}
+    said = said_hello("a", resources=resources, boot_no=2, facts=[fact], holds=holds, devices=[device, free])
+    async with database.transaction() as connection:
+        await add_agent(connection, "a", cpu=8000, mem=4096)
+        await hello(connection, said, now=NOW, lease_seconds=30)
+        known = await get_agent(connection, A)
+        capacity = {name: slot["capacity"] for name, slot in known["resources"].items()}
+        out = {row["name"]: row["out_reason"] for row in await connection.fetch("SELECT name, out_reason FROM devices")}
+    assert known["info"]["quarantined"] == [f"moorage-{unknown.hex}-3"]
+    assert (capacity["cpu"], capacity["mem"], capacity[free.name]) == (5000, 3072, 81920)
+    assert (capacity.get(device.name, 0), out[free.name]) == (0, None)
+    assert "quarantined container" in out[device.name]
+
+
+async def test_what_is_known_of_is_no_stranger_and_a_later_attempt_of_it_is(database: Database) -> None:
+    async with database.transaction() as connection:
+        await add_agent(connection, "a", cpu=8000, mem=4096)
+    [session_id] = await running(database)
+    async with database.reader() as connection:
+        [kernel] = await kernels_of(connection, session_id)
+    for attempt, strangers in ((1, 0), (2, 1)):
+        fact = Fact(
+            kernel_id=str(kernel["id"]), attempt=attempt, generation=9, observed="RUNNING", boot_no=attempt + 1, seq=1
+        )
+        said = said_hello(
+            "a", resources={"cpu": 8000}, boot_no=attempt + 1, facts=[fact], holds={str(kernel["id"]): {"cpu": 1000}}
+        )
+        async with database.transaction() as connection:
+            await hello(connection, said, now=NOW, lease_seconds=30)
+            known = await get_agent(connection, A)
+        assert len(known["info"]["quarantined"]) == strangers

@@ -41,15 +41,15 @@ async def with_hosts(folder: Path, book: Book, parts: set[str], *, rounds: int, 
                         await clients.gone(town, book, cuts=8)
                 if "rolling" in parts:
                     await several.rolled(town, book, group, rounds=max(1, rounds // 2))
-        if "restored" in parts:
-            await restored.restored(installation, book)
-
 
 async def campaign(folder: Path, book: Book, parts: set[str], *, rounds: int, seconds: float) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if parts & {"outages", "several", "rolling", "clients", "restored"}:
+    if parts & {"outages", "several", "rolling", "clients"}:
         await with_hosts(folder, book, parts, rounds=rounds, seconds=seconds)
+    if "restored" in parts:
+        with Installation.up(folder / "again") as installation:
+            await restored.restored(installation, book)
     if "disk" in parts and standby.is_root():
         await standby.full_disk(folder / "full", book, times=rounds)
     if "failover" in parts:
