@@ -21,6 +21,7 @@ log = logging.getLogger("moorage.agent.disk")
 LOOK_SECONDS: Final = 1.0
 #: Others may remove what one session writes, so that the disk loses nothing: everybody is counted so often.
 _COUNT_SECONDS: Final = 60.0
+_SELDOM_SECONDS: Final = 600.0  #: who has no quota
 #: A count that takes long is not made more often than that this is the share of time spent on it.
 _SHARE: Final = 20
 _MOST_SECONDS: Final = 60.0
@@ -80,6 +81,7 @@ class DiskWatch:
         self._clock = clock
         self._count = count or counted
         self._known: dict[str, _Known] = {}
+        self._said_at = float("-inf")
 
     async def run(self) -> None:
         while True:
@@ -94,14 +96,14 @@ class DiskWatch:
         free = self._free()
         low = free < self._reserve_bytes
         for kernel in kernels:
-            if low or self._is_due(kernel, free):
+            if self._is_due(kernel, free, low):
                 await self._look_at(kernel, free, low)
         for gone in self._known.keys() - {kernel.id for kernel in kernels}:
             del self._known[gone]
         if low:
             await self._make_room(kernels, free)
 
-    def _is_due(self, kernel: Watched, free: int) -> bool:
+    def _is_due(self, kernel: Watched, free: int, low: bool) -> bool:
         known = self._known.get(kernel.id)
         if known is None:
             return True
@@ -110,7 +112,8 @@ class DiskWatch:
             return False
         limit = kernel.disk_limit_bytes
         room = LINK_BYTES if limit is None else min(max(limit - known.use.bytes, 0), LINK_BYTES)
-        return age >= _COUNT_SECONDS or known.free - free >= max(room, _MIB)
+        often = _COUNT_SECONDS if limit is not None else _SELDOM_SECONDS
+        return low or age >= often or known.free - free >= max(room, _MIB)
 
     async def _look_at(self, kernel: Watched, free: int, low: bool) -> None:
         before = self._known.get(kernel.id)
@@ -142,7 +145,9 @@ class DiskWatch:
 
         most = max(kernels, key=grown, default=None)
         if most is None or grown(most) < _GROWTH_BYTES:
-            log.error("%s are left on the disk of %s, and no session has written much", _words(free), self._folder)
+            if self._clock() >= self._said_at + _COUNT_SECONDS:
+                self._said_at = self._clock()
+                log.error("%s are left on the disk of %s, and no session has written much", _words(free), self._folder)
             return
         said = f"The host's disk is nearly full, and the session wrote {_words(grown(most))} of what came last."
         await most.disk_overused(said, reason="disk_full", end=True)

@@ -901,6 +901,7 @@ class Kernel:
             network=self._network(),
             address=None if network is None else network.address,
             profile=spec.profile,
+            offline=spec.egress == Egress.NONE,
             layer_mib=self._quota_mib,
         )
 

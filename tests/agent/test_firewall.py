@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import ssl
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from agent.cluster import Networks
+from agent.containers import Containers
 from agent.firewall import Firewall
+from agent.link import Links, Teller
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(
+needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("iptables") or not shutil.which("unshare"),
     reason="packet filters and namespaces need root",
 )
@@ -59,6 +65,7 @@ async def story() -> None:
     assert rules() == rules("ip6tables") == []
 
 
+@needs_root
 def test_rules_come_stay_and_go() -> None:
     command = ["unshare", "--net", sys.executable, "-m", "tests.agent.test_firewall"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -72,6 +79,36 @@ async def test_an_agent_that_is_not_root_says_so(monkeypatch: pytest.MonkeyPatch
     firewall = Firewall("x")
     assert "does not run as root" in (firewall.trouble or "")
     await firewall.guard("br", egress="open", together=False)  # nothing is tried
+
+
+class Recorded(Firewall):
+    """Only notes what it is to close."""
+
+    def __init__(self) -> None:
+        super().__init__("x")
+        self.closed_to: set[str] = set()
+
+    async def close_to(self, addresses: Collection[str]) -> None:
+        self.closed_to = set(addresses)
+
+
+async def test_who_runs_moorage_is_closed_to_sessions() -> None:
+    engine, firewall = Containers(None, "uid"), Recorded()
+    networks = Networks(engine, firewall=firewall)
+    links = Links([], ssl.create_default_context(), cast(Teller, None), {})
+    links.on_addresses = networks.close_to
+    dialled: list[str] = []
+    links._dial = dialled.extend  # type: ignore[assignment]
+    rows = [
+        {"id": "1", "role": "control", "url": "https://192.0.2.1:8471", "closed": ["192.0.2.5", "2001:db8::5"]},
+        {"id": "2", "role": "api", "url": "https://localhost:8472"},
+    ]
+    links._managers_are(rows)
+    assert networks._closing is not None
+    await networks._closing
+    assert firewall.closed_to == {"192.0.2.1", "192.0.2.5", "2001:db8::5"}  # its own loopback is everybody's own
+    assert dialled == ["https://192.0.2.1:8471", "https://localhost:8472"]
+    engine.close()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from uuid import uuid4
 from domain.ids import AgentId, KernelId, SessionId
 from domain.placement import KernelPlacement, Placement
 from domain.session import Event
+from repositories.agents import addresses
 from repositories.database import Database
 from repositories.gangs import join_cluster
 from repositories.transit import transit
-from tests.control.rows import NOW, TEST, kernels_of, running
+from tests.control.rows import NOW, TEST, add_agent, kernels_of, running
 
 POOL = IPv4Network("10.216.0.0/22")
 
@@ -64,3 +65,14 @@ async def test_who_joins_a_cluster_later_has_what_the_group_says_then(database: 
         placement = Placement(session_id=session, kernels=(placed,))
         assert await join_cluster(connection, placement, pool=POOL, now=NOW) is None
     assert await specs(database, session) == [("hardened", "open"), ("standard", "none")]
+
+
+async def test_agents_are_told_whom_to_close_to_sessions(database: Database) -> None:
+    async with database.transaction() as connection:
+        for name in ("a", "b", "c"):
+            await add_agent(connection, name)
+        await connection.execute("UPDATE agents SET info = jsonb_build_object('address', '192.0.2.7') WHERE id < 'c'")
+        here = await connection.fetchval("SELECT host(inet_server_addr())")
+        postgres = [] if here is None else [here]
+        assert await addresses(connection) == [*postgres, "192.0.2.7"]
+        assert await addresses(connection, most=0) == postgres  # too many to name one by one

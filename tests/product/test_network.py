@@ -112,6 +112,8 @@ def test_without_egress_there_is_no_way_out(
             assert single.commands.run("ls /sys/class/net").stdout == "lo\n"
             assert single.run_code("print(6 * 7)").stdout == "42\n"
             mate, fellow = Inside(engine, gang), Inside(engine, gang, "worker1")
+            for container in engine.containers.list(filters={"label": f"moorage.session={gang.id}"}):
+                assert container.attrs["HostConfig"]["Dns"] == ["127.0.0.1"]  # names are a way out, too
             with victim(fellow.pid) as friend, victim(where=world.where) as outside, victim(port=HOST_PORT) as host:
                 found = attack(
                     mate.pid,
