@@ -48,6 +48,7 @@ from repositories import trust
 from repositories.activity import touch
 from repositories.database import Database
 from repositories.revision import is_newest
+from repositories.upkeep import current_time
 
 T = TypeVar("T")
 
@@ -198,7 +199,8 @@ async def _open_to_agents(hub: AgentHub, role: str, database: Database, herald: 
     await _register(database, hub, role)
     reach(role, "registered")
     async with database.transaction() as connection:
-        succeeded = await agent_rows.succeed(connection, hub.manager_id, hub.url, now=datetime.now(UTC))
+        now = await current_time(connection)
+        succeeded = await agent_rows.succeed(connection, hub.manager_id, hub.url, now=now)
     if succeeded:
         for topic in ("dispatch", "tasks", "webhooks"):
             herald.announce(topic)
@@ -221,7 +223,7 @@ async def _say_what_is_used(database: Database, hub: AgentHub) -> None:
         if used := hub.kernels_in_use():
             try:
                 async with database.reader() as connection:
-                    await touch(connection, used, now=datetime.now(UTC))
+                    await touch(connection, used, now=await current_time(connection))
             except DatabaseUnavailable:
                 log.debug("what is used cannot be written at the moment")
 
@@ -256,9 +258,7 @@ async def _say_where(database: Database, hub: AgentHub, role: str) -> None:
 
 async def _register(database: Database, hub: AgentHub, role: str) -> None:
     async with database.reader() as connection:
-        await agent_rows.register_manager(
-            connection, hub.manager_id, role=role, agent_url=hub.url, now=datetime.now(UTC)
-        )
+        await agent_rows.register_manager(connection, hub.manager_id, role=role, agent_url=hub.url)
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
@@ -307,11 +307,12 @@ class _Callbacks:
 
     async def enrol(self, secret: str, agent_id: AgentId, fingerprint: str) -> None:
         async with self._database.transaction() as connection:
-            await agent_rows.enrol(connection, secret, agent_id, fingerprint, now=datetime.now(UTC))
+            now = await current_time(connection)
+            await agent_rows.enrol(connection, secret, agent_id, fingerprint, now=now)
 
     async def managers(self) -> list[dict[str, Any]]:
         async with self._database.reader() as connection:
-            rows = await agent_rows.list_managers(connection, now=datetime.now(UTC))
+            rows = await agent_rows.list_managers(connection)
             if (now := time.monotonic()) >= self._addresses_at + _ADDRESSES_SECONDS:
                 self._addresses, self._addresses_at = await agent_rows.addresses(connection), now
         said = [row.to_json() for row in rows]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 
 from manager.clock import DatabaseClock
+from repositories.agents import list_managers, register_manager
 from repositories.database import Database
 
 
@@ -30,3 +32,13 @@ async def test_the_databases_time_is_told_whatever_the_machine_says(
     monkeypatch.undo()
     await clock.step()
     assert abs(clock() - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+async def test_who_is_there_is_told_by_the_databases_clock(database: Database) -> None:
+    """A manager whose own clock is two hours behind is dialled all the same, and finds the others."""
+    here = uuid4()
+    async with database.reader() as connection:
+        await register_manager(connection, here, role="control", agent_url="https://here")
+        assert [one.id for one in await list_managers(connection)] == [here]
+        await connection.execute("UPDATE managers SET seen_at = seen_at - interval '31 s'")
+        assert await list_managers(connection) == []
