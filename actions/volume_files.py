@@ -26,14 +26,36 @@ from actions.files import (
 )
 from actions.volumes import Name, located
 from agent.client import Download, VolumeAddress
-from domain.errors import InvalidRequest, VolumeReadOnly
+from domain.errors import InvalidRequest, PermissionDenied, VolumeReadOnly
 from domain.principal import TokenScope
+from repositories.record import AuditRecord, write_audit
 
 
 async def _to_write(call: Remote, name: str) -> VolumeAddress:
     volume, where = await located(call, name)
+    if not any_user(call.by, None):  # a monitor changes nothing, not even its own
+        raise PermissionDenied
     if volume.read_only:
         raise VolumeReadOnly(volume=volume.name)
+    return where
+
+
+async def _to_read(call: Remote, name: str, action_name: str) -> VolumeAddress:
+    """An administrator who looks into another's volume is on record; who was given a share of it is not."""
+    volume, where = await located(call, name)
+    if volume.user_id != call.by.user_id and call.by.sees_others:
+        record = AuditRecord(
+            at=call.now,
+            user_id=call.by.user_id,
+            access_key=call.by.access_key,
+            owner_access_key=None,
+            action=action_name,
+            target=f"{volume.id} of {volume.owner}",
+            outcome="ok",
+            request_id=call.request_id,
+        )
+        async with call.service.work(call) as work:
+            await write_audit(work.db.connection, record)
     return where
 
 
@@ -108,7 +130,7 @@ class DownloadVolumeFileAction(ScopeAction[Remote, Stream]):
 
     async def run(self, call: Remote, /) -> Stream:
         path = checked_path(self.path)
-        _, where = await located(call, self.volume)
+        where = await _to_read(call, self.volume, self.action_name)
         return _stream(await call.agents.download(where, path, offset=self.offset, length=self.length))
 
 
@@ -124,7 +146,7 @@ class DownloadVolumeFilesAction(ScopeAction[Remote, Stream]):
 
     async def run(self, call: Remote, /) -> Stream:
         paths = [checked_path(path) for path in self.paths]
-        _, where = await located(call, self.volume)
+        where = await _to_read(call, self.volume, self.action_name)
         return _stream(await call.agents.archive(where, paths))
 
 
@@ -149,7 +171,7 @@ class ListVolumeFilesAction(ScopeAction[Remote, FileList]):
 
     async def run(self, call: Remote, /) -> FileList:
         path = checked_path(self.path)
-        _, where = await located(call, self.volume)
+        where = await _to_read(call, self.volume, self.action_name)
         page = await call.agents.list_files(where, path, cursor=self.cursor, limit=self.limit)
         return FileList(items=list(page.files), next_cursor=page.next_cursor)
 

@@ -20,6 +20,7 @@ from domain.errors import (
     InvalidPath,
     InvalidRequest,
     NoVolumeStore,
+    PermissionDenied,
     SessionEnded,
     SessionNotFound,
     VolumeNotFound,
@@ -28,9 +29,9 @@ from domain.errors import (
 )
 from domain.session import Status
 from repositories.database import Database
-from tests.actions.test_volumes import a_store, a_volume, shared
+from tests.actions.test_volumes import VOLUME, a_store, a_volume, shared
 from tests.agent.fake import FakeAgent
-from tests.scenario import MALLORY, TestScenario, a_session, scenarios
+from tests.scenario import MALLORY, ROOT, WATCHER, TestScenario, a_session, scenarios
 
 READY = (a_store, a_volume())
 MAKING = (a_store, a_volume(status="making"))
@@ -140,6 +141,15 @@ def download(path: str = "a") -> DownloadVolumeFileAction:
     wrong_status=TestScenario(given=MAKING, do=download(), error=VolumeNotReady, then_audit=None),
     not_found=TestScenario(given=READY, do=download(), error=FileNotFound, then_agent=("download",), then_audit=None),
     bad_input=TestScenario(given=READY, do=download("../a"), error=InvalidPath, then_audit=None),
+    more={
+        "an_administrator_who_looks_into_anothers_is_on_record": TestScenario(
+            given=READY,
+            by=ROOT,
+            agent=holding(a=b"hello"),
+            do=DownloadVolumeFileAction(volume=str(VOLUME), path="a"),
+            then_agent=("download",),
+        ),
+    },
 )
 async def test_download(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
@@ -204,6 +214,9 @@ def manage(op: str = "mkdir", path: str = "new", to: str | None = None) -> Manag
     ),
     bad_input=TestScenario(given=READY, do=manage("move", "x"), error=InvalidRequest, then_audit=None),
     more={
+        "a_monitor_changes_nothing": TestScenario(
+            given=READY, by=WATCHER, do=manage(), error=PermissionDenied, then_audit="permission_denied"
+        ),
         "who_may_only_read_changes_nothing": TestScenario(
             given=READ_ONLY, by=MALLORY, do=manage(), error=VolumeReadOnly, then_audit="volume_read_only"
         ),

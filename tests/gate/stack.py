@@ -13,7 +13,9 @@ from agent import pki
 from agent.client import AgentClient
 from agent.direct import DirectFiles
 from agent.hub import AgentHub
+from manager.config import ManagerConfig
 from manager.daemon import _Callbacks
+from manager.gateway.authority import Authority
 from manager.herald import Herald
 from manager.metrics import Metrics
 from manager.proxy import Proxy
@@ -57,6 +59,8 @@ async def opened(dsn: str, folder: Path, agents: Any, **limits: Any) -> AsyncIte
         metrics = Metrics()
         pki.ensure_authority(folder / "pki")
         world = World.build(database, herald, client, observe=metrics.observe, vault=Vault.of(folder / "pki"))
+        config = ManagerConfig(data_dir=folder, database_url=dsn, ssh_port=22)
+        world.service.ssh = Authority.of(config)
         door = RestDoor(world, metrics, join_token=lambda secret: f"join-{secret}", **limits)
         rest_port = await door.listen("127.0.0.1", 0)
         stack.push_async_callback(door.close, 2.0)

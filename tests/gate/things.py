@@ -14,7 +14,7 @@ from uuid import UUID
 from domain.principal import Principal, Role
 from domain.session import Status
 from repositories.database import Connection
-from tests.gate.people import HOST, IMAGE, Person, id_of, insert_host
+from tests.gate.people import COLLEAGUE, HOST, IMAGE, NEIGHBOUR, Person, id_of, insert_host
 from tests.scenario import a_session, insert, kernel_of
 
 STORE: Final = "5" * 32
@@ -184,3 +184,69 @@ async def add_store(connection: Connection) -> None:
 
 
 __all__ = ["IMAGE", "MAKERS", "Maker", "thing_id", "thing_name"]
+
+
+async def add_event(connection: Connection, owner: Person, number: int) -> None:
+    """Of the session of this number; its place in the order is the number."""
+    row = {"seq": number, "type": "session.running", "session_id": thing_id("session", number), "user_id": owner.id}
+    await insert(connection, "events", {**row, "domain": owner.domain, "cause": {}, "data": {}})
+
+
+async def add_done(connection: Connection, owner: Person, number: int) -> None:
+    """The task of this number is done."""
+    sql = "UPDATE tasks SET status = 'done', finished_at = now() WHERE id = $1"
+    await connection.execute(sql, thing_id("task", number))
+
+
+async def add_keypair_of(connection: Connection, owner: Person, number: int) -> None:
+    """Of the user of this number."""
+    row = {"access_key": f"KEY-{number}", "secret_hash": bytes(32), "user_id": thing_id("user", number)}
+    await insert(connection, "keypairs", row)
+
+
+async def add_token_of(connection: Connection, owner: Person, number: int) -> None:
+    await add_keypair_of(connection, owner, number)
+    row = {"id": thing_id("token", number), "token_hash": sha256(b"%d" % number).digest(), "name": f"token-{number}"}
+    expires_at = datetime.now(UTC) + timedelta(days=1)
+    await insert(connection, "tokens", {**row, "access_key": f"KEY-{number}", "expires_at": expires_at})
+
+
+async def add_assignment(connection: Connection, owner: Person, number: int) -> None:
+    """The user of this number has the policy of this number."""
+    row = {"scope": "user", "scope_id": str(thing_id("user", number)), "policy": thing_name("policy", number)}
+    await insert(connection, "policy_assignments", row)
+
+
+async def add_ended(connection: Connection, owner: Person, number: int) -> None:
+    await add_session(connection, owner, number, Status.TERMINATED)
+
+
+async def add_disabled(connection: Connection, owner: Person, number: int) -> None:
+    """The keypair of this number is."""
+    await connection.execute("UPDATE keypairs SET active = false WHERE access_key = $1", f"KEY-{number}")
+
+
+async def add_share(connection: Connection, owner: Person, number: int) -> None:
+    """The volume of this number is shared with this person; one's own with whom one knows."""
+    volume_id = thing_id("volume", number)
+    whose = await connection.fetchval("SELECT user_id FROM volumes WHERE id = $1", volume_id)
+    whom = owner if whose != owner.id else acquaintance(owner)
+    row = {"id": thing_id("share", number), "volume_id": volume_id, "user_id": whom.id}
+    await insert(connection, "volume_shares", row)
+
+
+def acquaintance(owner: Person) -> Person:
+    return COLLEAGUE if owner is NEIGHBOUR else NEIGHBOUR
+
+
+#: Of things that are there.
+MORE: Final[Mapping[str, Maker]] = {
+    "event": add_event,
+    "done": add_done,
+    "keypair_of": add_keypair_of,
+    "token_of": add_token_of,
+    "assignment": add_assignment,
+    "ended": add_ended,
+    "disabled": add_disabled,
+    "share": add_share,
+}
