@@ -29,7 +29,19 @@ NAMES = (
 PURE = {"plan", "simulate"}
 
 
+def load(words: list[str]) -> int:
+    """`python -m bench load [SECONDS=600]`: takes its time, and a machine of its own, so it is run by its name only."""
+    from bench.load import run
+
+    rows = list(run(None, words))
+    show(rows)
+    print(f"bench: written to bench/results/{save(rows).name}")
+    return 0
+
+
 def main(wanted: list[str]) -> int:
+    if wanted[:1] == ["load"]:
+        return load(wanted[1:])
     if unknown := set(wanted) - set(NAMES):
         print(f"bench: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2

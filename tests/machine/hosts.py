@@ -51,6 +51,14 @@ class Host:
     def can_go_on(self) -> list[str]:
         return [key for key, kernel in self.kernels.items() if self._next(kernel)]
 
+    def on_their_way(self) -> list[str]:
+        """Up or down; what runs, runs."""
+        return [key for key in self.can_go_on() if self._is_on_its_way(self.kernels[key])]
+
+    @staticmethod
+    def _is_on_its_way(kernel: Kernel) -> bool:
+        return kernel.intent.want is Want.GONE or kernel.observed is not KernelState.RUNNING
+
     def go_on(self, key: str, lot: int, *, finished: bool) -> None:
         """Something happens in a kernel: one of what may come next."""
         kernel = self.kernels[key]

@@ -14,7 +14,16 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from actions import CreateFromParamsAction, DestroySessionAction, RestartSessionAction
 from domain.errors import IdempotencyMismatch, MoorageError, SessionNotFound
@@ -55,6 +64,12 @@ class Sessions(RuleBasedStateMachine):
         self.seen.update(self.world.run(self.world.moves()))
         self.world.close()
 
+    @initialize(target=known)
+    def two_run(self) -> Any:
+        made = [self.create(who, name, 1, False, None) for who, name in (("alice", "x"), ("mallory", "y"))]
+        self.all_goes_as_it_should([0, 1])
+        return multiple(*made)
+
     # -- people --------------------------------------------------------------------------------------------------------
     @rule(target=known, who=owners, name=st.sampled_from("xyz"), cpu=st.integers(1, 3), batch=st.booleans(), key=keys)
     def create(self, who: str, name: str, cpu: int, batch: bool, key: str | None) -> Any:
@@ -67,7 +82,12 @@ class Sessions(RuleBasedStateMachine):
     def _creation(self, name: str, cpu: int, batch: bool) -> CreateFromParamsAction:
         more: dict[str, Any] = {"max_wait": 600.0}
         if batch:
-            more |= {"session_type": SessionTypes.BATCH, "startup_command": "work", "max_retries": 1, "batch_timeout": 100.0}
+            more |= {
+                "session_type": SessionTypes.BATCH,
+                "startup_command": "work",
+                "max_retries": 1,
+                "batch_timeout": 100.0,
+            }
         slots = ResourceSlot(cpu=cpu, mem=1024)
         return CreateFromParamsAction(image=IMAGE, name=f"session-{name}", resource_slots=slots, **more)
 
@@ -109,7 +129,9 @@ class Sessions(RuleBasedStateMachine):
         """Its owner destroys and restarts it, an administrator ends it, the planner plans, a host speaks: at one moment."""
         world, who = self.world, OWNERS[self.owner[session]]
         host = world.hosts[lot % 2]
-        destroying = [world.act(DestroySessionAction(session_name=session), who, f"d{lot}" if same else None) for _ in range(2)]
+        destroying = [
+            world.act(DestroySessionAction(session_name=session), who, f"d{lot}" if same else None) for _ in range(2)
+        ]
         work = [
             *destroying,
             world.act(RestartSessionAction(session_name=session), who, None),
@@ -133,7 +155,7 @@ class Sessions(RuleBasedStateMachine):
     def dispatch(self, lot: int) -> None:
         self.world.run(self.world.dispatch(self.world.hosts[lot % 2], lot % 4 // 2))
 
-    @rule(seconds=st.sampled_from([0.5, 0.5, 3.0, 3.0, 3.0, 40.0, 200.0, 700.0]))
+    @rule(seconds=st.sampled_from([*[0.5, 3.0] * 6, 40.0, 200.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
         self.world.run(self.world.pass_time(seconds))
 
@@ -145,7 +167,7 @@ class Sessions(RuleBasedStateMachine):
         for host in world.hosts:
             world.run(world.dispatch(host, 0))
             for lot in lots:
-                if going := host.can_go_on():
+                if going := host.on_their_way():
                     host.go_on(going[lot % len(going)], 0, finished=bool(lot % 2))
                 world.run(world.tell(host, host.said[-3:]))
 

@@ -42,7 +42,7 @@ class World:
         self.run(self._furnish())
         outbox: Any = Outbox()
         service = SessionService(self.database, outbox, FakeAgent(), clock=self.clock)  # type: ignore[arg-type]
-        ids = map(lambda number: UUID(int=0xABC0000 + number), itertools.count())
+        ids = (UUID(int=0xABC0000 + number) for number in itertools.count())
         self.processor = service.processor = Processor(
             self.database, Identities(self.database, outbox), outbox, service,
             observe=lambda *_: None, now=self.clock, new_id=lambda: next(ids),
@@ -128,4 +128,3 @@ class World:
             for host in self.hosts for key, kernel in host.kernels.items()
             if kernel.observed != "GONE" and gone.get((host.name, key), 0) >= kernel.intent.attempt
         ]  # fmt: skip
-

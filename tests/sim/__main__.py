@@ -105,7 +105,9 @@ def _hunt(bug: Bug, folder: Path, server: str, seeds: int, seconds: float) -> st
     try:
         command = [sys.executable, "-m", "tests.sim", "--seeds", str(seeds), "--seconds", str(seconds)]
         places = {"PYTHONPATH": f"{folder}:{folder / 'sdk'}", "PYTHONHASHSEED": "0", "DATABASE_URL": server}
-        said = subprocess.run(command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False)
+        said = subprocess.run(
+            command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False
+        )
         if (seed := re.search(r"^seed (\d+): (.*)", said.stdout, re.MULTILINE)) is None:
             return None if "seeds from" in said.stdout else f"does not run: {said.stderr[-300:]}"
         return f"{seed[1]} | {re.sub(r'[0-9a-f]{8}-[0-9a-f-]+', '…', seed[2])[:90]}"
@@ -115,5 +117,7 @@ def _hunt(bug: Bug, folder: Path, server: str, seeds: int, seconds: float) -> st
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets of words come in the same order then
-        os.execve(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"}
+        )
     sys.exit(main(sys.argv[1:]))

@@ -74,9 +74,16 @@ class Agent:
         engine = cast(Containers, EngineClient(self.engine, "agent"))
         loop = self.engine.luck.loop
         kernels = Kernels(
-            store, engine, self._folder, self._runtime, clock=lambda: self._epoch + loop.now + self.skew,
-            most_starts=4, lease=Lease(self._folder / "lease", clock=loop.time, boot_id="sim"), networks=NoNetworks(), gpus=Gpus(boot_no=store.boot_no, monotonic=loop.time),
-        )  # fmt: skip
+            store,
+            engine,
+            self._folder,
+            self._runtime,
+            clock=lambda: self._epoch + loop.now + self.skew,
+            most_starts=4,
+            lease=Lease(self._folder / "lease", clock=loop.time, boot_id="sim"),
+            networks=NoNetworks(),
+            gpus=Gpus(boot_no=store.boot_no, monotonic=loop.time),
+        )
         kernels.snapshots.sweep = _nothing  # type: ignore[method-assign]  # nothing is committed here
         host = Host(self.name, kernels, cast(Any, None), resources=self._resources, info={}, version="1")
         links = Links([f"https://{name}" for name in self._managers], cast(Any, None), host, host.handlers)
@@ -155,5 +162,3 @@ def _here() -> str:
     process = PROCESS.get()
     assert process is not None
     return process.name
-
-

@@ -43,30 +43,14 @@ BUGS: Final = (
         "(k.boot_no, k.report_seq) < (f.boot_no, f.seq)", "(0, k.report_seq) < (0, f.seq)", 2,
     ),
     Bug(
-        "an earlier attempt's report counts for the present one", KERNELS,
-        "AND k.attempt = f.attempt AND f.generation <= k.generation", "AND f.attempt <= k.attempt", 2,
-    ),
-    Bug(
         "slots come free when the work has ended, not when the container is gone", KERNELS,
         "gone = [row[\"id\"] for row in rows if row[\"observed\"] == KernelState.GONE]",
         "gone = [row[\"id\"] for row in rows if row[\"observed\"] in (KernelState.GONE, KernelState.EXITED)]",
     ),
     Bug("slots of the gone stay taken", KERNELS, "        recorded.released = await release(connection, gone, now=now)\n", ""),
     Bug(
-        "one batch of facts moves each session by one step only", KERNELS,
-        "                waiting.append(step.session_id)\n", "",
-    ),
-    Bug(
-        "a claim is for ever", KERNELS,
-        "AND (claimed_until IS NULL OR claimed_until <= $3)", "AND (claimed_until IS NULL OR claimed_until <= $3 - interval '1 day')",
-    ),
-    Bug(
         "the end of a session raises no generation", TRANSIT,
         "SET want = 'GONE', generation = k.generation + 1,", "SET want = 'GONE', generation = k.generation,",
-    ),
-    Bug(
-        "a restart keeps what was observed of the attempt before", TRANSIT,
-        "claimed_until = NULL, observed = NULL, exit = NULL,", "claimed_until = NULL, exit = NULL,",
     ),
     Bug(
         "a restart in place leaves its kernels in the attempt before", TRANSIT,
@@ -87,10 +71,6 @@ BUGS: Final = (
         'await connection.execute("UPDATE agents SET lost = false WHERE id = ANY($1::text[])", list(agents))', "pass",
     ),
     Bug(
-        "what an agent's inventory leaves out is not asked about", AGENTS,
-        "AND (seen_generation < generation OR NOT id = ANY($2::uuid[]))", "AND false AND NOT id = ANY($2::uuid[])",
-    ),
-    Bug(
         "sessions are placed whatever their status", "repositories/placement.py",
         "WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0",
         "WHERE s.id IN (SELECT session_id FROM wanted) AND s.unmet = 0",
@@ -99,7 +79,25 @@ BUGS: Final = (
         "a deadline ends what had passed already", "repositories/due.py",
         "OR (deadline_at <= $1 AND status IN ({_PASSING})))", "OR (deadline_at <= $1))",
     ),
+    Bug(
+        "heartbeats renew no lease",
+        AGENTS,
+        "UPDATE agents a SET seen_at = $2, lease_until = $3",
+        "UPDATE agents a SET seen_at = $2, lease_until = least(lease_until, $3)",
+    ),
+    Bug(
+        "what a session used of its limits is not given back",
+        TRANSIT,
+        "DELETE FROM quota_uses q USING moved m WHERE q.session_id = m.id AND m.status IN ({finals}))",
+        "DELETE FROM quota_uses q USING moved m WHERE q.session_id = m.id AND m.status IN ({finals}) AND m.retrying)",
+    ),
     # -- the manager's loops
+    Bug(
+        "an answer is not kept under its key",
+        "manager/processor.py",
+        "                await store_answer(work.db.connection, call.by.user_id, call.key, _storable(action, answer))\n",
+        "                await work.db.connection.execute(\"DELETE FROM idempotency_keys\")\n",
+    ),
     Bug(
         "facts are acknowledged before they are committed", "manager/ingest.py",
         "        await self._facts.put([(agent_id, fact) for fact in facts])",

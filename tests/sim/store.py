@@ -252,7 +252,10 @@ def _kind(sql: str) -> tuple[bool, bool]:
         locks = upper.replace("FOR UPDATE", "").replace("FOR NO KEY UPDATE", "")
         if writes and not any(word in locks for word in ("INSERT ", "UPDATE ", "DELETE ")):
             writes = False
-        known = _KINDS[sql] = (not writes, upper.rfind("ORDER BY") > max(upper.rfind("RETURNING"), upper.rfind("UNION")))
+        known = _KINDS[sql] = (
+            not writes,
+            upper.rfind("ORDER BY") > max(upper.rfind("RETURNING"), upper.rfind("UNION")),
+        )
     return known
 
 

@@ -126,6 +126,8 @@ async def _furnish(world: World) -> None:
         keypair = {"access_key": ALICE.access_key, "secret_hash": hash_secret("s"), "user_id": ALICE.user_id}
         await insert(connection, "keypairs", {**keypair, "created_at": NOW})
         await insert(connection, "images", {"name": IMAGE, "architecture": "x86_64", "created_at": NOW})
+        quota = {"scope": "user", "scope_id": str(ALICE.user_id), "name": "sessions", "max_amount": 100}
+        await insert(connection, "quotas", quota)
         for agent in world.agents:
             token = await issue_token(connection, expires_at=EPOCH.replace(year=2031), now=EPOCH)
             await enrol(connection, token, agent.name, f"of {agent.name}", now=EPOCH)  # type: ignore[arg-type]
@@ -134,5 +136,3 @@ async def _furnish(world: World) -> None:
 
 def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-

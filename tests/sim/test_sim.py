@@ -14,7 +14,11 @@ from tests.sim.planted import BUGS, ROOT, Bug
 
 def test_fifty_seeds_hold_and_replay(postgres: Server) -> None:
     """In a process of its own: the simulation puts itself in the place of time, network and engine."""
-    places = {"DATABASE_URL": postgres.dsn_of("postgres"), "PYTHONHASHSEED": "0", "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}"}
+    places = {
+        "DATABASE_URL": postgres.dsn_of("postgres"),
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}",
+    }
     said = subprocess.run(
         [sys.executable, "-m", "tests.sim", "--seeds", "50", "--twice", "2", "--seconds", "18"],
         cwd=ROOT, env={**os.environ, **places}, capture_output=True, text=True, check=False,

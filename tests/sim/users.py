@@ -61,13 +61,20 @@ class Users:
         batch = wishes.random() < 0.35
         options: dict[str, Any] = {}
         if batch:
-            options = {"session_type": SessionTypes.BATCH, "startup_command": "work", "max_retries": wishes.choice((0, 2)), "retry_delay": 1.0}
+            options = {
+                "session_type": SessionTypes.BATCH,
+                "startup_command": "work",
+                "max_retries": wishes.choice((0, 2)),
+                "retry_delay": 1.0,
+            }
         elif wishes.random() < 0.2:
             options = {"timeout": 15.0}
         if wishes.random() < 0.15:
             options["max_wait"] = 20.0
         cpu = wishes.choice((1, 1, 2, 3))
-        action = CreateFromParamsAction(image=IMAGE, name=name, resource_slots=ResourceSlot(cpu=cpu, mem=1024), **options)
+        action = CreateFromParamsAction(
+            image=IMAGE, name=name, resource_slots=ResourceSlot(cpu=cpu, mem=1024), **options
+        )
         if await self.ask(action, f"create {name}") is None:
             return
         self.created.append(name)
@@ -94,7 +101,9 @@ class Users:
 
     def missing(self) -> list[str]:
         """I6 and I7: each create that was acknowledged is there, and none is there twice."""
-        rows = self._world.store.backend.call("fetch", "SELECT name, count(*) AS number FROM sessions GROUP BY 1 ORDER BY 1")
+        rows = self._world.store.backend.call(
+            "fetch", "SELECT name, count(*) AS number FROM sessions GROUP BY 1 ORDER BY 1"
+        )
         numbers = {row["name"]: row["number"] for row in rows}
         lost = [f"I7 {name} was acknowledged, and is not there" for name in self.created if name not in numbers]
         return lost + [f"I6 {name} is there {number} times" for name, number in numbers.items() if number > 1]

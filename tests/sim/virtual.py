@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -86,10 +87,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # there is no other way to say so
             work = task.get_coro()
             if work is not None:
-                try:
+                with suppress(BaseException):
                     work.close()
-                except BaseException:  # noqa: S110 - nobody is left to hear of it
-                    pass
         self.close()
 
 

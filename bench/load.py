@@ -1,0 +1,256 @@
+"""10,000 sessions in the queue and 5,000 that run, on agents without containers; reads and changes through the API meanwhile.
+
+`python -m bench load [SECONDS=600] [PENDING=10000] [RUNNING=5000]`: PostgreSQL, the manager's processes, agents' links and
+facts are real. Everything shares the machine with what asks, so figures are of the whole of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import psutil
+
+from agent import pki
+from bench.load_traffic import Measured, Traffic
+from bench.report import Row, percentile
+from manager.bootstrap import Credentials
+from manager.config import ManagerConfig
+from manager.postgres import EmbeddedPostgres
+from repositories.agents import issue_token
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+AGENTS, PROCESSES = 100, 2
+READS, MUTATIONS = 200.0, 10.0
+SLOTS: Final = {"cpu": 1, "mem": 256}
+IMAGE: Final = "load"
+
+
+def run(_installation: object, words: Sequence[str] = ()) -> Iterator[Row]:
+    given = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
+    seconds, pending, running = (
+        given.get("SECONDS", 600.0), int(given.get("PENDING", 10_000)), int(given.get("RUNNING", 5_000))
+    )  # fmt: skip
+    with _installation_of(running) as place:
+        place.fill(running + pending, running)
+        place.say(f"{running} run, {pending} wait; asking for {seconds:g} s")
+        ids = place.sessions()
+        traffic = Traffic(place.url, place.bearer, ids["RUNNING"], ids["PENDING"], place.body)
+        memory: list[float] = []
+
+        def each_minute() -> None:
+            memory.append(place.manager_mib())
+            place.say(f"manager {memory[-1]:.0f} MiB, {place.counted()}")
+
+        asyncio.run(traffic.run(seconds, reads=READS, mutations=MUTATIONS, each_minute=each_minute))
+        yield from _rows(traffic.measured, memory, f"{running} running, {pending} pending, {seconds:g} s")
+        place.say(", ".join(f"{what}: {number}" for what, number in sorted(traffic.measured.statuses.items())))
+
+
+def _rows(measured: Measured, memory: list[float], note: str) -> Iterator[Row]:
+    for kind, bound in (("read", 100), ("mutate", 250)):
+        for name, share in (("p50", 0.5), ("p99", 0.99), ("worst", 1.0)):
+            found = 1000 * percentile(measured.all(kind), share)
+            limit = f"< {bound}" if name == "p99" else ""
+            yield Row(name=f"load: {kind}, {name}", ours=found, reference=None, unit="ms", bound=limit, note=note)
+    for kind in sorted(measured.seconds):
+        found = 1000 * percentile(measured.seconds[kind], 0.99)
+        yield Row(name=f"load: {kind}, p99", ours=found, reference=None, unit="ms", note=note)
+    failed = sum(number for what, number in measured.statuses.items() if what[-3:] not in ("200", "201", "404", "409"))
+    yield Row(
+        name="load: answers that no request deserves", ours=failed, reference=None, unit="", bound="= 0", note=note
+    )
+    yield Row(
+        name="load: memory of the manager, PSS", ours=memory[-1], reference=memory[0], unit="MiB", bound="ratio <= 1.1",
+        reference_is="the same, at the beginning", note=note,
+    )  # fmt: skip
+
+
+class Place:
+    def __init__(self, config: ManagerConfig, manager: subprocess.Popen[bytes]) -> None:
+        self.config = config
+        self.manager = manager
+        self.url = f"http://127.0.0.1:{config.port}"
+        credentials = Credentials.load(config.data_dir)
+        self.bearer = f"{credentials.access_key}.{credentials.secret_key}"
+        self.body = {"image": IMAGE, "resource_slots": SLOTS}
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"bench: {time.monotonic() - self._started:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    def fill(self, number: int, running: int) -> None:
+        """One by one through the API, as users would; then until as many run as there is room for."""
+        asyncio.run(self._create(number))
+        self.say(f"{number} are asked for")
+        while (found := self.counted().get("RUNNING", 0)) < running:
+            time.sleep(1.0)
+            if self.manager.poll() is not None:
+                raise RuntimeError(f"the manager has ended while {found} ran")
+
+    async def _create(self, number: int) -> None:
+        traffic = Traffic(self.url, self.bearer, [], [], self.body)
+        import aiohttp
+
+        names = iter(range(number))
+        async with aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {self.bearer}"}) as http:
+
+            async def some() -> None:
+                for one in names:
+                    body = {**self.body, "name": f"load-{one}"}
+                    made = await traffic._ask(http, time.monotonic(), "fill", "POST", "/v1/sessions", body)
+                    if made is None:
+                        raise RuntimeError(f"a session cannot be made: {dict(traffic.measured.statuses)}")
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(8):
+                    group.create_task(some())
+
+    def counted(self) -> dict[str, int]:
+        return {
+            row["status"]: row["number"]
+            for row in self.query("SELECT status, count(*) AS number FROM sessions GROUP BY 1")
+        }
+
+    def sessions(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {"RUNNING": [], "PENDING": []}
+        for row in self.query("SELECT id::text, status FROM sessions ORDER BY random()"):
+            found.setdefault(row["status"], []).append(row["id"])
+        return found
+
+    def query(self, sql: str) -> Any:
+        async def ask() -> Any:
+            connection = await asyncpg.connect(self.config.database_url)
+            try:
+                return await connection.fetch(sql)
+            finally:
+                await connection.close()
+
+        return _apart(ask())
+
+    def manager_mib(self) -> float:
+        processes = [psutil.Process(self.manager.pid), *psutil.Process(self.manager.pid).children(recursive=True)]
+        return sum(_pss_kib(one.pid) for one in processes) / 1024
+
+
+def _apart(work: Any) -> Any:
+    """Also from within a running loop: in a thread of its own."""
+    import threading
+
+    answer: list[Any] = []
+    thread = threading.Thread(target=lambda: answer.append(asyncio.run(work)))
+    thread.start()
+    thread.join()
+    return answer[0]
+
+
+def _pss_kib(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+@contextlib.contextmanager
+def _installation_of(running: int) -> Iterator[Place]:
+    folder = Path(tempfile.mkdtemp(prefix="moorage-load-", dir="/var/tmp"))
+    postgres = EmbeddedPostgres(folder / "postgres")
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(postgres.stop)
+        config = ManagerConfig(
+            data_dir=folder / "manager", database_url=postgres.start(), port=_free_port(), agent_control_port=_free_port(),
+            drain_seconds=0, log_level="WARNING",
+        )  # fmt: skip
+        config.save()
+        log = stack.enter_context((folder / "manager.log").open("ab"))
+        command = [sys.executable, "-m", "moorage", "manager", "--data-dir", str(config.data_dir)]
+        places = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}"}
+        manager = subprocess.Popen(command, stdout=log, stderr=log, env=places, cwd=ROOT)
+        stack.callback(_end, manager)
+        _wait_until_ready(config, manager, folder / "manager.log")
+        place = Place(config, manager)
+        _apart(_prepare(config))
+        each = -(-running // AGENTS)
+        agents = [f"load-{number:03}" for number in range(AGENTS)]
+        for at in range(PROCESSES):
+            _start_agents(stack, config, agents[at::PROCESSES], each, places)
+        yield place
+
+
+async def _prepare(config: ManagerConfig) -> None:
+    connection = await asyncpg.connect(config.database_url)
+    now = datetime.now(UTC)
+    await connection.execute(
+        "INSERT INTO images (name, architecture, created_at) VALUES ($1, 'x86_64', $2)", IMAGE, now
+    )
+    await connection.close()
+
+
+def _start_agents(
+    stack: contextlib.ExitStack, config: ManagerConfig, names: Sequence[str], each: int, places: dict[str, str]
+) -> None:
+    async def tokens() -> list[str]:
+        connection = await asyncpg.connect(config.database_url)
+        now = datetime.now(UTC)
+        made = [await issue_token(connection, expires_at=now + timedelta(hours=1), now=now) for _ in names]
+        await connection.close()
+        return made
+
+    authority = (config.data_dir / "pki" / "ca.pem").read_bytes()
+    url = f"https://127.0.0.1:{config.agent_control_port}"
+    told = {
+        "agents": [
+            [name, pki.join_token(url, authority, secret)] for name, secret in zip(names, _apart(tokens()), strict=True)
+        ],
+        "cpu": 1000 * SLOTS["cpu"] * each,
+        "mem": SLOTS["mem"] * each,
+    }
+    command = [sys.executable, "-m", "bench.load_agents"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=places, cwd=ROOT)
+    stack.callback(_end, process)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(told).encode() + b"\n")
+    process.stdin.flush()
+    if process.stdout.readline().strip() != b"ready":
+        raise RuntimeError("the agents could not join")
+
+
+def _wait_until_ready(config: ManagerConfig, manager: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 90
+    while time.monotonic() < until and manager.poll() is None:
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"http://127.0.0.1:{config.port}/readyz", timeout=2).status == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"the manager does not become ready: {log.read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
