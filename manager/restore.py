@@ -51,6 +51,8 @@ def restore(data_dir: Path, source: Path, *, force: bool, database_url: str | No
             )
         if manifest.embedded and database_url is None:
             (data_dir / "postgres").mkdir(mode=0o700, exist_ok=True)  # from here on it has an embedded one
+        elif database_url is None and not (data_dir / FILE_NAME).exists():
+            database_url = ManagerConfig.load(Path(folder) / FILES).database_url or None  # where it was
         with database_of(data_dir, database_url) as (dsn, embedded):
             try:
                 return asyncio.run(_restore(data_dir, Path(folder), manifest, dsn, embedded, force=force, tell=tell))
@@ -88,11 +90,11 @@ async def _restore(
         )
         tell("numbering on")
         epoch = await _follow_on(into, manifest, found.epoch, now)
-        files = _place_files(data_dir, unpacked, now, external="" if embedded else dsn)
         await restoring.put_in_place(dsn, made, kept_as=kept)
     except BaseException:
         await restoring.drop(dsn, made)
         raise
+    files = _place_files(data_dir, unpacked, now, external="" if embedded else dsn)
     # one from before is enough, and an empty one is nothing to keep
     for old in [*earlier, kept] if found.is_empty else earlier:
         await restoring.drop(dsn, old)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from repositories.transit import Cause, emit
 
 #: Agents get so long to be heard of, before they are called lost, and what was under way to go on.
 _GRACE: Final = timedelta(minutes=5)
+_RENAME_TRIES: Final = 50
 
 
 class NotAllowed(Exception):
@@ -108,14 +110,25 @@ async def put_in_place(dsn: str, restored: str, *, kept_as: str) -> None:
     """The restored database gets the name of the DSN's, which is kept under another one: both or neither."""
     name = name_of(dsn)
     async with opened(beside(dsn, "postgres")) as connection:
-        await connection.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1) AND pid <> pg_backend_pid()",
-            [name, restored],
-        )
-        async with connection.transaction():
-            if await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
-                await connection.execute(f'ALTER DATABASE "{name}" RENAME TO "{kept_as}"')
-            await connection.execute(f'ALTER DATABASE "{restored}" RENAME TO "{name}"')
+        for tries in range(_RENAME_TRIES, 0, -1):
+            await connection.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1) AND pid <> pg_backend_pid()",
+                [name, restored],
+            )
+            try:
+                await _rename(connection, {name: kept_as, restored: name})
+                return
+            except asyncpg.ObjectInUseError:  # somebody who watches it was back at once
+                if tries == 1:
+                    raise
+                await asyncio.sleep(0.1)
+
+
+async def _rename(connection: Connection, names: Mapping[str, str]) -> None:
+    async with connection.transaction():
+        for old, new in names.items():
+            if await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", old):
+                await connection.execute(f'ALTER DATABASE "{old}" RENAME TO "{new}"')
 
 
 # -- what must not go backwards ------------------------------------------------------------------------------------------
