@@ -9,10 +9,12 @@ import resource
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
+from agent import pki
 from agent.config import AgentConfig, ConfigError
 from agent.containers import Containers, EngineError, remapped
 from agent.firewall import Firewall
@@ -201,9 +203,26 @@ def _files(config: AgentConfig) -> Iterator[Diagnosis]:
         yield bad(
             "agent's key", f"{keys} is readable by others", f"who has it speaks as this host; chmod -R go= {keys}"
         )
+    yield from _certificate(keys)
     yield from _disk("agent's disk", folder)
     if config.volumes:
         yield from _disk("volumes", config.volumes)
+
+
+def _certificate(keys: Path) -> Iterator[Diagnosis]:
+    try:
+        ends = pki.expires_at(keys)
+    except (OSError, ValueError) as error:
+        yield bad("certificate", f"cannot be read: {error}", "let this host join anew: moorage agent join TOKEN")
+        return
+    left = ends - datetime.now(UTC)
+    if left <= timedelta(0):
+        yield bad("certificate", f"has ended on {ends:%Y-%m-%d}", "let this host join anew: moorage agent join TOKEN")
+    elif left < pki.RENEW_WITHIN / 2:
+        said = "the agent renews it by itself while it reaches a manager: its log says why it has not"
+        yield warn("certificate", f"ends on {ends:%Y-%m-%d}", said)
+    else:
+        yield fine("certificate", f"until {ends:%Y-%m-%d}, renewed by itself")
 
 
 def _disk(subject: str, folder: Path | str | None) -> Iterator[Diagnosis]:

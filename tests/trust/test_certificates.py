@@ -13,9 +13,11 @@ import pytest
 
 from agent import authority, pki, wire
 from agent.client import KernelAddress
+from agent.doctor import _certificate
 from agent.hub import AgentHub
 from agent.link import Links
 from agent.renewal import Renewal
+from domain.doctor import Level
 from domain.errors import AgentRevoked, AgentUnavailable
 from domain.ids import AgentId, KernelId
 from repositories import trust
@@ -235,3 +237,12 @@ async def test_another_authority_is_trusted_beside_the_old_one_and_takes_its_pla
     assert (ca / "vault.key").read_bytes() == secret  # what is sealed with it opens as before
     with pytest.raises(ssl.SSLError):
         pki.client_context(folder).load_cert_chain(ca / "manager.pem", folder / "agent.pem")
+
+
+async def test_doctor_says_when_the_certificate_ends(installation: Installation) -> None:
+    said = []
+    for days in (30, 4, -1):
+        folder = await installation.certify(f"of-{days + 2}", lifetime=timedelta(days=days, minutes=1))
+        said += [(one.level, one.subject) for one in _certificate(folder)]
+    assert said == [(Level.OK, "certificate"), (Level.WARN, "certificate"), (Level.BAD, "certificate")]
+    assert [one.level for one in _certificate(installation.folder / "nothing")] == [Level.BAD]
