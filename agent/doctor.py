@@ -26,7 +26,7 @@ _OPEN_FILES: Final = 8192
 _SHARED_KERNEL: Final = ("runc", "crun", "nvidia")
 _GIB: Final = 1024**3
 #: Releases with which a known way out of containers was closed. Distributions mend older ones too, without a new number.
-_RUNC: Final = (((1, 1, 12), "CVE-2024-21626"), ((1, 2, 8), "CVE-2025-31133"))
+_RUNC: Final = (((1, 0, 0, 1), "CVE-2019-5736"), ((1, 1, 12), "CVE-2024-21626"), ((1, 2, 8), "CVE-2025-31133"))
 _TOOLKIT: Final = (((1, 16, 2), "CVE-2024-0132"), ((1, 17, 8), "CVE-2025-23266"))
 
 

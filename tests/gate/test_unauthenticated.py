@@ -28,6 +28,7 @@ PUBLIC: Final = {
     ("rest", "GET", "/healthz"): "for load balancers: the process is alive",
     ("rest", "GET", "/readyz"): "for load balancers: it takes requests",
     ("rest", "GET", "/metrics"): "for scrapers on this machine only; elsewhere 401",
+    ("rest", "POST", "/v1/sign-in"): "takes an e-mail address and a password for a token, a few times",
     ("agents", "GET", "/agent/ca"): "the authority's certificate; the join token carries its hash",
     ("agents", "POST", "/agent/join"): "takes a one-time secret for a certificate",
     ("services", "GET", "/healthz"): "for load balancers: the process is alive",
@@ -136,7 +137,7 @@ async def test_every_address_and_every_method(stack: Stack) -> None:
 def _fault(reply: Reply, name: str, method: str, path: str, way: str) -> str | None:
     public = (name, "GET" if method == "HEAD" else method, path) in PUBLIC
     if public and way == "as it is":
-        expected = 400 if path == "/agent/join" else {"/": 302, PROXY_SLASH: 308}.get(path, 200)
+        expected = {"/agent/join": 400, "/v1/sign-in": 400, "/": 302, PROXY_SLASH: 308}.get(path, 200)
         return None if reply.status == expected else f"is public and should be {expected}"
     if public:  # written in another way, it is the public one or nothing
         return None if reply.status in (200, 302, 308, 400, 401, 404, 429) else "is public, and this is odd"
@@ -154,7 +155,9 @@ PROXY_SLASH: Final = f"/proxy/{A_SESSION}/web"
 
 async def test_what_is_public_is_listed(stack: Stack) -> None:
     """The list is as long as what is there: no entry names an address that is gone, and no public one is missing."""
-    assert {path for name, _, path in PUBLIC if name == "rest"} == set(stack.door._public)
+    open_rows = {(route.method, route.path) for route in ROUTES if route.public}
+    open_pages = {("GET", path) for path in stack.door._public}
+    assert {(method, path) for name, method, path in PUBLIC if name == "rest"} == open_rows | open_pages
     assert {path for name, _, path in PUBLIC if name == "agents"} < set(agent_addresses(stack))
 
 
