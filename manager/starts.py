@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from agent.client import KernelAddress
 from agent.wire import ServiceSpec
-from domain.errors import MoorageError
+from domain.errors import AgentUnavailable, MoorageError
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from repositories.database import Database
@@ -20,6 +20,7 @@ from repositories.service import record_services
 from repositories.transit import Cause
 
 _MOST_PAUSE_SECONDS: Final = 60.0
+_AWAY_SECONDS: Final = 0.5  #: after a start whose host went away meanwhile
 
 Place = TypeVar("Place")
 
@@ -83,6 +84,9 @@ class ServiceStarter(Generic[Place]):
                 changed = await record_services(
                     connection, where.agent_id, [fact], now=self._clock(), cause=self._cause
                 )
+        except AgentUnavailable:  # nobody knows what came of it: it is asked again, and has not failed
+            self._failed[place] = self.failures(place), time.monotonic() + _AWAY_SECONDS
+            return
         except MoorageError as error:
             times = self.failures(place) + 1
             self._failed[place] = times, time.monotonic() + min(_MOST_PAUSE_SECONDS, 2.0**times)
