@@ -15,7 +15,7 @@ from tests.faults.installation import Installation
 from tests.faults.managers import managers
 from tests.faults.workload import Town
 
-PARTS = ("outages", "several", "rolling", "clients", "restored", "disk", "failover")
+PARTS = ("outages", "measured", "several", "rolling", "clients", "restored", "disk", "failover")
 
 
 async def with_hosts(folder: Path, book: Book, parts: set[str], *, rounds: int, seconds: float) -> None:
@@ -39,13 +39,16 @@ async def with_hosts(folder: Path, book: Book, parts: set[str], *, rounds: int, 
                         await several.one_hangs(town, book, group, seconds=30.0 if number == 0 else 5.0)
                     if "clients" in parts:
                         await clients.gone(town, book, cuts=8)
+                if "measured" in parts:
+                    await outages.measured(town, book, times=20 * rounds)
                 if "rolling" in parts:
                     await several.rolled(town, book, group, rounds=max(1, rounds // 2))
+
 
 async def campaign(folder: Path, book: Book, parts: set[str], *, rounds: int, seconds: float) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if parts & {"outages", "several", "rolling", "clients"}:
+    if parts & {"outages", "measured", "several", "rolling", "clients"}:
         await with_hosts(folder, book, parts, rounds=rounds, seconds=seconds)
     if "restored" in parts:
         with Installation.up(folder / "again") as installation:

@@ -135,3 +135,17 @@ async def inject(name: str, fault: Fault, town: Town, book: Book) -> None:
     found += await town.model.verify()
     found += await installation.check(town.client)
     book.fault(name, found)
+
+
+async def measured(town: Town, book: Book, *, times: int) -> None:
+    """Restarts of the database with people at work, one after the other, and one check at the end."""
+    installation, found = town.installation, list[str]()
+    watch = Watch(installation.endpoint, f"{installation.access_key}.{installation.secret_key}")
+    async with at_work(town, found):
+        for number in range(times):
+            await restarted(town, book, watch, signal.SIGKILL if number % 2 else signal.SIGQUIT)
+            await asyncio.sleep(town.rng.uniform(0.2, 1.0))
+    found += watch.unplanned
+    found += await town.model.verify()
+    found += await installation.check(town.client)
+    book.fault(f"{times} restarts of the database in a row", found)
