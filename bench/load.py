@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
-import psutil
 
 from agent import pki
 from bench.load_traffic import Measured, Traffic
@@ -51,12 +51,18 @@ def run(_installation: object, words: Sequence[str] = ()) -> Iterator[Row]:
         ids = place.sessions()
         traffic = Traffic(place.url, place.bearer, ids["RUNNING"], ids["PENDING"], place.body)
         memory: list[float] = []
+        before, begun = place.cpu_seconds(), time.monotonic()
 
         def each_minute() -> None:
             memory.append(place.manager_mib())
             place.say(f"manager {memory[-1]:.0f} MiB, {place.counted()}")
 
         asyncio.run(traffic.run(seconds, reads=READS, mutations=MUTATIONS, each_minute=each_minute))
+        took = time.monotonic() - begun
+        for who, spent in place.cpu_seconds().items():
+            yield Row(
+                name=f"load: cores used by {who}", ours=(spent - before[who]) / took, reference=None, unit="cores"
+            )
         yield from _rows(traffic.measured, memory, f"{running} running, {pending} pending, {seconds:g} s")
         place.say(", ".join(f"{what}: {number}" for what, number in sorted(traffic.measured.statuses.items())))
 
@@ -80,9 +86,31 @@ def _rows(measured: Measured, memory: list[float], note: str) -> Iterator[Row]:
     )  # fmt: skip
 
 
+#: Whatever columns there are: of the session $1, its kernel and the beginning of its history, $2 times.
+_COPIES: Final = """
+    WITH first AS (SELECT s AS session, k AS kernel FROM sessions s JOIN kernels k ON k.session_id = s.id WHERE s.id = $1),
+    ids AS (SELECT number, gen_random_uuid() AS id, gen_random_uuid() AS kernel_id FROM generate_series(1, $2::integer) number),
+    made AS (
+        INSERT INTO sessions SELECT (jsonb_populate_record(first.session, jsonb_build_object(
+            'id', ids.id, 'name', 'load-' || number, 'main_kernel_id', kernel_id, 'status', 'PENDING', 'version', 1,
+            'prev_status', NULL,
+            'started_at', NULL, 'deadline_at', NULL, 'status_changed_at', (first.session).created_at,
+            'created_at', (first.session).created_at + number * interval '1 microsecond'))).*
+        FROM first, ids RETURNING id
+    ), kernels_made AS (
+        INSERT INTO kernels SELECT (jsonb_populate_record(first.kernel, jsonb_build_object(
+            'id', kernel_id, 'session_id', ids.id, 'agent_id', NULL, 'want', 'NONE', 'generation', 0, 'seen_generation', 0,
+            'observed', NULL, 'boot_no', 0, 'report_seq', 0, 'claimed_by', NULL, 'claimed_until', NULL))).*
+        FROM first, ids
+    )
+    INSERT INTO status_history (session_id, version, target, at) SELECT ids.id, 1, 'PENDING', now() FROM ids
+"""
+
+
 class Place:
-    def __init__(self, config: ManagerConfig, manager: subprocess.Popen[bytes]) -> None:
+    def __init__(self, config: ManagerConfig, manager: subprocess.Popen[bytes], postgres_pid: int) -> None:
         self.config = config
+        self.postgres_pid = postgres_pid
         self.manager = manager
         self.url = f"http://127.0.0.1:{config.port}"
         credentials = Credentials.load(config.data_dir)
@@ -94,31 +122,28 @@ class Place:
         print(f"bench: {time.monotonic() - self._started:6.1f} s  {text}", file=sys.stderr, flush=True)
 
     def fill(self, number: int, running: int) -> None:
-        """One by one through the API, as users would; then until as many run as there is room for."""
-        asyncio.run(self._create(number))
+        """One through the API, as a user would; the others are copies of its rows. Then until as many run as have room."""
+        _apart(self._copy(self._first(), number))
         self.say(f"{number} are asked for")
         while (found := self.counted().get("RUNNING", 0)) < running:
             time.sleep(1.0)
             if self.manager.poll() is not None:
                 raise RuntimeError(f"the manager has ended while {found} ran")
+        self.say(f"{running} run")
 
-    async def _create(self, number: int) -> None:
-        traffic = Traffic(self.url, self.bearer, [], [], self.body)
-        import aiohttp
+    def _first(self) -> str:
+        body = json.dumps({**self.body, "name": "load-0"}).encode()
+        headers = {"Authorization": f"Bearer {self.bearer}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/v1/sessions", body, headers)
+        return str(json.loads(urllib.request.urlopen(request, timeout=60).read())["id"])
 
-        names = iter(range(number))
-        async with aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {self.bearer}"}) as http:
-
-            async def some() -> None:
-                for one in names:
-                    body = {**self.body, "name": f"load-{one}"}
-                    made = await traffic._ask(http, time.monotonic(), "fill", "POST", "/v1/sessions", body)
-                    if made is None:
-                        raise RuntimeError(f"a session cannot be made: {dict(traffic.measured.statuses)}")
-
-            async with asyncio.TaskGroup() as group:
-                for _ in range(8):
-                    group.create_task(some())
+    async def _copy(self, first: str, number: int) -> None:
+        connection = await asyncpg.connect(self.config.database_url)
+        async with connection.transaction():
+            await connection.execute(_COPIES, UUID(first), number - 1)
+        await connection.execute("SELECT pg_notify('moorage', 'bench queue *')")
+        await connection.execute("ANALYZE")
+        await connection.close()
 
     def counted(self) -> dict[str, int]:
         return {
@@ -142,9 +167,18 @@ class Place:
 
         return _apart(ask())
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """Of processes that live through the run; on a busy machine it says more than a clock does."""
+        parents = {"the manager": self.manager.pid, "PostgreSQL": self.postgres_pid, "agents and clients": os.getpid()}
+        spent = {}
+        theirs = _family(self.manager.pid)
+        for who, pid in parents.items():
+            family = _family(pid) - (theirs if pid == os.getpid() else set())
+            spent[who] = sum(_cpu_seconds(one) for one in family)
+        return spent
+
     def manager_mib(self) -> float:
-        processes = [psutil.Process(self.manager.pid), *psutil.Process(self.manager.pid).children(recursive=True)]
-        return sum(_pss_kib(one.pid) for one in processes) / 1024
+        return sum(_pss_kib(one) for one in _family(self.manager.pid)) / 1024
 
 
 def _apart(work: Any) -> Any:
@@ -156,6 +190,29 @@ def _apart(work: Any) -> Any:
     thread.start()
     thread.join()
     return answer[0]
+
+
+def _family(pid: int) -> set[int]:
+    """A process and all that came of it."""
+    found, young = {pid}, [pid]
+    while young:
+        one = young.pop()
+        with contextlib.suppress(OSError):
+            children = {
+                int(child)
+                for file in Path(f"/proc/{one}/task").glob("*/children")
+                for child in file.read_text().split()
+            }
+            young += children - found
+            found |= children
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _pss_kib(pid: int) -> int:
@@ -184,7 +241,7 @@ def _installation_of(running: int) -> Iterator[Place]:
         manager = subprocess.Popen(command, stdout=log, stderr=log, env=places, cwd=ROOT)
         stack.callback(_end, manager)
         _wait_until_ready(config, manager, folder / "manager.log")
-        place = Place(config, manager)
+        place = Place(config, manager, postgres.pid or 0)
         _apart(_prepare(config))
         each = -(-running // AGENTS)
         agents = [f"load-{number:03}" for number in range(AGENTS)]

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class Traffic:
         each_minute()
 
     async def _at_a_rate(
-        self, http: aiohttp.ClientSession, seconds: float, rate: float, send: Callable[..., Awaitable[None]]
+        self, http: aiohttp.ClientSession, seconds: float, rate: float, send: Callable[..., Coroutine[Any, Any, None]]
     ) -> None:
         begun = time.monotonic()
         async with asyncio.TaskGroup() as group:

@@ -41,7 +41,7 @@ class World:
         self.hosts = [Host(AgentId("a")), Host(AgentId("b"))]
         self.run(self._furnish())
         outbox: Any = Outbox()
-        service = SessionService(self.database, outbox, FakeAgent(), clock=self.clock)  # type: ignore[arg-type]
+        service = SessionService(self.database, outbox, FakeAgent(), clock=self.clock)
         ids = (UUID(int=0xABC0000 + number) for number in itertools.count())
         self.processor = service.processor = Processor(
             self.database, Identities(self.database, outbox), outbox, service,

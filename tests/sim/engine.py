@@ -176,8 +176,8 @@ class EngineClient:
             except EngineError as error:
                 loop.call_later(back, _tell, answer, None, error, context=here)
             else:
-                error = EngineError(f"{what}: no answer", unknown=True) if lost else None
-                loop.call_later(back, _tell, answer, result, error, context=here)
+                silence = EngineError(f"{what}: no answer", unknown=True) if lost else None
+                loop.call_later(back, _tell, answer, result, silence, context=here)
 
         here = copy_context()
         loop.call_later(there, work, context=Context())

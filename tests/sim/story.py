@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actions.administration import hash_secret
 from repositories.agents import enrol, issue_token
-from tests.scenario import ALICE, IMAGE, NOW, PROJECT, hash_secret, insert
+from tests.scenario import ALICE, IMAGE, NOW, PROJECT, insert
 from tests.sim.checks import Violation
 from tests.sim.store import Backend, SerialDatabase
 from tests.sim.users import Users
@@ -78,7 +79,7 @@ class _Mistakes(logging.Handler):
 
 async def _story(world: World, sessions: int) -> None:
     await _furnish(world)
-    for one in (*world.managers, *world.agents):
+    for one in world.daemons:
         one.boot()
     users = Users(world, ALICE)
     lives = [asyncio.ensure_future(users.live(number, FAULT_SECONDS)) for number in range(sessions)]

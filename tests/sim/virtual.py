@@ -59,13 +59,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Any:  # type: ignore[override]
         return super().call_soon(_if_alive, _process(context), callback, args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> Any:
         return super().call_at(when, _if_alive, _process(context), callback, args, context=context)
 
-    def run_in_executor(self, _executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, _executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """At once when its turn has come, in this thread; others have their turn before and after."""
         future: asyncio.Future[Any] = self.create_future()
         before, after = self.thread_seconds()

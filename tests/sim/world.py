@@ -129,14 +129,18 @@ class World:
             process.kill()
             self.loop.call_later(self.chaos.uniform(0.3, 6.0), self._boot, process, context=Context())
 
+    @property
+    def daemons(self) -> list[Manager | Agent]:
+        return [*self.managers, *self.agents]
+
     def ended(self, task: asyncio.Task[Any]) -> None:
         """A daemon that gives up is started again, as its service manager would."""
-        for one in (*self.managers, *self.agents):
+        for one in self.daemons:
             if one.name == task.get_name():
                 self.kill(one.process, f"it ends with {task.exception()!r}")
 
     def _boot(self, process: Process) -> None:
-        for one in (*self.managers, *self.agents):
+        for one in self.daemons:
             if one.process is process:
                 self.note(f"{process} starts")
                 one.boot()
