@@ -221,6 +221,7 @@ class TooManySignIns(TooManyRequests):
     """Too many wrong passwords; wait as long as Retry-After says."""
 
     code = "too_many_sign_ins"
+    first = False  #: of those for the same reason
 
 
 class PasswordTooWeak(InvalidRequest):

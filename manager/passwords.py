@@ -25,6 +25,7 @@ LANES: Final = 4
 #: So many are hashed at once (64 MiB each), and so many wait for that.
 _THREADS: Final = 2
 _MOST_WAITING: Final = 32
+_MOST_REFUSED: Final = 10_000
 #: An account may be wrong 10 times in a row and then once in a minute; an address 30 times, and then every 6 seconds.
 ACCOUNT_BURST: Final = 10
 ACCOUNT_PRICE: Final = timedelta(seconds=60)
@@ -44,10 +45,14 @@ class Attempt:
 class Passwords:
     """Implements `actions.base.PasswordHashing`. Threads are started with the first password, and end with `close`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, *, memory_kib: int = MEMORY_KIB, passes: int = PASSES, lanes: int = LANES
+    ) -> None:
         self._database = database
-        self._hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
+        self._hasher = PasswordHasher(time_cost=passes, memory_cost=memory_kib, parallelism=lanes)
         self._waiting = 0
+        #: who was refused, and until when that holds whatever the database would say
+        self._refused: dict[bytes, datetime] = {}
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -73,8 +78,9 @@ class Passwords:
         return self._hasher.check_needs_rehash(password_hash)
 
     def _verify(self, password_hash: str | None, password: str) -> bool:
+        nobodys = self._nobodys  # made at the first check of any, so that it gives nobody away
         try:
-            self._hasher.verify(password_hash or self._nobodys, password)
+            self._hasher.verify(password_hash or nobodys, password)
         except (Argon2Error, InvalidHashError):
             return False
         return password_hash is not None
@@ -100,16 +106,30 @@ class Passwords:
         debts = [(_key("account", account.lower()), ACCOUNT_PRICE, ACCOUNT_BURST)]
         if address is not None:
             debts.insert(0, (_key("address", address), ADDRESS_PRICE, ADDRESS_BURST))
+        for key, _, _ in debts:
+            if (until := self._refused.get(key)) is not None and until > now:
+                raise _too_many(until, now, first=False)
         async with self._database.reader() as connection:
-            until = await charge(connection, debts, now=now)
-        if until is not None:
-            seconds = max(1, round((until - now).total_seconds()))
-            raise TooManySignIns(f"Too many wrong passwords; try again in {seconds} s.", retry_after=seconds)
+            charged = await charge(connection, debts, now=now)
+        if charged is not None:
+            key, until = charged
+            if len(self._refused) >= _MOST_REFUSED:
+                self._refused.clear()
+            self._refused[key] = until
+            raise _too_many(until, now, first=True)
         attempt = Attempt()
         yield attempt
         if attempt.right:
             async with self._database.reader() as connection:
                 await refund(connection, [(key, price) for key, price, _ in debts])
+
+
+def _too_many(until: datetime, now: datetime, *, first: bool) -> TooManySignIns:
+    """`first`: of those that are refused for the same reason until then; it is the one to be audited."""
+    seconds = max(1, round((until - now).total_seconds()))
+    error = TooManySignIns(f"Too many wrong passwords; try again in {seconds} s.", retry_after=seconds)
+    error.first = first
+    return error
 
 
 def _key(kind: str, name: str) -> bytes:

@@ -11,7 +11,7 @@ from uuid import UUID
 from actions.administration import hash_secret
 from actions.credentials import TokenResult, new_access_key
 from actions.sign_in import SignInAction
-from domain.errors import MoorageError, SignInRefused
+from domain.errors import MoorageError, SignInRefused, TooManySignIns
 from domain.principal import Credential, Principal
 from repositories.credentials import CredentialRepository, add_first_keypair, keypair_to_sign_in
 from repositories.database import Connection
@@ -41,7 +41,7 @@ async def sign_in(world: World, asked: SignInAction, address: str, request_id: s
                     await CredentialRepository(connection, now=now).set_password(user_id, fresh)
             attempt.was_right()
     except MoorageError as error:
-        if error.code in ("sign_in_refused", "too_many_sign_ins"):
+        if isinstance(error, SignInRefused) or (isinstance(error, TooManySignIns) and error.first):
             await _audit_refusal(world, asked, user_id, now, error.code, request_id)
         raise
     return await world.processor.run(asked, by=by, request_id=request_id)

@@ -82,8 +82,8 @@ class CredentialRepository:
         await self._connection.execute(
             """
             UPDATE keypairs SET rotated_at = $3, secret_hash = $2,
-                previous_hash = CASE WHEN $4 > 0 THEN secret_hash END,
-                previous_until = CASE WHEN $4 > 0 THEN $3 + make_interval(secs => $4) END
+                previous_hash = CASE WHEN $4::double precision > 0 THEN secret_hash END,
+                previous_until = CASE WHEN $4 > 0 THEN $3::timestamptz + make_interval(secs => $4) END
             WHERE access_key = $1
             """,
             access_key,
@@ -190,9 +190,9 @@ async def keypair_to_sign_in(connection: Connection, email: str) -> tuple[UUID, 
 
 async def charge(
     connection: Connection, debts: Sequence[tuple[bytes, timedelta, int]], *, now: datetime
-) -> datetime | None:
-    """One more attempt of each of (key, what one costs, how many may be open): None when all could be charged, else when
-    the first of them can be. Charged before the attempt, so that any number at once cost what they would in turn."""
+) -> tuple[bytes, datetime] | None:
+    """One more attempt of each of (key, what one costs, how many may be open): None when all could be charged, else the
+    key that could not, and when it can be again. Charged before the attempt, so that any number at once cost what they would in turn."""
     for key, price, most in debts:
         charged = await connection.fetchval(
             """
@@ -207,7 +207,7 @@ async def charge(
         )
         if not charged:
             until = await connection.fetchval("SELECT until_at FROM sign_in_debts WHERE key = $1", key)
-            return (until or now) - price * (most - 1)
+            return key, (until or now) - price * (most - 1)
     return None
 
 

@@ -20,7 +20,7 @@ from manager.rest.rows import action
 
 T = TypeVar("T")
 #: Credentials are looked at again so often while a stream is open, and so is whether anybody still listens.
-WATCH_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.5
 #: What is answered sooner than this is not watched over.
 _UNWATCHED_SECONDS: Final = 0.5
 HEARTBEAT_SECONDS: Final = 15.0
@@ -101,7 +101,7 @@ async def permitted(exchange: Exchange) -> AsyncIterator[None]:
 
 
 async def watch_reader(exchange: Exchange, watch: Watch, scope: asyncio.Timeout) -> None:
-    """End the scope when nobody reads any more, or may not: looked at each second, and when anybody's rights change."""
+    """End the scope when nobody reads any more, or may not: looked at each half second, and when anybody's rights change."""
     changed = asyncio.Event()
     unsubscribe = exchange.door.world.herald.subscribe("identity", lambda _ids: changed.set())
     try:

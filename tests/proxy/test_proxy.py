@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from actions import DestroySessionAction, ModifyKeypairAction, OpenPortAction, OpenServiceAction, ShutdownServiceAction
+from actions import (
+    CreateTokenAction,
+    DeleteTokenAction,
+    DestroySessionAction,
+    ModifyKeypairAction,
+    ModifyProjectAction,
+    ModifyUserAction,
+    OpenPortAction,
+    OpenServiceAction,
+    ShutdownServiceAction,
+)
+from domain.principal import Credential, Role
 from tests.proxy.conftest import PORT, Bed, Serving
 from tests.scenario import ALICE, ID, ROOT
 
@@ -176,6 +188,46 @@ async def test_pages_of_other_sites_ask_for_nothing(bed: Bed) -> None:
     async with bed.http.get(address, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}) as response:
         assert response.status == 403
     assert bed.seen.requests == []
+
+
+# -- who may no longer ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("way", ["keypair", "account", "role", "project", "token", "service"])
+async def test_an_open_connection_ends_with_the_right_to_it(bed: Bed, way: str) -> None:
+    run, by = bed.world.processor.run, ALICE
+    token = (await run(CreateTokenAction(token_name="ci"), by=ALICE)).token
+    if way == "token":
+        by = replace(ALICE, credential=Credential.TOKEN, token_id=token.id)
+    address = await bed.enter(by=by)
+    async with bed.http.ws_connect(address + "ws", headers={"Origin": bed.base}) as ws:
+        await ws.send_str("a")
+        assert await ws.receive_str() == "echo a"
+        if way == "keypair":
+            await run(ModifyKeypairAction(keypair=ALICE.access_key, active=False), by=ROOT)
+        elif way == "account":
+            await run(ModifyUserAction(user="alice@example.org", active=False), by=ROOT)
+        elif way == "role":
+            await run(ModifyUserAction(user="alice@example.org", role=Role.MONITOR), by=ROOT)
+        elif way == "project":
+            await run(ModifyProjectAction(project="default", remove_members=["alice@example.org"]), by=ROOT)
+        elif way == "token":
+            await run(DeleteTokenAction(token_id=token.id), by=ALICE)
+        else:
+            await run(ShutdownServiceAction(session_name=str(ID), service="web"), by=ALICE)
+        async with asyncio.timeout(8):
+            assert (await ws.receive()).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+    async with bed.http.get(address) as response:
+        assert response.status in (401, 502)
+
+
+async def test_an_administrators_pass_ends_with_the_administration(bed: Bed) -> None:
+    address = await bed.enter(by=ROOT)
+    async with bed.http.get(address) as response:
+        assert response.status == 200
+    async with bed.world.database.transaction() as connection:
+        await connection.execute("UPDATE users SET role = 'user' WHERE email = 'root@example.org'")
+    bed.world.herald.announce("identity")
+    async with bed.http.get(address) as response:
+        assert response.status == 401
 
 
 # -- raw bytes -----------------------------------------------------------------------------------------------------------

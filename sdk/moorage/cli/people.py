@@ -219,6 +219,19 @@ def token_ls(user: str | None, everybody: bool, as_json: bool) -> None:
         show_list(found, columns, as_json=as_json, empty="No tokens.")
 
 
+@token_command.command("show")
+@click.argument("token_id", metavar="ID")
+@json_option
+def token_show(token_id: str, as_json: bool) -> None:
+    """Show a token, as far as anybody may see it again: its name, scopes and end."""
+    with connect() as client:
+        role = client.whoami().role
+        found = next((t for t in client.tokens.list(everybody=role != "user") if t.id == token_id), None)
+    if found is None:
+        raise click.ClickException(f"There is no token {token_id} that you may see.")
+    show_one(found, as_json)
+
+
 @token_command.command("add")
 @click.argument("name", default="token")
 @click.option("--ttl", type=float, metavar="SECONDS", help="How long it is good for. [default: 30 days]")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from moorage.cli import terminal
@@ -21,10 +24,13 @@ def login_command(ctx: click.Context, email: str, from_stdin: bool, as_json: boo
     """
     given = click.get_text_stream("stdin").readline().rstrip("\r\n") if from_stdin else None
     password = click.prompt("Password", hide_input=True) if given is None else given
+    root = ctx.find_root().obj or {}
+    file = root.get("config")
+    if file is not None and not Path(file).exists():  # it is made below
+        root["config"] = os.devnull
     with connect(ctx) as client:
         made = client.sign_in(email, password)
         config = client.config
-    file = (ctx.find_root().obj or {}).get("config")
     path = save_sign_in(
         config.endpoint, made.token, made.expires_at, ca=config.ca, fingerprint=config.fingerprint, config=file
     )
