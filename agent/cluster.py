@@ -134,12 +134,13 @@ class Networks:
         self.firewall.isolate(self._engine.bridge)
 
     async def close(self) -> None:
-        """Rules stay as long as sessions do: when none is here, the network and the rules go."""
+        """Rules stay as long as sessions do: when none of ours is here, the network and the rules go."""
         if self._closing is not None:
             self._closing.cancel()
             await asyncio.gather(self._closing, return_exceptions=True)
-        await self._engine.remove_network()  # refused while sessions are on it
-        if self.firewall is not None and not await self._engine.made_networks():
+        with contextlib.suppress(EngineError):  # sessions are on it, ours or another agent's
+            await self._engine.remove_network()
+        if self.firewall is not None and not await self._engine.ours() and not await self._engine.made_networks():
             await self.firewall.remove()
 
     def started(self, spec: KernelSpec) -> None:

@@ -91,7 +91,7 @@ async def serving(config: AgentConfig) -> AsyncIterator[Kernels]:
         if gpus.facts() and (missing := engine.gpu_trouble()) is not None:
             info["warnings"].append(missing)
         address = config.address or own_address(config.known_managers())
-        firewall = Firewall(store.uid, closed=config.closed)
+        firewall = Firewall(store.uid, config.data_dir.absolute(), closed=config.closed)
         networks = Networks(engine, address=address, port=config.vxlan_port, firewall=firewall)
         await networks.open()
         if (said := firewall.trouble) is not None:

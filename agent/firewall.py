@@ -28,6 +28,9 @@ _PREFIX: Final = "MOORAGE-"
 _FAMILIES: Final = {4: "iptables", 6: "ip6tables"}
 _HOOKS: Final = {"FORWARD": "", "INPUT": "-in"}
 _SECONDS: Final = 20.0
+_DATA: Final = "data: "
+_LONGEST: Final = 250  #: of a comment
+_PLAIN: Final = re.compile(r"[\w ./:+@-]+")
 #: Closed to everybody: metadata services and whoever else is there without an address of its own.
 LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10")
 _BRIDGES: Final = Path("/sys/class/net")
@@ -43,9 +46,10 @@ class Guard:
 
 
 class Firewall:
-    """The rules of one agent; those of others are left alone, unless none of their bridges is there any more."""
+    """The rules of one agent; those of others are left alone, unless their bridges or their data have gone."""
 
-    def __init__(self, uid: str, *, closed: Iterable[str] = ()) -> None:
+    def __init__(self, uid: str, data_dir: Path | None = None, *, closed: Iterable[str] = ()) -> None:
+        self._data_dir = data_dir
         self._chain = f"{_PREFIX}{re.sub('[^0-9a-zA-Z]', '', uid)[:12]}"
         self._guards: dict[str, Guard] = {}
         self._always = tuple(closed)
@@ -107,13 +111,15 @@ class Firewall:
                 await _remove(self._chain)
 
     async def sweep(self) -> None:
-        """Rules of agents that have gone without a word: none of their bridges is there."""
+        """Rules of agents that have gone without a word: none of their bridges is there, or their data is not."""
         if self.trouble is not None:
             return
-        for chain in sorted(await _chains() - {self._chain}):
-            rules = await _run("iptables", "-w", "10", "-t", "mangle", "-S", chain)
-            there = {name for _, name in socket.if_nameindex()}
-            if there.isdisjoint(re.findall(r"-[io] (\S+)", rules)):
+        rules = (await _run("iptables", "-w", "10", "-t", "mangle", "-S")).splitlines()
+        devices = {name for _, name in socket.if_nameindex()}
+        chains = {line.split()[1].removesuffix("-in") for line in rules if line.startswith(f"-N {_PREFIX}")}
+        for chain in sorted(chains - {self._chain}):
+            text = "\n".join(line for line in rules if line.startswith((f"-A {chain} ", f"-A {chain}-in ")))
+            if devices.isdisjoint(re.findall(r"-[io] (\S+)", text)) or _is_orphan(text):
                 log.warning("the rules %s were left over; removing them", chain)
                 await _remove(chain)
 
@@ -161,6 +167,12 @@ class Firewall:
     def _rules(self, family: int, guards: dict[str, Guard], closed: frozenset[str]) -> Iterator[str]:
         forward, host = f"{self._chain}", f"{self._chain}-in"
         yield from (f":{forward} - [0:0]", f":{host} - [0:0]")
+        if (
+            self._data_dir is not None
+            and len(where := f"{_DATA}{self._data_dir}") < _LONGEST
+            and _PLAIN.fullmatch(where)
+        ):
+            yield f'-A {forward} -m comment --comment "{where}"'  # decides nothing: says whose they are
         beyond = sorted(
             {str(net) for net in map(ip_network, (*LINK_LOCAL, *self._always, *closed)) if net.version == family}
         )
@@ -178,9 +190,10 @@ class Firewall:
             yield f"-A {host} -i {name} -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP"
 
 
-async def _chains() -> set[str]:
-    listed = await _run("iptables", "-w", "10", "-t", "mangle", "-S")
-    return {name.removesuffix("-in") for name in re.findall(rf"^-N ({_PREFIX}\S+)", listed, re.MULTILINE)}
+def _is_orphan(rules: str) -> bool:
+    """Whether the data of the agent that wrote them has gone."""
+    whose = re.search(rf'--comment "?{_DATA}([^"\n]*)', rules)
+    return whose is not None and not Path(whose[1]).exists()
 
 
 async def _remove(chain: str) -> None:

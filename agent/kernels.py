@@ -318,8 +318,8 @@ class Kernels:
             self._kernels[stored.kernel_id] = Kernel(stored, self)
         known = list(self._kernels.values())
         found = await asyncio.gather(*(self._find(kernel, there.pop(kernel.id, [])) for kernel in known))
-        for kernel, container in zip(known, found, strict=True):
-            self._resume(kernel, container)
+        for kernel, one in zip(known, found, strict=True):
+            self._resume(kernel, one)
         await self._sweep_disks()
         await self.services.recover()
         self.quarantined = [container.name for containers in there.values() for container in containers]
@@ -330,6 +330,7 @@ class Kernels:
                 if kernel.state.spec is not None and kernel.state.observed != KernelState.GONE
             }
         )
+        await self.sweep_late()
         if self.quarantined:
             log.error("containers that carry our name but are not known, left alone: %s", ", ".join(self.quarantined))
 
@@ -420,11 +421,25 @@ class Kernels:
                 next_thaw = time.monotonic() + _THAW_SECONDS
                 with contextlib.suppress(EngineError):
                     await self.snapshots.thaw_forgotten(self._holds_still)
+                    await self.sweep_late()
             await asyncio.to_thread(empty, self.data_dir / "trash")
             if time.monotonic() >= next_purge:
                 next_purge = time.monotonic() + _PURGE_SECONDS
                 await self.purge(self.now())
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def sweep_late(self) -> None:
+        """Containers that came when their kernel had gone: what was asked of the engine, and not answered, may still be done."""
+        for container in await self.engine.ours():
+            kernel = self._kernels.get(container.labels.get("moorage.kernel", ""))
+            if kernel is None or HELPER_LABEL in container.labels:
+                continue
+            state, attempt = kernel.state, container.labels.get("moorage.attempt", "")
+            gone = state.want == Want.GONE and state.observed == KernelState.GONE
+            former = attempt.isdigit() and int(attempt) < state.attempt and state.observed == KernelState.RUNNING
+            if gone or former:
+                log.warning("%s came after its kernel had gone; removing it", container.name)
+                await self.engine.remove(container.id)
 
     def _holds_still(self, kernel_id: str) -> bool:
         kernel = self._kernels.get(kernel_id)

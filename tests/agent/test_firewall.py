@@ -8,9 +8,10 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -60,6 +61,15 @@ async def story() -> None:
     subprocess.run(["ip", "link", "del", "br-one"], check=True)
     await Firewall("other").sweep()
     assert rules() == rules("ip6tables") == []
+    subprocess.run(["ip", "link", "add", "br-one", "type", "bridge"], check=True)
+    with tempfile.TemporaryDirectory(prefix="with a blank-") as folder:
+        theirs = Firewall("theirs", Path(folder))
+        await theirs.guard("br-one", egress="open", together=False)
+        assert await theirs.restore()
+        await Firewall("other").sweep()
+        assert rules()
+    await Firewall("other").sweep()  # its data has gone, whatever goes on at the bridge
+    assert rules() == rules("ip6tables") == []
     await firewall.guard("br-one", egress="open", together=False)
     await firewall.remove()
     assert rules() == rules("ip6tables") == []
@@ -99,7 +109,7 @@ async def test_who_runs_moorage_is_closed_to_sessions() -> None:
     links.on_addresses = networks.close_to
     dialled: list[str] = []
     links._dial = dialled.extend  # type: ignore[assignment]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "1", "role": "control", "url": "https://192.0.2.1:8471", "closed": ["192.0.2.5", "2001:db8::5"]},
         {"id": "2", "role": "api", "url": "https://localhost:8472"},
     ]
