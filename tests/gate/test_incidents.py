@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import ctypes
 import json
 import threading
 import time
@@ -246,14 +247,14 @@ def test_a_link_that_changes_while_files_are_copied(tmp_path: Path) -> None:
     home, outside = tmp_path / "home", tmp_path / "outside"
     (home / "folder").mkdir(parents=True)
     outside.mkdir()
+    (home / "link").symlink_to(outside)
     files, done = Files(str(home), [], None), threading.Event()
+    c = ctypes.CDLL(None, use_errno=True)
+    folder, link = (str(home / name).encode() for name in ("folder", "link"))
 
     def flip() -> None:
         while not done.is_set():
-            (home / "folder").rename(home / "kept")
-            (home / "folder").symlink_to(outside)
-            (home / "folder").unlink()
-            (home / "kept").rename(home / "folder")
+            c.renameat2(-100, folder, -100, link, 2)  # AT_FDCWD; RENAME_EXCHANGE
 
     flipping = threading.Thread(target=flip)
     flipping.start()
@@ -274,7 +275,7 @@ def test_a_link_that_changes_while_files_are_copied(tmp_path: Path) -> None:
         done.set()
         flipping.join()
     assert list(outside.iterdir()) == []
-    assert sum(outcomes.values()) == 300
+    assert min(outcomes.values()) > 0, outcomes
 
 
 #: Release -> what it has, and what doctor is to say of it.
