@@ -54,6 +54,7 @@ _DEFAULT_MILLI_CPU: Final = 1000
 _DEFAULT_MIB: Final = 1024
 _MIB: Final = 1 << 20
 _LOG_TAIL_BYTES: Final = 4096
+_LOOK_SECONDS: Final = 1.0
 _ALIVE: Final = (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING)
 _MOST_NOTICES: Final = 20
 
@@ -285,7 +286,7 @@ class Kernel:
         """Container, then runner. A container that is there from before is used when it runs, else made anew."""
         house = self._house
         if found is not None and found.status == "running":
-            await self._connect(found)
+            await self._reconnect(found)  # it may have been started a moment ago
             return
         if found is not None:
             await house.engine.remove(found.id)
@@ -413,9 +414,14 @@ class Kernel:
             if state is None or state.status != "running":
                 raise StartFailed(self._classify(state))
             self._house.networks.started(self.spec)
-            await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise StartFailed(self._classify(await engine.inspect(container_id)))
+            while True:
+                await asyncio.wait({waiting, dying}, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    break
+                # the engine's word that it has ended may be lost, or come twice
+                there = await engine.inspect(container_id)
+                if there is None or there.status != "running" or dying.done():
+                    raise StartFailed(self._classify(there))
             waiting.result()
         finally:
             for task in (waiting, dying):
