@@ -19,8 +19,10 @@ from tests.faults.book import Book
 from tests.faults.engine_agent import agent
 from tests.faults.engine_containers import containers
 from tests.faults.engine_daemon import daemon
+from tests.faults.engine_output import output
 from tests.faults.engine_partitions import partitions
 from tests.faults.engine_replies import replies
+from tests.faults.engine_virtual import virtual
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,12 +47,22 @@ async def _agent(folder: Path, book: Book, most: int | None) -> None:
     await agent(folder, book, number=200 if most is None else most)
 
 
+async def _virtual(folder: Path, book: Book, most: int | None) -> None:
+    await virtual(folder, book, seeds=3 if most is None else 1)
+
+
+async def _output(folder: Path, book: Book, most: int | None) -> None:
+    await output(folder, book, mebibytes=3072 if most is None else 256)
+
+
 STORIES: dict[str, Callable[[Path, Book, int | None], Awaitable[None]]] = {
+    "virtual": _virtual,
     "replies": _replies,
     "daemon": _daemon,
     "containers": _containers,
     "agent": _agent,
     "partitions": _partitions,
+    "output": _output,
 }
 
 
