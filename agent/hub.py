@@ -155,7 +155,7 @@ class AgentHub:
         self._peers: dict[AgentId, Peer] = {}
         self._shown: dict[Peer, Shown] = {}  #: of all connections, retiring ones too
         self._retiring: set[Peer] = set()
-        self._disks: dict[AgentId, dict[str, tuple[int, int]]] = {}
+        self._disks: dict[str, dict[str, tuple[int, int]]] = {}
         self._pulls: dict[str, tuple[AgentId, asyncio.Queue[dict[str, Any] | None]]] = {}  #: None: the answer is there
         self._background: set[asyncio.Task[Any]] = set()
         self._refused_joins: list[float] = []
@@ -447,7 +447,7 @@ class AgentHub:
 
     def disks(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
         """{disk: (free, size)} in bytes, of each connected agent, as its last sign of life said."""
-        return self._disks
+        return dict(self._disks)
 
     async def wait_until_connected(self, agents: Collection[AgentId], seconds: float) -> None:
         """Until all of these are connected, or the time is over."""

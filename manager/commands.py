@@ -193,7 +193,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 )
 @click.option("--log-level")
 @click.pass_context
-def manager(context: click.Context, data_dir: Path | None, role: str | None, **given: Any) -> None:
+def manager(context: click.Context, /, data_dir: Path | None, role: str | None, **given: Any) -> None:
     """Run a manager: its API, its control loops and its proxy, each a process. Or change its certificate authority."""
     if context.invoked_subcommand is not None:
         context.obj = data_dir

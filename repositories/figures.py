@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from domain.session import DEADLINES
 from repositories import tables
@@ -51,6 +51,8 @@ class Figures:
 async def read(connection: Connection, *, now: datetime) -> Figures:
     row = await connection.fetchrow(_READ, now)
     assert row is not None
-    seconds = {name: max(0.0, float(row[name] or 0)) for name in ("oldest_seconds", "audit_seconds", "events_seconds")}
-    counts = {name: row[name] for name in ("sessions", "overdue", "intents", "tasks", "managers", "lost")}
-    return Figures(**counts, **seconds)
+    found: dict[str, Any] = {
+        name: max(0.0, float(row[name] or 0)) for name in ("oldest_seconds", "audit_seconds", "events_seconds")
+    }
+    found |= {name: row[name] for name in ("sessions", "overdue", "intents", "tasks", "managers", "lost")}
+    return Figures(**found)

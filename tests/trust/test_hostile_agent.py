@@ -199,7 +199,15 @@ async def test_what_makes_no_sense_is_refused_in_one_sentence_and_harms_nothing(
         with pytest.raises(MoorageError) as refused:
             await two.host.say(name, arguments)
         assert isinstance(refused.value, InvalidRequest), (arguments, refused.value)
-    kinds = ({"kernel_id": 1}, {"attempt": "a"}, {"seq": 2**63}, {"at": float("nan")}, 7, [], {"a": {}})
+    kinds: tuple[Any, ...] = (
+        {"kernel_id": 1},
+        {"attempt": "a"},
+        {"seq": 2**63},
+        {"at": float("nan")},
+        7,
+        [],
+        {"a": {}},
+    )
     if key != "facts" or name == wire.FACTS:
         await two.host.say(name, {key: list(kinds)})  # those that make no sense are left out, and the rest is taken
     assert {action for _, action, _ in await two.installation.audit()} == {"speak"}

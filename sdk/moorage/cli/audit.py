@@ -90,7 +90,8 @@ def audit_export(output: Path | None, head_file: Path | None, **asked: str | Non
 
 
 def _write(lines: Iterable[dict[str, Any]], write: Callable[[str], object]) -> tuple[int, dict[str, Any]]:
-    rows, head = -1, {}
+    rows = -1
+    head: dict[str, Any] = {}
     for line in lines:
         write(json.dumps(line, ensure_ascii=False) + "\n")
         rows, head = rows + 1, line.get("head") or {}
