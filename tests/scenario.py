@@ -21,6 +21,7 @@ from domain.errors import MoorageError
 from domain.ids import AccessKey, SessionId
 from domain.principal import Principal, Role
 from domain.session import FINAL, Status
+from manager.passwords import Passwords
 from manager.processor import Observer, Processor, SessionMemory
 from manager.world import Identities, SessionService, validated
 from repositories.database import Connection, Database
@@ -230,6 +231,7 @@ async def stage(
         for one in given:
             await one.put(connection)
     service = SessionService(database, outbox, fake or FakeAgent())  # type: ignore[arg-type]  # it only announces here
+    service.passwords = Passwords(database, memory_kib=8, passes=1, lanes=1)
     ids = map(new_id, itertools.count())
     service.processor = Processor(
         database,
@@ -358,8 +360,8 @@ def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> st
         return str(row["name"])
     if table == "usage":  # numbered by a sequence
         return f"{row['session_name']} {row['name']} {row['amount']}"
-    if table == "agent_tokens":
-        return "token"  # drawn by lot
+    if table in ("agent_tokens", "passwords", "sign_in_debts"):
+        return "token" if table == "agent_tokens" else ""  # drawn by lot, a number, a hash
     return str(row[_NAMES[table]]) if table in _NAMES else key.partition(" ")[2]
 
 

@@ -257,7 +257,7 @@ def new_keypair(answer: Any) -> bool:
 
 @pytest.fixture
 def not_by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actions.administration.secrets.token_hex", lambda size: "ab" * size)
+    monkeypatch.setattr("actions.credentials.secrets.token_hex", lambda size: "ab" * size)
 
 
 @scenarios(

@@ -272,7 +272,7 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
         "quotas", "resource_group_access", "resource_groups", "resources", "fair_shares", "fair_usage", "sequencer",
         "policies", "policy_assignments", "policy_limits", "devices", "audit_anchors",
         "session_template_versions", "session_templates", "session_transition",
-        "users", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
+        "users", "passwords", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
     }  # fmt: skip
     async with database.reader() as connection:
         rows = await connection.fetch(

@@ -15,7 +15,7 @@ from tests.sdk.scripted import ScriptedServer
 
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY", "CA", "FINGERPRINT"):
+    for name in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY", "TOKEN", "CA", "FINGERPRINT"):
         monkeypatch.delenv(f"MOORAGE_{name}", raising=False)
     monkeypatch.setenv("MOORAGE_CONFIG", str(tmp_path / "config.toml"))
 

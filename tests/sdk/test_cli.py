@@ -319,3 +319,26 @@ def test_shells_complete_session_names(server: ScriptedServer, sh: Shell, shell:
     at = "de" if shell == "fish" else "2"
     sh.environ |= {"_MOORAGE_COMPLETE": f"{shell}_complete", "COMP_WORDS": "moorage info de", "COMP_CWORD": at}
     assert "demo" in sh()[1]
+
+
+# -- signing in ----------------------------------------------------------------------------------------------------------
+def test_login_and_logout(server: ScriptedServer, sh: Shell) -> None:
+    made = {"id": "t1", "name": "sign-in", "user": "a@b", "kind": "sign_in", "expires_at": "2999-01-01T00:00:00Z"}
+    server.on("POST", "/v1/sign-in", says({**made, "token": "mot_x"}, 201))
+    server.on("POST", "/v1/sign-out", says({}, 200))
+    server.on("GET", "/v1/whoami", says({"access_key": "AKIA", "role": "user"}))
+    config = sh.folder / "mine.toml"
+    for name in ("MOORAGE_ACCESS_KEY", "MOORAGE_SECRET_KEY"):
+        sh.environ.pop(name)
+    code, out, err = sh("--config", str(config), "login", "a@b", "--stdin", stdin=b"a long password\n")
+    sh.environ["MOORAGE_CONFIG"] = str(config)
+    assert (code, err.count("moorage logout")) == (0, 1)
+    assert out.startswith("You are a@b at http")
+    [asked] = server.asked("POST", "/v1/sign-in")
+    assert json.loads(asked.body) == {"email": "a@b", "password": "a long password"}
+    assert "mot_x" in config.read_text()
+    assert sh("whoami", stdin=b"")[0] == 0
+    assert server.asked("GET", "/v1/whoami")[-1].headers["Authorization"] == "Bearer mot_x"
+    assert sh("logout", stdin=b"")[:2] == (0, "You have signed out.\n")
+    assert "mot_x" not in config.read_text()
+    assert sh("logout", stdin=b"")[0] == 1

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from moorage import errors
-from moorage.config import load_config, save_config
+from moorage.config import load_config, save_config, save_sign_in
 
 FILE = """
 endpoint = "http://127.0.0.1:1000"
@@ -45,6 +45,34 @@ def test_the_keys_of_the_file_go_to_its_own_server_only(file: Path) -> None:
     assert load_config(environ=environ).authorization == ""
     environ["MOORAGE_ENDPOINT"] = "http://127.0.0.1:1000/"
     assert load_config(environ=environ).authorization == "Bearer from file.secret of file"
+
+
+def test_who_names_keys_or_a_token_means_these(file: Path) -> None:
+    environ = {"MOORAGE_CONFIG": str(file)}
+    save_sign_in("http://127.0.0.1:1000", "signed in", datetime.now(UTC) + timedelta(hours=1), environ=environ)
+    assert load_config(environ=environ).authorization == "Bearer signed in"
+    assert load_config(environ=environ, access_key="k", secret_key="s").authorization == "Bearer k.s"
+    assert load_config(environ=environ, token="t").authorization == "Bearer t"
+    keys = {**environ, "MOORAGE_ACCESS_KEY": "k", "MOORAGE_SECRET_KEY": "s"}
+    assert load_config(environ=keys).authorization == "Bearer k.s"
+    assert load_config(environ={**keys, "MOORAGE_TOKEN": "e"}).authorization == "Bearer e"
+    assert load_config(environ={**environ, "MOORAGE_ENDPOINT": "http://127.0.0.1:2000"}).authorization == ""
+
+
+def test_a_sign_in_that_has_ended_does_not_hide_the_keys(file: Path) -> None:
+    environ = {"MOORAGE_CONFIG": str(file)}
+    save_sign_in("http://127.0.0.1:1000", "late", datetime.now(UTC) - timedelta(seconds=1), environ=environ)
+    assert load_config(environ=environ).authorization == "Bearer from file.secret of file"
+    save_sign_in("http://127.0.0.1:1000", None, environ=environ)
+    assert "token" not in file.read_text()
+    assert load_config(environ=environ).access_key == "from file"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sign_in_does_not_take_over_the_file_of_another_server(file: Path) -> None:
+    with pytest.raises(errors.NotConfigured, match="name another file"):
+        save_sign_in("http://127.0.0.1:2000", "t", config=file)
+    assert file.read_text() == FILE
 
 
 def test_what_was_saved_is_found_again_and_nobody_else_reads_it(tmp_path: Path) -> None:
