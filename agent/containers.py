@@ -174,6 +174,7 @@ class Containers:
         known = sorted(self._info.get("Runtimes") or {})
         if not self._runtime or self._runtime in known:
             return None
+        known = [name for name in known if not name.startswith("io.containerd")]
         return (
             f"The engine knows no runtime '{self._runtime}', only {', '.join(known)}: install it, name it in the engine's "
             "daemon.json and restart the engine, or take 'runtime' out of agent.toml."

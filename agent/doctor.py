@@ -131,6 +131,7 @@ def _runtime(info: Mapping[str, Any], configured: str) -> Diagnosis:
     used = configured or str(info.get("DefaultRuntime") or "")
     said = f"{used} runs sessions; the engine has {', '.join(known)}"
     if configured and configured not in (info.get("Runtimes") or {}):
+        said = f"{configured} is to run sessions; the engine has {', '.join(known)}"
         return bad("runtime", said, "the agent does not start; install it, or take 'runtime' out of agent.toml")
     if used and used not in _SHARED_KERNEL:
         return warn("runtime", said, "Moorage is tried with runc; see docs/isolation.md for what others change")

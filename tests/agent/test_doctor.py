@@ -51,7 +51,7 @@ def test_what_is_said_of_the_runtime_and_of_user_namespaces() -> None:
         Level.OK,
         "runc runs sessions; the engine has runc; sessions share this host's kernel",
     )
-    assert told("kata")["runtime"] == (Level.BAD, "kata runs sessions; the engine has runc")
+    assert told("kata")["runtime"] == (Level.BAD, "kata is to run sessions; the engine has runc")
     assert told("runsc", Runtimes={"runc": {}, "runsc": {}})["runtime"][0] is Level.WARN
     remapped = told("", DockerRootDir="/var/lib/docker/100000.100001")["user namespaces"][1]
     assert remapped.startswith("remapped: root inside is uid 100000")
