@@ -23,6 +23,7 @@ def main() -> int:
     run.add_argument("--only", action="append", default=[], help="the beginning of points' names")
     ledger = commands.add_parser("ledger", help="write the results into docs/fault-ledger.md")
     ledger.add_argument("results", type=Path, nargs="+")
+    ledger.add_argument("--note", default="", help="on what machine that was, and what else it had to do")
     given = parser.parse_args()
     if given.command == "points":
         print("\n".join(all_points()))
@@ -30,7 +31,7 @@ def main() -> int:
     if given.command == "ledger":
         from tests.faults.ledger import write
 
-        write(given.results)
+        write(given.results, given.note)
         return 0
     from tests.faults.campaign import campaign
 

@@ -15,10 +15,10 @@ _BEFORE: Final = "## Bugs found"
 _ROLES: Final = ("api", "control", "proxy", "ssh", "manager", "agent")
 
 
-def write(results: Sequence[Path]) -> None:
-    """In place of the section that is there."""
+def write(results: Sequence[Path], note: str = "") -> None:
+    """In place of the section that is there. `note`: on what machine that was, and what else it had to do."""
     text = LEDGER.read_text()
-    section = f"{_BEGIN}\n{render([_read(file) for file in results])}{_END}\n"
+    section = f"{_BEGIN}\n{render([_read(file) for file in results], note)}{_END}\n"
     if _BEGIN in text:
         before, _, rest = text.partition(_BEGIN)
         text = before + section + rest.partition(f"{_END}\n")[2]
@@ -34,14 +34,16 @@ def _read(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return [line for line in lines if "point" in line], next((line for line in lines if "hits" in line), {})
 
 
-def render(runs: Sequence[tuple[list[dict[str, Any]], dict[str, Any]]]) -> str:
+def render(runs: Sequence[tuple[list[dict[str, Any]], dict[str, Any]]], note: str) -> str:
     out = ["## Crash points: kill -9 between any two things that last", ""]
     out += [
         "`make faults` runs an installation of real processes on real PostgreSQL and a real engine, arms one of the points",
         "that `python -m tests.faults points` lists (they are read out of the code), works until it kills its process, waits",
         "until what was under way is done, and checks: fsck, what was acknowledged, one effect for each key, no execution",
-        "twice, nothing left over as seen from outside. Every eighth kill comes at any moment.",
+        "twice, nothing left over as seen from outside. Every eighth kill comes at any moment. The results are written here by",
+        "`python -m tests.faults ledger RESULTS`.",
         "",
+        *([note, ""] if note else []),
     ]
     for kills, end in runs:
         out += _run(kills, end)

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.campaign import campaign
 
 KILLS = 20
-SECONDS = 40.0
+SECONDS = 30.0
 
 
 @pytest.mark.usefixtures("kernel_image")
