@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import docker
 import pytest
 
 from agent import loops
+from agent.containers import ContainerSpec
 from agent.disk import LINK_BYTES, DiskWatch, Use, count
 from tests.agent.conftest import Host
 
@@ -249,3 +251,38 @@ async def test_a_disk_of_its_own_holds_so_much_and_goes_with_the_session(
     assert not loops.is_mounted(folders.scratch)
     assert not folders.image.exists()
     assert not folders.scratch.exists()
+
+
+async def test_what_is_written_into_the_image_is_found_where_no_driver_bounds_it(
+    host: Host, engine: docker.DockerClient, kernel_image: str
+) -> None:
+    """As root inside, which the profile `standard` lets people be."""
+    spec = ContainerSpec(
+        name=f"moorage-layer-{os.getpid()}",
+        image=kernel_image,
+        entrypoint=["sh", "-c", "head -c 20000000 /dev/zero > /big; echo 1.2.3.4 x >> /etc/hosts"],
+        hostname="layer",
+        labels={},
+        cpu_milli=1000,
+        memory_mib=128,
+        shm_mib=8,
+        pids=64,
+        mounts=[],
+        user=(0, 0),
+        profile="standard",
+        layer_mib=500,
+    )
+    container = await host.engine.create(spec)
+    try:
+        await host.engine.start(container)
+        assert (await asyncio.to_thread(engine.containers.get(container).wait))["StatusCode"] == 0
+        places = await host.engine.layer(container)
+        if not all(place.exists() for place in places):
+            pytest.skip("the engine's files are not on this machine")
+        assert {"hosts", "resolv.conf", "hostname"} < {place.name for place in places}
+        assert count(places).bytes >= 20_000_000
+        limits = await host.engine.limits(container)
+        assert limits is not None
+        assert limits["confined"]
+    finally:
+        await host.engine.remove(container)
