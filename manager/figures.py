@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,13 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from domain.errors import MoorageError
 from domain.session import FINAL, Status
 from manager.metrics import Metrics
 from repositories import figures
 from repositories.database import Database
 
-KEPT_SECONDS: Final = 2.0
+log = logging.getLogger("moorage.figures")
+KEPT_SECONDS: Final = 1.0
 _READ_SECONDS: Final = 3.0
 ROLES: Final = ("api", "control", "proxy")
 #: What agents tell with every sign of life: {disk: [free, size]} in bytes, by host.
@@ -31,7 +32,7 @@ class InstallationFigures:
         self._now = now
         self._read_at = -KEPT_SECONDS
         self._lock = asyncio.Lock()
-        self.disks: Disks = lambda: {}
+        self.disks: Disks = dict
         self.data_dir: Path | None = None
         gauge = metrics.gauge
         self._up = gauge("moorage_database_up", "Whether the database answers this manager.")
@@ -59,7 +60,8 @@ class InstallationFigures:
                 async with asyncio.timeout(_READ_SECONDS), self._database.reader() as connection:
                     self._show(await figures.read(connection, now=self._now()))
                 self._up.set(1)
-            except (MoorageError, TimeoutError):
+            except Exception as error:  # whatever it is, it is this that a scrape is to tell
+                log.warning("the installation's figures cannot be read: %r", error)
                 self._up.set(0)
             self._show_disks()
             self._read_at = time.monotonic()

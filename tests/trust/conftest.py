@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +26,8 @@ from manager.vault import Vault
 from repositories.agents import enrol, issue_token
 from repositories.database import Database
 from tests.control.rows import NOW, kernels_of, running, said_hello
+from tests.database import Server
+from tests.trust.own import Own, installed
 
 MINE, THEIRS = AgentId("mine"), AgentId("theirs")
 
@@ -152,6 +154,18 @@ class Two:
     theirs: SessionId
     my_kernel: UUID
     their_kernel: UUID
+
+
+@pytest.fixture(scope="session")
+def own(
+    tmp_path_factory: pytest.TempPathFactory, postgres: Server, template: str, engine_host: str, kernel_image: str
+) -> Iterator[Own]:
+    """Processes of its own, for tests that break or search an installation."""
+    name = f"{postgres.name}_own"
+    dsn = postgres.create(name, template)
+    with installed(tmp_path_factory.mktemp("own"), dsn, engine_host, kernel_image, small_disk=True) as started:
+        yield started
+    postgres.drop(name)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,10 @@ class Own:
                 [MOORAGE, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
             )
 
+    def start_manager(self) -> None:
+        self.start("manager", "manager", "--data-dir", str(self.manager_dir))
+        self.until(self.is_ready)
+
     def start_agent(self) -> None:
         self.start("agent", "agent", "--data-dir", str(self.agent_dir), "--log-level", "DEBUG")
 
@@ -70,8 +75,12 @@ class Own:
 
     def metrics(self) -> str:
         """As a Prometheus on this machine is given them."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
-            return str(answer.read().decode())
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
 
     def until(self, condition: Callable[[], bool], seconds: float = SECONDS) -> None:
         deadline = time.monotonic() + seconds
@@ -110,8 +119,7 @@ def installed(folder: Path, dsn: str, engine_host: str, image: str, *, small_dis
         f'database_url = "{own.dsn}"\nport = {port}\nagent_control_port = {control_port}\nlog_level = "DEBUG"\n'
     )
     try:
-        own.start("manager", "manager", "--data-dir", str(own.manager_dir))
-        own.until(own.is_ready)
+        own.start_manager()
         with own.client() as client:
             own.join_token = client.agents.create_token()
             client.images.register(image, aliases=["python"])

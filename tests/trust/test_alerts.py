@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bench.installation import processes
-from tests.trust.own import Own, installed
+from tests.trust.own import Own
 from tests.trust.promql import evaluate, names_in, scraped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,16 +49,6 @@ def test_the_evaluator_does_as_prometheus_does() -> None:
     with pytest.raises(ValueError, match="not understood"):
         evaluate("rate(a[5m])", samples)
     assert names_in('max by (x) (a{y="p"} / b) < 0.6') == {"a", "b"}
-
-
-@pytest.fixture(scope="module")
-def own(
-    tmp_path_factory: pytest.TempPathFactory, postgres: Any, template: str, engine_host: str, kernel_image: str
-) -> Iterator[Own]:
-    dsn = postgres.create(f"{postgres.name}_alerts", template)
-    with installed(tmp_path_factory.mktemp("alerts"), dsn, engine_host, kernel_image, small_disk=True) as started:
-        yield started
-    postgres.drop(f"{postgres.name}_alerts")
 
 
 class Watch:
@@ -158,6 +148,8 @@ def test_each_rule_is_fired_by_its_own_fault(own: Own, postgres: Any) -> None:
     # a manager that is gone
     own.stop("manager", signal.SIGTERM)
     fires("MoorageManagerDown")
+    own.start_manager()
+    watch.fires()
     assert seen == rules().keys()
 
 

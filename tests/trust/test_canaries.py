@@ -24,24 +24,13 @@ from moorage import errors
 
 from manager.bootstrap import Credentials
 from manager.postgres import wheel_binaries
-from tests.trust.own import Own, installed
+from tests.trust.own import Own
 
 #: Files that hold a secret by design, each readable by its owner only.
 OWN_FILES = frozenset(
     {"manager.toml", "admin.json", "ca.key", "manager.key", "agent.key", "ssh_ca", "ssh_host_key", "direct.pem"}
 )
 REGISTRY = "registry.invalid:5000"
-
-
-@pytest.fixture(scope="module")
-def own(
-    tmp_path_factory: pytest.TempPathFactory, postgres: object, template: str, engine_host: str, kernel_image: str
-) -> Iterator[Own]:
-    name = f"{postgres.name}_canaries"  # type: ignore[attr-defined]
-    dsn = postgres.create(name, template)  # type: ignore[attr-defined]
-    with installed(tmp_path_factory.mktemp("canaries"), dsn, engine_host, kernel_image) as started:
-        yield started
-    postgres.drop(name)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -153,7 +142,7 @@ def test_no_secret_is_found_outside_of_its_own_place(own: Own, engine: docker.Do
             session.commands.run("cat /proc/*/environ /proc/*/cmdline > /home/work/seen 2>/dev/null; true")
             session.files.write("/home/work/a file", b"x")
             job = session.executions.start("import time; time.sleep(60)")
-            session.services.start("web", command="python3 -m http.server {port}", port=8000)
+            session.services.start("web", command=["python3", "-m", "http.server", "8000"], port=8000)
             session.services.open("web")
             _provoke(own, client, session, planted, told)
             places = {**processes(), **container(engine, session)}
