@@ -154,12 +154,14 @@ class Recorded:
         return any(one.target is Status.TERMINATING for one in self.moved)
 
 
+#: A hello whose inventory was older makes intents due again that had been answered: the same answer settles them.
+_ASKED_AGAIN: Final = "((k.boot_no, k.report_seq) = (f.boot_no, f.seq) AND k.seen_generation < f.generation)"
 #: $1 kernel, $2 agent, $3 attempt, $4 generation, $5 boot_no, $6 seq: what is news, from the agent that may tell it.
-_NEWS: Final = """
+_NEWS: Final = f"""
     unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
         AS f(id, agent_id, attempt, generation, boot_no, seq)
     JOIN kernels k ON k.id = f.id AND k.agent_id = f.agent_id AND k.attempt = f.attempt AND f.generation <= k.generation
-        AND (k.boot_no, k.report_seq) < (f.boot_no, f.seq)
+        AND ((k.boot_no, k.report_seq) < (f.boot_no, f.seq) OR {_ASKED_AGAIN})
 """
 _SESSION: Final = """
     s.id, s.status, s.failed, s.attempt, s.notices, s.main_kernel_id, s.user_id, s.domain, s.name, s.retrying,
@@ -315,7 +317,7 @@ async def _write(
     ]
     return list(
         await connection.fetch(
-            """
+            f"""
             UPDATE kernels k SET observed = f.observed, exit = f.exit,
                 container_id = coalesce(f.container_id, k.container_id),
                 started_at = coalesce(f.started_at, k.started_at), boot_no = f.boot_no, report_seq = f.seq,
@@ -325,7 +327,8 @@ async def _write(
                 $8::jsonb[], $9::text[], $10::timestamptz[])
                 AS f(id, agent_id, attempt, generation, boot_no, seq, observed, exit, container_id, started_at)
             WHERE k.id = f.id AND k.agent_id = f.agent_id AND k.attempt = f.attempt AND f.generation <= k.generation
-                AND (k.boot_no, k.report_seq) < (f.boot_no, f.seq) AND k.session_id = ANY($11::uuid[])
+                AND ((k.boot_no, k.report_seq) < (f.boot_no, f.seq) OR {_ASKED_AGAIN})
+                AND k.session_id = ANY($11::uuid[])
             RETURNING k.id, k.session_id, k.agent_id, k.observed
             """,
             *_columns(values, 10),

@@ -31,10 +31,10 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--replay", type=int, metavar="SEED", help="print this seed's trace")
     parser.add_argument("--twice", type=int, default=0, metavar="N", help="play the first N seeds twice, and compare")
     parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
-    parser.add_argument("--only", default="", help="planted bugs whose name holds this")
+    parser.add_argument("--only", default="", help="planted bugs whose names fit this expression")
     given = parser.parse_args(words)
     if given.what == "planted":
-        return planted([bug for bug in BUGS if given.only in bug.name], given.seeds or 1000, given.seconds)
+        return planted([bug for bug in BUGS if re.search(given.only, bug.name)], given.seeds or 1000, given.seconds)
     logging.getLogger().addHandler(logging.NullHandler())
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
     gc.freeze()

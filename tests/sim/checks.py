@@ -147,6 +147,9 @@ class Watcher:
         found += [f"{one.name} runs, and is not wanted" for key, one in there.items() if _unwanted(rows.get(key), one)]
         return sorted(found)
 
+    def lost(self) -> list[str]:
+        return [row["id"] for row in self._backend.call("fetch", "SELECT id FROM agents WHERE lost ORDER BY id")]
+
     def leftovers(self) -> list[str]:
         """After everything was destroyed."""
         found = [

@@ -36,7 +36,7 @@ BUGS: Final = (
     # -- facts and intents in the database
     Bug(
         "an older report overwrites a newer one", KERNELS,
-        "AND (k.boot_no, k.report_seq) < (f.boot_no, f.seq)", "AND (k.boot_no, k.report_seq) <> (f.boot_no, f.seq)", 2,
+        "((k.boot_no, k.report_seq) < (f.boot_no, f.seq) OR", "((k.boot_no, k.report_seq) <> (f.boot_no, f.seq) OR", 2,
     ),
     Bug(
         "a restart of the agent is no fence for reports", KERNELS,

@@ -23,6 +23,8 @@ from tests.sim.world import EPOCH, World
 FAULT_SECONDS = 30.0
 #: After faults have stopped, everything has come to rest within this (virtual) time.
 SETTLE_SECONDS = 240.0
+#: And stays so, for longer than a lease.
+REST_SECONDS = 40.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ async def _story(world: World, sessions: int) -> None:
     await _unless_violated(world, asyncio.gather(mischief, *lives))
     world.calm()
     await _until(world, world.watcher.unsettled, "has not come to rest")
+    await _unless_violated(world, asyncio.ensure_future(asyncio.sleep(REST_SECONDS)))
+    await _until(world, world.watcher.unsettled, "does not stay at rest")
+    if world.watcher.lost():
+        raise Violation(f"I11 taken for lost, while they are heard of: {world.watcher.lost()}")
     if missing := users.missing():
         raise Violation("; ".join(missing))
     world.note("everything is destroyed")
