@@ -215,7 +215,11 @@ def manage(op: str = "mkdir", path: str = "new", to: str | None = None) -> Manag
     bad_input=TestScenario(given=READY, do=manage("move", "x"), error=InvalidRequest, then_audit=None),
     more={
         "a_monitor_changes_nothing": TestScenario(
-            given=READY, by=WATCHER, do=manage(), error=PermissionDenied, then_audit="permission_denied"
+            given=READY,
+            by=WATCHER,
+            do=ManageVolumeFilesAction(volume=str(VOLUME), op="mkdir", path="new"),
+            error=PermissionDenied,
+            then_audit="permission_denied",
         ),
         "who_may_only_read_changes_nothing": TestScenario(
             given=READ_ONLY, by=MALLORY, do=manage(), error=VolumeReadOnly, then_audit="volume_read_only"
