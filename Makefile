@@ -24,6 +24,7 @@ faults: ## kill -9 at every crash point, and see that nothing is lost (SEED=, KI
 	@scripts/image >/dev/null
 	@eval "$$(scripts/engine env)" && .venv/bin/python -m tests.faults run $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) $(if $(SECONDS),--seconds $(SECONDS))
 	@eval "$$(scripts/engine env)" && .venv/bin/python -m tests.faults.database $(if $(SEED),--seed $(SEED))
+	@eval "$$(scripts/engine env)" && .venv/bin/python -m tests.faults.engine --most 20 $(if $(SEED),--seed $(SEED))
 
 sim:    ## the simulation in virtual time, from seeds (SEEDS=, FIRST=, SECONDS=)
 	@scripts/setup
