@@ -91,7 +91,7 @@ def planted(bugs: Sequence[Bug], seeds: int, seconds: float) -> int:
             for bug in bugs:
                 found = _hunt(bug, folder, server, seeds, seconds)
                 missed += found is None
-                print(f"| {bug.name} | `{bug.path}` | {found or f'not within {seeds}'} |", flush=True)
+                print(f"| {bug.name} | `{bug.path}` | {found or 'NOT FOUND'} |", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{len(bugs) - missed} of {len(bugs)} found")
@@ -109,7 +109,7 @@ def _hunt(bug: Bug, folder: Path, server: str, seeds: int, seconds: float) -> st
             command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False
         )
         if (seed := re.search(r"^seed (\d+): (.*)", said.stdout, re.MULTILINE)) is None:
-            return None if "seeds from" in said.stdout else f"does not run: {said.stderr[-300:]}"
+            return None if " seeds from" in said.stdout else f"does not run: {said.stderr[-300:]}"
         return f"{seed[1]} | {re.sub(r'[0-9a-f]{8}-[0-9a-f-]+', '…', seed[2])[:90]}"
     finally:
         file.write_text(before)

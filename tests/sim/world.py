@@ -160,7 +160,7 @@ class World:
             if self.loop.now >= end:
                 return
             self.chaos.choice((
-                self._kill_agent, self._kill_manager, self._partition, self._partition, self._end_container,
+                self._kill_agent, self._kill_manager, self._partition, self._isolate, self._end_container,
                 self._end_container, self._turn_agents_clock, self._turn_clock,
             ))()  # fmt: skip
 
@@ -177,6 +177,14 @@ class World:
         self.note(f"{ends[0]} -{'>' if one_way else '-'} {ends[1]} is cut for {seconds:.1f} s")
         self.network.part(*ends, one_way=one_way)
         self.loop.call_later(seconds, self.network.join, *ends, context=Context())
+
+    def _isolate(self) -> None:
+        """No manager hears of a host, for as long as may cost it its lease."""
+        agent, seconds = self.chaos.choice(self.agents), self.chaos.uniform(15, 60)
+        self.note(f"{agent.name} is cut off for {seconds:.1f} s")
+        for manager in self.managers:
+            self.network.part(agent.name, manager.name, one_way=False)
+            self.loop.call_later(seconds, self.network.join, agent.name, manager.name, context=Context())
 
     def _end_container(self) -> None:
         running = [
