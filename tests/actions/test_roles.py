@@ -39,7 +39,7 @@ from actions import (
     SearchSessionsAction,
     SetQuotaAction,
 )
-from actions.base import ANY_STATUS, Action, Effect, Rules
+from actions.base import Action, Effect, Rules
 from domain.errors import MoorageError
 from domain.ids import AccessKey
 from domain.principal import ALL_SCOPES, Credential, Principal, Role, TokenScope
@@ -320,7 +320,7 @@ async def test_a_token_makes_nothing_that_outlives_it(database: Database) -> Non
 
 def test_what_declares_no_scope_administers() -> None:
     def rules(effect: Effect) -> Rules:
-        return Rules(allow=lambda _by, _session: True, effect=effect, when=ANY_STATUS)
+        return Rules(allow=lambda _by, _session: True, effect=effect)
 
     assert rules(Effect.READ).needs is TokenScope.READ
     assert rules(Effect.DATABASE).needs is rules(Effect.AGENT).needs is TokenScope.ADMIN

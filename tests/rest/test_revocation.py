@@ -158,7 +158,7 @@ async def _by_dismissal(root: Caller, installation: Installation) -> None:
     assert changed.json["admins"] == []
 
 
-WAYS: dict[str, Callable[[Caller, Installation], Awaitable[None]]] = {
+WAYS: dict[str, Callable[[Caller, Installation], Awaitable[object]]] = {
     "account_closed": lambda root, _: root.ask("PATCH", "/v1/users/alice@example.org", {"active": False}),
     "role_changed": lambda root, _: root.ask("PATCH", "/v1/users/alice@example.org", {"role": "monitor"}),
     "domain_closed": lambda _, door: _sql(door, "UPDATE domains SET active = false"),

@@ -41,8 +41,8 @@ admin_command.add_command(usage_command)
 admin_command.add_command(fsck_command)
 admin_command.add_command(audit_command)
 admin_command.add_command(watch_command)
-for command in (user_command, keypair_command, token_command, project_command, domain_command):
-    admin_command.add_command(command)
+for group in (user_command, keypair_command, token_command, project_command, domain_command):
+    admin_command.add_command(group)
 admin_command.add_command(quota_command)
 admin_command.add_command(policy_command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -101,7 +102,7 @@ def user_password(user: str, clear: bool, from_stdin: bool, as_json: bool) -> No
 
 def new_password(from_stdin: bool) -> str:
     if from_stdin:
-        return click.get_text_stream("stdin").readline().rstrip("\r\n")
+        return sys.stdin.readline().rstrip("\r\n")
     return str(click.prompt("New password", hide_input=True, confirmation_prompt="Once more"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ def login_command(ctx: click.Context, email: str, from_stdin: bool, as_json: boo
 
     The server is that of --endpoint or of the configuration file, where the sign-in is kept beside the keys.
     """
-    given = click.get_text_stream("stdin").readline().rstrip("\r\n") if from_stdin else None
+    given = sys.stdin.readline().rstrip("\r\n") if from_stdin else None
     password = click.prompt("Password", hide_input=True) if given is None else given
     root = ctx.find_root().obj or {}
     file = root.get("config")
