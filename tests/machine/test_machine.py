@@ -33,7 +33,7 @@ from tests.database import Reset
 from tests.machine.world import World
 from tests.scenario import ALICE, IMAGE, MALLORY, ROOT
 
-STEPS = int(os.environ.get("MACHINE_STEPS", "600"))
+STEPS = int(os.environ.get("MACHINE_STEPS", "400"))
 STEPS_EACH = 40
 #: Some of what has to take place in any run that is worth its time.
 FOLLOWED = (
