@@ -126,11 +126,15 @@ async def test_or_is_good_for_a_while(database: Database) -> None:
             hash_secret("secret-alice"),
             NOW + timedelta(seconds=1 + seconds),
         )
-        await connection.execute("UPDATE keypairs SET previous_until = now() + interval '1 minute' WHERE previous_hash IS NOT NULL")
+        await connection.execute(
+            "UPDATE keypairs SET previous_until = now() + interval '1 minute' WHERE previous_hash IS NOT NULL"
+        )
     identities = Identities(database, Outbox())  # type: ignore[arg-type]
     assert await identities.authenticate("KEY-alice.secret-alice") is not None
     async with database.reader() as connection:
-        await connection.execute("UPDATE keypairs SET previous_until = now() - interval '1 minute' WHERE previous_hash IS NOT NULL")
+        await connection.execute(
+            "UPDATE keypairs SET previous_until = now() - interval '1 minute' WHERE previous_hash IS NOT NULL"
+        )
     identities = Identities(database, Outbox())  # type: ignore[arg-type]
     assert await identities.authenticate("KEY-alice.secret-alice") is None
 
