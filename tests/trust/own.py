@@ -3,14 +3,13 @@ tests' server; everything in debug logging."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,13 +73,22 @@ class Own:
         child.wait(30)
 
     def metrics(self) -> str:
-        """As a Prometheus on this machine is given them."""
+        """As a Prometheus on this machine is given them. OSError when it is not."""
+        status, body = self._get("/metrics")
+        if status != 200:
+            raise ConnectionError(f"/metrics is {status}")
+        return body.decode()
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise
+            connection.request("GET", path, headers={"Connection": "close"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from None
+        finally:
+            connection.close()
 
     def until(self, condition: Callable[[], bool], seconds: float = SECONDS) -> None:
         deadline = time.monotonic() + seconds
@@ -95,8 +103,7 @@ class Own:
             time.sleep(0.05)  # other processes: nothing to wait on but asking again
 
     def is_ready(self) -> bool:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
+        return self._get("/readyz")[0] == 200
 
     def agent_is_there(self) -> bool:
         with self.client() as client:
