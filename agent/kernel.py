@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from uuid import uuid4
 
-from runner.lease import EXIT_CODE as LEASE_OVER
-
 from agent import cluster, gpu_request, loops, runtime
 from agent.containers import (
     USER,
@@ -43,6 +41,7 @@ from agent.wire import Fact, KernelSpec, exit_record
 from domain.crash import reach
 from domain.isolation import Egress
 from domain.session import KernelState, Want
+from runner.lease import EXIT_CODE as LEASE_OVER
 
 log = logging.getLogger("moorage.agent.kernel")
 T = TypeVar("T")

@@ -325,7 +325,7 @@ class Links:
                     self._handlers,
                     self._managers_are,
                     self._welcomed_by,
-                    lambda sent_at: self.on_answer(sent_at),
+                    lambda sent_at: self.on_answer(sent_at),  # noqa: PLW0108 - it is set later
                 )
                 connection.disks = self._disks
                 self._connections[url] = connection, asyncio.create_task(connection.run(), name=f"dial {url}")
