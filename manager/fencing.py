@@ -36,7 +36,9 @@ class Watch:
         """Seconds since a sign of life of each was first seen to be its newest."""
         last = self._since
         self._since = {
-            one.agent_id: last[one.agent_id] if last.get(one.agent_id, (None,))[0] == one.seen_at else (one.seen_at, now)
+            one.agent_id: last[one.agent_id]
+            if last.get(one.agent_id, (None,))[0] == one.seen_at
+            else (one.seen_at, now)
             for one in seen
         }
         return {agent_id: now - at for agent_id, (_, at) in self._since.items()}

@@ -110,9 +110,7 @@ SCENARIOS: Final = {
         then_rows=CREATED,
     ),
     "a_lease_without_being_replaced": refused(create(agent_lease=60), InvalidConfiguration),
-    "a_lease_that_a_moment_of_trouble_ends": refused(
-        create(on_agent_lost="replace", agent_lease=19), InvalidRequest
-    ),
+    "a_lease_that_a_moment_of_trouble_ends": refused(create(on_agent_lost="replace", agent_lease=19), InvalidRequest),
     "a_lease_without_end": refused(create(on_agent_lost="replace", agent_lease=1e6), InvalidRequest),
     "another_fate": refused(create(on_agent_lost="forget"), InvalidRequest),
     "a_callback_with_a_secret_to_sign": TestScenario(

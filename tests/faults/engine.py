@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from tests.faults.book import Book
 from tests.faults.engine_agent import agent
@@ -55,7 +56,7 @@ async def _output(folder: Path, book: Book, most: int | None) -> None:
     await output(folder, book, mebibytes=3072 if most is None else 256)
 
 
-STORIES: dict[str, Callable[[Path, Book, int | None], Awaitable[None]]] = {
+STORIES: dict[str, Callable[[Path, Book, int | None], Coroutine[Any, Any, None]]] = {
     "virtual": _virtual,
     "replies": _replies,
     "daemon": _daemon,
