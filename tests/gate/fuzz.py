@@ -71,13 +71,16 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
-async def schemathesis(endpoint: str, by: Person, folder: Path, *, seconds: int, seed: int) -> Findings:
-    """The same seed makes the same requests in the same order, for as long as there is time."""
+async def schemathesis(
+    endpoint: str, by: Person, folder: Path, *, phases: str, seconds: int | None, seed: int
+) -> Findings:
+    """The same seed makes the same requests in the same order, for as long as there is time; None: each phase to its end."""
     config, report = folder / "schemathesis.toml", folder / f"{by.name}.json"
     config.write_text(configuration())
     words = (
         *(Path(sys.executable).parent / "st", "--config-file", config, "run", f"{endpoint}/openapi.json"),
-        *("--header", by.header, "--checks", "planned", "--max-time", str(seconds), "--seed", str(seed)),
+        *("--header", by.header, "--checks", "planned", "--phases", phases, "--seed", str(seed)),
+        *(("--max-time", str(seconds)) if seconds is not None else ()),
         *("--request-timeout", "10", "--continue-on-failure", "--generation-database", "none", "--no-color"),
         *("--workers", "2", "--suppress-health-check", "all", "--report-json-path", report),
     )
@@ -86,7 +89,7 @@ async def schemathesis(endpoint: str, by: Person, folder: Path, *, seconds: int,
         *map(str, words), cwd=folder, env={**os.environ, "PYTHONPATH": path},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    async with asyncio.timeout(seconds + 120):
+    async with asyncio.timeout((seconds or 480) + 120):
         said, _ = await process.communicate()
     text = said.decode("utf-8", "replace")
     if not report.exists():
