@@ -178,7 +178,10 @@ class Kernels:
             raise InvalidRequest("An intent to run says what to run.")
         kernel = self._kernels.get(kernel_id)
         if kernel is None and spec is not None and spec.begun:
-            log.error("kernel %s has begun, as the manager knows, and nothing of it is here; it does not begin again", kernel_id)
+            log.error(
+                "kernel %s has begun, as the manager knows, and nothing of it is here; it does not begin again",
+                kernel_id,
+            )
             request = replace(request, want=Want.GONE)
         if kernel is None:
             unheard_of = StoredKernel(
@@ -390,7 +393,11 @@ class Kernels:
         """A control process has answered what was sent then."""
         self.lease.renewed(sent_at)
         for kernel in self._kernels.values():
-            if kernel.link is not None and kernel.state.spec is not None and kernel.state.spec.lease_seconds is not None:
+            if (
+                kernel.link is not None
+                and kernel.state.spec is not None
+                and kernel.state.spec.lease_seconds is not None
+            ):
                 self._spawn(self._tell_lease(kernel))
 
     async def _tell_lease(self, kernel: Kernel) -> None:
