@@ -135,6 +135,7 @@ from actions.session_devices import GetSessionDevicesAction
 from actions.shares import ListSharesAction
 from actions.sign_in import SetPasswordAction, SignInAction, SignOutAction
 from actions.snapshots import CommitSessionAction, ConvertSessionToImageAction, GetCommitStatusAction
+from actions.state import DeleteStateAction, GetStateAction, ListStateAction, SetStateAction
 from actions.statistics import GetMetricsAction, GetTopAction
 from actions.templates import (
     CreateFromTemplateAction,
@@ -208,6 +209,7 @@ __all__ = [
     "DeletePolicyAction",
     "DeleteProjectAction",
     "DeleteResourceGroupAction",
+    "DeleteStateAction",
     "DeleteTemplateAction",
     "DeleteTokenAction",
     "DeleteUserAction",
@@ -243,6 +245,7 @@ __all__ = [
     "GetResourceGroupAction",
     "GetSessionDevicesAction",
     "GetSessionInfoAction",
+    "GetStateAction",
     "GetStatisticsAction",
     "GetStatusHistoryAction",
     "GetTaskAction",
@@ -274,6 +277,7 @@ __all__ = [
     "ListServicesAction",
     "ListSharesAction",
     "ListSshKeysAction",
+    "ListStateAction",
     "ListTasksAction",
     "ListTemplatesAction",
     "ListTokensAction",
@@ -319,6 +323,7 @@ __all__ = [
     "SetPasswordAction",
     "SetQuotaAction",
     "SetRegistryAction",
+    "SetStateAction",
     "SetWatchRulesAction",
     "SetWeightAction",
     "ShareImageAction",

@@ -45,6 +45,11 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "list_executions": ("execution ls", "executions.Executions.list"),
         "open_process": ("exec --tty", "terminals.Ptys.open"),
         "read_execution": ("execution output", "executions.Execution.info"),
+        # state
+        "delete_state": ("state rm", "state.State.delete"),
+        "get_state": ("state get", "state.State.get"),
+        "list_state": ("state ls", "state.State.sizes"),
+        "set_state": ("state set", "state.State.set"),
         # files
         "download_file": ("cp", "files.Files.download"),
         "download_files": ("cp", "files.Files.archive"),

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from agent.wire import Fact, KernelSpec, ProcessSpec, RunRead, ServiceFact, ServiceSpec
@@ -170,6 +170,18 @@ class AgentClient(Protocol):
     async def complete(
         self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str
     ) -> dict[str, Any]: ...
+
+    async def state(
+        self,
+        where: KernelAddress,
+        do: Literal["get", "set", "delete", "list"],
+        name: str | None = None,
+        value: Any = None,
+        *,
+        key: UUID | None = None,
+    ) -> dict[str, Any]:
+        """The session's store: get {found, value}, set {}, delete {deleted}, list {sizes: {name: bytes}}. Once for each key."""
+        ...
 
     async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage: ...
 

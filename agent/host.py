@@ -113,6 +113,7 @@ class Host:
                     (wire.INTERRUPT, self.interrupt),
                     (wire.KILL, self.kill),
                     (wire.COMPLETE, self.complete),
+                    (wire.STATE, self.state),
                     (wire.LIST_FILES, self.list_files),
                     (wire.MANAGE_FILE, self.manage_file),
                     (wire.OPEN_STREAM, self.open_stream),
@@ -315,6 +316,11 @@ class Host:
         _, link = self._running(arguments)
         asked = {name: arguments[name] for name in ("code", "row", "col", "line", "post")}
         return await link.complete(**asked)
+
+    async def state(self, arguments: Arguments) -> Arguments:
+        _, link = self._running(arguments)
+        asked = {name: arguments[name] for name in ("do", "name", "value")}
+        return await link.state(**asked, key=_key(arguments))
 
     # -- files -------------------------------------------------------------------------------------------------------
     async def list_files(self, arguments: Arguments) -> Arguments:
@@ -629,7 +635,7 @@ def _key(arguments: Arguments) -> str | None:
     """Of a request that may be repeated; the same key with another content is another request."""
     if (key := arguments.get("key")) is None:
         return None
-    asked = [arguments.get(name) for name in ("run_id", "op", "arguments", "eof", "data")]
+    asked = [arguments.get(name) for name in ("run_id", "op", "arguments", "eof", "data", "do", "name", "value")]
     return f"{key} {hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}"
 
 

@@ -540,6 +540,12 @@ class AgentHub:
         arguments = {"code": code, "row": row, "col": col, "line": line, "post": post}
         return _map(await self._ask(where, wire.COMPLETE, arguments))
 
+    async def state(
+        self, where: KernelAddress, do: str, name: str | None = None, value: Any = None, *, key: UUID | None = None
+    ) -> dict[str, Any]:
+        asked = {"do": do, "name": name, "value": value, "key": _text(key)}
+        return _map(await self._ask(where, wire.STATE, asked, seconds=FILES_SECONDS))
+
     async def list_files(self, where: Place, path: str, *, cursor: str | None, limit: int) -> FilePage:
         page = await self._ask(
             where, wire.LIST_FILES, {"path": path, "cursor": cursor, "limit": limit}, seconds=FILES_SECONDS

@@ -303,9 +303,12 @@ class RunnerLink(asyncio.Protocol):
         answer = await self._ask(header, seconds=FILE_SECONDS, nullable=True)
         return _file_stat(answer) if answer else None
 
-    async def state(self, do: str, name: str | None = None, value: Any = None) -> dict[str, Any]:
+    async def state(
+        self, do: str, name: str | None = None, value: Any = None, *, key: str | None = None
+    ) -> dict[str, Any]:
         """The session's store: get {found, value}, set {}, delete {deleted}, list {sizes: {name: bytes}}."""
-        return await self._ask({"op": "state", "do": do, "name": name, "value": value}, seconds=FILE_SECONDS)
+        header = {"op": "state", "do": do, "name": name, "value": value, "key": key}
+        return await self._ask(header, seconds=FILE_SECONDS)
 
     async def open_file(self, path: str) -> tuple[int, FileStat]:
         """A regular file opened by the session's user, as a descriptor that the caller must close."""

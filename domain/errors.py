@@ -255,6 +255,12 @@ class RunNotFound(NotFound):
     code = "run_not_found"
 
 
+class StateKeyNotFound(NotFound):
+    """The session's state has no such key."""
+
+    code = "state_key_not_found"
+
+
 class TaskNotFound(NotFound):
     """There is no such background task, or it is not yours."""
 
@@ -635,6 +641,24 @@ class FileExists(FileError):
     """There is a file of this name already; pass overwrite, or choose another name."""
 
     code, http_status = "file_exists", 409
+
+
+class StateFull(InvalidRequest):
+    """A session's state takes 1 MiB in 1,000 keys of 128 characters, and 64 KiB a value; put more into files."""
+
+    code, http_status = "state_full", 422
+
+
+class StateBusy(Conflict):
+    """A program of the session holds its state's lock and does not let go; try again, or end that program."""
+
+    code, retryable = "state_busy", True
+
+
+class StateDamaged(Conflict):
+    """The file of the session's state is not what Moorage has written: a program of the session has changed it."""
+
+    code = "state_damaged"
 
 
 class ArchiveRefused(FileError):

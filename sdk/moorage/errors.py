@@ -127,6 +127,10 @@ __all__ = [
     "SshKeyNotFound",
     "SshKeyTaken",
     "StartFailed",
+    "StateBusy",
+    "StateDamaged",
+    "StateFull",
+    "StateKeyNotFound",
     "StillInUse",
     "StorageFull",
     "StreamBroken",
@@ -259,6 +263,16 @@ class InvalidLimit(InvalidRequest):
     http_status = 400
     default_message = (
         "There is no such limit, or it cannot be so much; 'moorage admin policy create --help' names all limits."
+    )
+
+
+class StateFull(InvalidRequest):
+    """A session's state takes 1 MiB in 1,000 keys of 128 characters, and 64 KiB a value; put more into files."""
+
+    code = "state_full"
+    http_status = 422
+    default_message = (
+        "A session's state takes 1 MiB in 1,000 keys of 128 characters, and 64 KiB a value; put more into files."
     )
 
 
@@ -537,6 +551,14 @@ class RunNotFound(NotFound):
     code = "run_not_found"
     http_status = 404
     default_message = "There is no such execution, or its output is no longer kept."
+
+
+class StateKeyNotFound(NotFound):
+    """The session's state has no such key."""
+
+    code = "state_key_not_found"
+    http_status = 404
+    default_message = "The session's state has no such key."
 
 
 class TaskNotFound(NotFound):
@@ -858,6 +880,27 @@ class NotWaitingForInput(Conflict):
     code = "not_waiting_for_input"
     http_status = 409
     default_message = "This execution is not running any more, so nothing can be fed to it."
+
+
+class StateBusy(Conflict):
+    """A program of the session holds its state's lock and does not let go; try again, or end that program."""
+
+    code = "state_busy"
+    http_status = 409
+    retryable = True
+    default_message = (
+        "A program of the session holds its state's lock and does not let go; try again, or end that program."
+    )
+
+
+class StateDamaged(Conflict):
+    """The file of the session's state is not what Moorage has written: a program of the session has changed it."""
+
+    code = "state_damaged"
+    http_status = 409
+    default_message = (
+        "The file of the session's state is not what Moorage has written: a program of the session has changed it."
+    )
 
 
 class PortConflict(Conflict):
@@ -1258,6 +1301,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidVolumeName.code: InvalidVolumeName,
     PasswordTooWeak.code: PasswordTooWeak,
     InvalidLimit.code: InvalidLimit,
+    StateFull.code: StateFull,
     InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
     RequestTooLarge.code: RequestTooLarge,
@@ -1291,6 +1335,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     SessionNotFound.code: SessionNotFound,
     ImageNotFound.code: ImageNotFound,
     RunNotFound.code: RunNotFound,
+    StateKeyNotFound.code: StateKeyNotFound,
     TaskNotFound.code: TaskNotFound,
     AgentNotFound.code: AgentNotFound,
     DeviceNotFound.code: DeviceNotFound,
@@ -1330,6 +1375,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     RequestInProgress.code: RequestInProgress,
     PolicyInUse.code: PolicyInUse,
     NotWaitingForInput.code: NotWaitingForInput,
+    StateBusy.code: StateBusy,
+    StateDamaged.code: StateDamaged,
     PortConflict.code: PortConflict,
     ServiceRuns.code: ServiceRuns,
     ImageNameTaken.code: ImageNameTaken,

@@ -12,7 +12,15 @@ import pytest
 
 from agent.client import AgentClient, KernelAddress
 from agent.wire import Fact, KernelSpec, RunRead, decode_records
-from domain.errors import FileExists, FileNotFound, InvalidPath, MoorageError, NotWaitingForInput, RunNotFound
+from domain.errors import (
+    FileExists,
+    FileNotFound,
+    InvalidPath,
+    MoorageError,
+    NotWaitingForInput,
+    RunNotFound,
+    StateFull,
+)
 from domain.ids import AgentId, KernelId, RunId, uuid7
 
 
@@ -279,6 +287,17 @@ class Contract:
             await manage(where, "stat", {"path": "b"})
         with pytest.raises(FileExists):
             await manage(where, "mkdir", {"path": "c"})
+
+    async def test_its_state_is_kept(self, subject: Subject) -> None:
+        state, where = subject.agent.state, subject.where
+        assert await state(where, "get", "best") == {"found": False}
+        await state(where, "set", "best", {"loss": 0.5, "of": [1, None, "ä"]})
+        assert await state(where, "get", "best") == {"found": True, "value": {"loss": 0.5, "of": [1, None, "ä"]}}
+        assert await state(where, "list") == {"sizes": {"best": 31}}
+        assert await state(where, "delete", "best") == {"deleted": True}
+        assert await state(where, "delete", "best") == {"deleted": False}
+        with pytest.raises(StateFull):
+            await state(where, "set", "best", "x" * 70_000)
 
     async def test_an_archive_comes_out(self, subject: Subject) -> None:
         await subject.put("packed", b"x" * 10)

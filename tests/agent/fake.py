@@ -30,6 +30,7 @@ from domain.errors import (
     NotWaitingForInput,
     PtyNotFound,
     RunNotFound,
+    StateFull,
 )
 from domain.ids import AgentId, RunId
 
@@ -80,6 +81,7 @@ class FakeAgent:
         self.kernels: dict[UUID, Kernel] = {}
         self.runs: dict[str, Run] = {}
         self.files: dict[str, bytes] = {}
+        self.kept: dict[str, Any] = {}  #: the session's store
         self.images: dict[str, dict[str, str]] = {}  #: name -> labels
         self.counted: dict[str, Any] = {"containers": [], "networks": []}  #: what a census says
         self.folders: set[str] = {"/home/work"}
@@ -201,6 +203,22 @@ class FakeAgent:
     ) -> dict[str, Any]:
         self._asked("complete", code)
         return {"suggestions": [code + "t"], "start": 0, "end": len(code)}
+
+    async def state(
+        self, where: KernelAddress, do: str, name: str | None = None, value: Any = None, *, key: UUID | None = None
+    ) -> dict[str, Any]:
+        self._asked("state", do, name)
+        kept = self.kept
+        if do == "get":
+            return {"found": True, "value": kept[name]} if name in kept else {"found": False}
+        if do == "set":
+            if len(encoded := orjson.dumps(value)) > 64 << 10:
+                raise StateFull
+            kept[str(name)] = orjson.loads(encoded)
+            return {}
+        if do == "delete":
+            return {"deleted": kept.pop(str(name), self) is not self}
+        return {"sizes": {key: len(orjson.dumps(value)) for key, value in kept.items()}}
 
     # -- files -------------------------------------------------------------------------------------------------------------
     def _path(self, path: str) -> str:

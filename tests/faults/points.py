@@ -32,13 +32,12 @@ _RUNNER_READS = frozenset(
         "terminals",
         "listening",
         "lease",
-        "state",
     }
 )
 #: Requests between managers and agents whose answer tells of something that lasts.
 _ANSWERS = (
     *("ensure", "execute", "input", "interrupt", "kill", "manage_file", "open_stream", "start_service", "stop_service"),
-    *("commit", "remove_image", "clone_volume", "remove_volume", "hello", "heartbeat", "facts", "runs_done"),
+    *("state", "commit", "remove_image", "clone_volume", "remove_volume", "hello", "heartbeat", "facts", "runs_done"),
     *("samples", "services"),
 )
 #: Left out, and why nothing can be between two effects there, or a campaign cannot get there.

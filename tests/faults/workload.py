@@ -316,6 +316,16 @@ async def modify(town: Town) -> None:
 
 
 @driver
+async def state(town: Town) -> None:
+    """Kept, read, forgotten; forgetting is answered alike however often it is asked."""
+    kept, key = town.home().state, town.name("key")
+    await kept.set(key, {"count": town.count})
+    expect(await kept.get(key), {"count": town.count}, "I7 a value of the state")
+    expect(await kept.delete(key), True, "I6 forgetting a value")
+    expect(await kept.get(key), None, "I7 a value that was forgotten")
+
+
+@driver
 async def exempt(town: Town) -> None:
     session = town.home()
     await session.exempt(True, reason="a campaign")

@@ -180,6 +180,13 @@ _SESSIONS: Final[Mapping[str, Ask]] = {
     "exempt_session": of_session(body=lambda cell: {"exempt": True, "reason": "x"}),
     "execute_session": of_session(body=lambda cell: {"code": "1"}),
     "complete": of_session(body=lambda cell: {"code": "pri"}),
+    "list_state": of_session(),
+    **dict.fromkeys(
+        ("get_state", "delete_state"), of_session(address=lambda cell: cell.path("/v1/sessions/{session}/state/best"))
+    ),
+    "set_state": of_session(
+        address=lambda cell: cell.path("/v1/sessions/{session}/state/best"), body=lambda cell: {"value": 1}
+    ),
     "issue_ssh_certificate": of_session(201, body=lambda cell: {"public_key": _key(cell)}),
     "upload_files": of_session(method="PUT", body=lambda cell: b"content", headers=text("application/octet-stream")),
     "upload_files:form": of_session(

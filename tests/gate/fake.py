@@ -28,6 +28,7 @@ class SteadyAgent(FakeAgent):
         if len(self.folders) > 100:
             self.folders = {"/home/work"}
         self.files["/home/work/there.txt"] = b"there"
+        self.kept = {"best": 1}
 
     def _read(self, run_id: str, from_seq: int, max_bytes: int) -> Any:
         if run_id != "log":

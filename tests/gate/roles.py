@@ -114,7 +114,7 @@ _ENTER = (
     "execute_session interrupt complete kill_execution open_process issue_ssh_certificate list_files upload_files "
     "upload_files:form download_files download_file manage_files unpack_archive download_results start_service "
     "shutdown_service list_services open_service get_direct_access_info open_port commit_session "
-    "convert_session_to_image restart_session check_and_transit_status"
+    "convert_session_to_image restart_session check_and_transit_status list_state get_state set_state delete_state"
 )
 #: action, or `action:variant` where it may be asked in more than one way -> family
 _BY_FAMILY: Final[Mapping[str, str]] = {

@@ -37,6 +37,10 @@ async def side_by_side(function: Callable[[A], Awaitable[T]], items: Iterable[A]
     return await asyncio.gather(*(function(item) for item in items))
 
 
+class Items:
+    """What the blocking side offers in brackets has to be waited for here: `await state.get(key)`, `set`, `delete`."""
+
+
 class Socket:
     """A WebSocket. `recv` and `send` raise `SocketClosed` when it has ended."""
 

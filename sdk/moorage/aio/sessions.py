@@ -26,6 +26,7 @@ from moorage.aio.reports import SessionReports, _time
 from moorage.aio.services import Services
 from moorage.aio.snapshots import SessionSnapshots
 from moorage.aio.ssh import SessionSsh
+from moorage.aio.state import State
 from moorage.aio.terminals import Ptys
 from moorage.errors import SessionEnded, SessionNotFound
 
@@ -55,6 +56,7 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         self.files = Files(transport, self._base, self._owner)
         self.pty = Ptys(transport, self._base, self._owner)
         self.services = Services(transport, self._base, self._owner)
+        self.state = State(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"
@@ -70,6 +72,13 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
     @property
     def status(self) -> str:
         return self.info.status
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """Facts about the session: session_id, session_name, image, attempt, slots. Changing them changes nothing."""
+        said = self.info
+        facts = {"session_id": said.id, "session_name": said.name, "image": said.image, "attempt": said.attempt}
+        return {**facts, "slots": dict(said.requested_slots or {})}
 
     async def __aenter__(self) -> Self:
         return self

@@ -57,6 +57,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Files": {
         "cp": ("files", "Copy files to and from a session."),
         "ls": ("files", "List a session's files."),
+        "state": ("state", "Small JSON values that a session keeps: get, set, ls, rm."),
         "file": ("inside", "Files where they are: stat, mkdir, mv, cp, rm, chmod."),
         "volume": ("volumes", "Volumes: create, ls, show, share, clone, rm, put, get, files."),
     },

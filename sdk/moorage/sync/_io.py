@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,6 +22,44 @@ sleep = time.sleep
 def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Here, blocking is what everybody expects."""
     return function(*args, **kwargs)
+
+
+class Items:
+    """A store as a dictionary; `get`, `set`, `delete` and `sizes` are the store's own."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        raise NotImplementedError
+
+    def set(self, key: str, value: Any) -> None:
+        raise NotImplementedError
+
+    def delete(self, key: str) -> bool:
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> Any:
+        missing = object()
+        if (value := self.get(key, missing)) is missing:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.sizes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes())
+
+    def __len__(self) -> int:
+        return len(self.sizes())
 
 
 def result_of(value: object) -> object:

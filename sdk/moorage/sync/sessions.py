@@ -28,6 +28,7 @@ from moorage.sync.reports import SessionReports, _time
 from moorage.sync.services import Services
 from moorage.sync.snapshots import SessionSnapshots
 from moorage.sync.ssh import SessionSsh
+from moorage.sync.state import State
 from moorage.sync.terminals import Ptys
 
 FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
@@ -56,6 +57,7 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         self.files = Files(transport, self._base, self._owner)
         self.pty = Ptys(transport, self._base, self._owner)
         self.services = Services(transport, self._base, self._owner)
+        self.state = State(transport, self._base, self._owner)
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r} {self.status} {self.id}>"
@@ -71,6 +73,13 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
     @property
     def status(self) -> str:
         return self.info.status
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """Facts about the session: session_id, session_name, image, attempt, slots. Changing them changes nothing."""
+        said = self.info
+        facts = {"session_id": said.id, "session_name": said.name, "image": said.image, "attempt": said.attempt}
+        return {**facts, "slots": dict(said.requested_slots or {})}
 
     def __enter__(self) -> Self:
         return self
