@@ -134,18 +134,7 @@ BUGS: Final = (
         "elif found is not None or state.observed in (KernelState.PREPARING, KernelState.PULLING):",
     ),
     Bug(
-        "a late thought overwrites a newer intent on disk", "agent/store.py",
-        " WHERE (excluded.attempt, excluded.generation) >= (kernels.attempt, kernels.generation)", "",
-    ),
-    Bug(
         "the agent forgets which intents it took on", "agent/kernels.py",
         "            await self.store.save(replace(state, **changes))\n", "",
-    ),
-    Bug(
-        "facts are taken for told before they were", "agent/link.py",
-        "                    await control.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)\n"
-        "                    reach(\"agent.told.facts\")\n                    self._teller.facts_acknowledged(facts)\n",
-        "                    self._teller.facts_acknowledged(facts)\n"
-        "                    await control.request(wire.FACTS, said, timeout_seconds=_TELL_SECONDS)\n",
     ),
 )  # fmt: skip
