@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -236,8 +235,7 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
         while True:
             if read is None:
                 left = POLL_SECONDS if until is None else max(0.0, min(POLL_SECONDS, until - call.service.monotonic()))
-                ask = partial(call.agents.read, where, run_id, from_seq=next_seq, max_bytes=_CHUNK_BYTES)
-                read = await call.service.patience.ask(lambda s, ask=ask: ask(wait_seconds=s), left)
+                read = await _patiently(call, where, run_id, next_seq, _CHUNK_BYTES, left)
             collector.add(read)
             asks = read.status == "waiting_input" and self._asked_anew(read)
             over = (until is not None and call.service.monotonic() >= until) or call.service.patience.ended
@@ -321,14 +319,24 @@ async def read_run(
     """From the agent's ring while that can be reached, else from the tail that was taken over at the session's end."""
     async with call.service.reading(call) as reading:
         execution = await reading.db.executions.get(session.id, RunId(run_id))
-    ask = partial(call.agents.read, _where(execution), execution.run_id, from_seq=from_seq, max_bytes=max_bytes)
     try:
-        read = await call.service.patience.ask(lambda seconds: ask(wait_seconds=seconds), wait_seconds)
+        read = await _patiently(call, _where(execution), execution.run_id, from_seq, max_bytes, wait_seconds)
     except (AgentUnavailable, RunNotFound):
         if execution.tail is None:
             raise
         read = _from_tail(execution, from_seq, max_bytes)
     return execution, read
+
+
+async def _patiently(
+    call: Remote, where: KernelAddress, run_id: RunId, from_seq: int, max_bytes: int, wait_seconds: float
+) -> RunRead:
+    """What there is from `from_seq` on; waited for, unless this manager is to go."""
+
+    async def ask(seconds: float) -> RunRead:
+        return await call.agents.read(where, run_id, from_seq=from_seq, max_bytes=max_bytes, wait_seconds=seconds)
+
+    return await call.service.patience.ask(ask, wait_seconds)
 
 
 def _from_tail(execution: Execution, from_seq: int, max_bytes: int) -> RunRead:

@@ -89,7 +89,7 @@ async def test_no_request_fails_while_managers_are_restarted_in_turn(database: D
         await one.close(drain_seconds=3 * LOOK_SECONDS)
         await one.open()
         async with asyncio.timeout(10):
-            while one not in balancer.ready:
+            while cast(Manager, one) not in balancer.ready:
                 await asyncio.sleep(LOOK_SECONDS / 4)
     stop.set()
     for one in group:
