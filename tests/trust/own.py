@@ -83,8 +83,8 @@ class Own:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            with connection.getresponse() as answer:  # one that breaks off keeps its socket otherwise
+                return answer.status, answer.read()
         except http.client.HTTPException as error:
             raise ConnectionError(str(error)) from None
         finally:
