@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,7 @@ IMAGE: Final = "load"
 
 
 def run(_installation: object, words: Sequence[str] = ()) -> Iterator[Row]:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then, too
     given = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
     seconds, pending, running = (
         given.get("SECONDS", 600.0), int(given.get("PENDING", 10_000)), int(given.get("RUNNING", 5_000))

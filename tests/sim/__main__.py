@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
     parser.add_argument("--only", default="", help="planted bugs whose names fit this expression")
     given = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # PostgreSQL is stopped then, too
     if given.what == "planted":
         return planted([bug for bug in BUGS if re.search(given.only, bug.name)], given.seeds or 1000, given.seconds)
     logging.getLogger().addHandler(logging.NullHandler())
