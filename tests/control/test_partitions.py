@@ -12,10 +12,10 @@ from tests.faults.partitions import World
 
 async def test_hundreds_of_partitions_and_no_session_runs_twice(database: Database) -> None:
     """1,000 a seed are `python -m tests.faults.engine virtual`."""
-    world = World(database, 4, hosts=80, cuts=4)
+    world = World(database, 6, hosts=60, cuts=4)
     await world.run()
     assert world.violations == []
-    assert world.cuts == 320
+    assert world.cuts == 240
     assert world.replaced > 40
     await assert_slots_add_up(database)
 
@@ -23,6 +23,6 @@ async def test_hundreds_of_partitions_and_no_session_runs_twice(database: Databa
 async def test_a_manager_that_is_too_fast_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is the test of the test."""
     monkeypatch.setattr(fencing, "MARGIN_SECONDS", -15.0)
-    world = World(database, 4, hosts=20, cuts=2)
+    world = World(database, 6, hosts=20, cuts=3)
     await world.run()
     assert world.violations

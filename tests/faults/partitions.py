@@ -32,6 +32,8 @@ from tests.control.rows import add_agent, add_sessions, plan_and_place, said_hel
 
 LEASE = 20.0
 STEP = 1.25
+#: Of each host, for two sessions: so that nearly all of them have some, and what is lost finds room elsewhere.
+ROOM = {"cpu": 2000, "mem": 2048}
 _BEAT = 5.0
 #: Of an agent, to see that a lease is over and to have ended the container: here always as late as may be.
 _END_SECONDS = 5.0
@@ -128,9 +130,9 @@ class World:
     async def run(self) -> None:
         async with self.database.transaction() as connection:
             for host in self.hosts:
-                await add_agent(connection, host, now=self.wall(), lease_seconds=30, cpu=10**6, mem=10**6)
+                await add_agent(connection, host, now=self.wall(), lease_seconds=30, **ROOM)
                 await connection.execute("UPDATE agents SET info = '{\"fences\": true}' WHERE id = $1", host)
-            sessions = await add_sessions(connection, len(self.hosts), created_at=self.wall())
+            sessions = await add_sessions(connection, len(self.hosts) * 3 // 2, created_at=self.wall())
             await self._lease(connection, sessions)
         while self.now < self.ends:
             await self.step()
@@ -229,7 +231,7 @@ class World:
                         uid="first",
                         boot_no=host.boot_no,
                         facts=facts,
-                        resources={"cpu": 10**6, "mem": 10**6},
+                        resources=ROOM,
                     )
                     await hello(connection, said, now=self.wall(), lease_seconds=30)
                     await connection.execute("UPDATE agents SET info = '{\"fences\": true}' WHERE id = $1", host.name)
