@@ -31,7 +31,7 @@ class State(_io.Items):
         return decoded(answer)["value"]
 
     async def set(self, key: str, value: Any) -> None:
-        """Raises `StateFull`, and `InvalidRequest` for what is not JSON."""
+        """Raises `StateFull`, and TypeError or ValueError for what is not JSON."""
         await self._transport.request("PUT", self._of(key), params=self._owner, json={"value": value})
 
     async def delete(self, key: str) -> bool:

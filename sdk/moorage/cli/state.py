@@ -23,10 +23,8 @@ def state_ls(session: str, as_json: bool) -> None:
         sizes = client.sessions.get(session).state.sizes()
     if as_json:
         print_json(sizes)
-    elif sizes:
-        table(["KEY", "BYTES"], [[key, str(size)] for key, size in sizes.items()])
     else:
-        note("Nothing is kept.")
+        table(["KEY", "BYTES"], list(sizes.items()), empty="Nothing is kept.")
 
 
 @state_command.command("get")
