@@ -121,7 +121,7 @@ def test_each_rule_is_fired_by_its_own_fault(own: Own, postgres: Any) -> None:
     try:
         watch.sql("UPDATE managers SET seen_at = now() - interval '1 minute' WHERE role = 'control'")
         with own.client() as client:
-            running.destroy(wait=False)
+            client.sessions.get(running.id).destroy(wait=False)
             client.images.pull("registry.invalid/a:1")
         watch.sql("UPDATE sessions SET deadline_at = now() - interval '1 minute' WHERE status = 'TERMINATING'")
         watch.sql("UPDATE kernels SET next_try_at = now() - interval '5 minutes' WHERE seen_generation < generation")
