@@ -305,7 +305,9 @@ class Welcome(Message):
 
     manager_id: str
     role: str  #: api, control or proxy; facts go to a control
-    managers: list[dict[str, Any]] = field(default_factory=list)  #: [{id, role, url}] to dial; the first has `closed`, too
+    managers: list[dict[str, Any]] = field(
+        default_factory=list
+    )  #: [{id, role, url}] to dial; the first has `closed`, too
     heartbeat_seconds: float = 5.0
     lease_seconds: float = 30.0
     protocol: int = 1  #: what both sides speak from now on

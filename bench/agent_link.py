@@ -223,6 +223,8 @@ class Silent:
             agent_id=HOST, uid="u", boot_no=1, version="0", hostname="h", architecture="x86_64", resources={}
         )
 
+    async def epoch_is(self, epoch: int) -> None: ...
+
     def inventory(self) -> Sequence[Fact]:
         return ()
 

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from agent.client import AgentClient, KernelAddress
 from agent.wire import Fact, exit_record
-from agent.wire import Fact
 from domain.crash import reach
 from domain.errors import MoorageError
 from domain.ids import AgentId, KernelId

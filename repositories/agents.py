@@ -547,7 +547,9 @@ async def succeed(connection: Connection, manager_id: UUID, agent_url: str, *, n
     return True
 
 
-async def list_managers(connection: Connection, *, now: datetime | None = None, alive_seconds: float = 30.0) -> list[ManagerRow]:
+async def list_managers(
+    connection: Connection, *, now: datetime | None = None, alive_seconds: float = 30.0
+) -> list[ManagerRow]:
     """The managers that agents should dial: those with an address that have been seen lately."""
     rows = await connection.fetch(
         """

@@ -108,7 +108,12 @@ def test_a_host_that_has_not_joined_is_told_how(tmp_path: Path) -> None:
 
 
 def test_what_is_no_address_is_refused(tmp_path: Path) -> None:
-    for line in ('closed = ["everything"]', 'closed = ["192.0.2.7/24"]', 'dns = ["a.example.org"]', 'dns = ["10.0.0.0/8"]'):
+    for line in (
+        'closed = ["everything"]',
+        'closed = ["192.0.2.7/24"]',
+        'dns = ["a.example.org"]',
+        'dns = ["10.0.0.0/8"]',
+    ):
         with pytest.raises(ConfigError, match="is not complete or wrong"):
             load(tmp_path, BASE + line)
 

@@ -63,7 +63,7 @@ async def swept(installation: Installation, client: aio.Client, book: Book, engi
     image = (await session.refresh()).info.image
     (container,) = engine.containers.list(filters={"label": f"moorage.session={session.id}"})
     stranger = engine.containers.run(
-        container.image.id,
+        str(container.attrs["Image"]),
         entrypoint=["/bin/sh", "-c", "sleep 1000"],
         labels={"moorage.agent": uid, "moorage.kernel": "01234567-0000-7000-8000-000000000000", "moorage.attempt": "1"},
         name=f"moorage-0123456700007000800000000000000-{os.getpid()}",
@@ -89,7 +89,7 @@ async def swept(installation: Installation, client: aio.Client, book: Book, engi
         if agent.info.get("quarantined") != [stranger.name]:
             found.append(f"quarantined: {agent.info.get('quarantined')}")
         shown = installation.run("admin", "agent", "show", agent.id).stdout
-        if stranger.name not in shown or "docker rm -f" not in shown:
+        if str(stranger.name) not in shown or "docker rm -f" not in shown:
             found.append(f"the stranger is not shown with what to do:\n{shown}")
         report = await client.fsck()
         if [one.check for one in report.findings] != ["stray_container"]:

@@ -130,7 +130,7 @@ class World:
     async def run(self) -> None:
         async with self.database.transaction() as connection:
             for host in self.hosts:
-                await add_agent(connection, host, now=self.wall(), lease_seconds=30, **ROOM)
+                await add_agent(connection, host, now=self.wall(), lease_seconds=30, cpu=ROOM["cpu"], mem=ROOM["mem"])
                 await connection.execute("UPDATE agents SET info = '{\"fences\": true}' WHERE id = $1", host)
             sessions = await add_sessions(connection, len(self.hosts) * 3 // 2, created_at=self.wall())
             await self._lease(connection, sessions)

@@ -16,15 +16,16 @@ class SteadyAgent(FakeAgent):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: Any = deque(maxlen=10)  # type: ignore[misc]
+        self.calls: Any = deque(maxlen=10)
         self.files = {"/home/work/there.txt": b"there"}
         self._kept: deque[str] = deque()
 
     def _asked(self, name: str, *arguments: Any) -> None:
         super()._asked(name, *arguments)
-        for memory in (self.runs, self.kernels, self.services, self.processes, self.files):
+        memories: tuple[dict[Any, Any], ...] = (self.runs, self.kernels, self.services, self.processes, self.files)
+        for memory in memories:
             while len(memory) > 100:
-                del memory[next(iter(memory))]  # type: ignore[attr-defined]
+                del memory[next(iter(memory))]
         if len(self.folders) > 100:
             self.folders = {"/home/work"}
         self.files["/home/work/there.txt"] = b"there"

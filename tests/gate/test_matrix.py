@@ -8,6 +8,7 @@ from pathlib import Path
 from actions import ACTIONS
 from repositories.database import Database
 from tests.gate import matrix
+from tests.gate.asks import Cell
 from tests.gate.people import populate
 from tests.gate.raw import Wire
 from tests.gate.roles import EXPECTED, RELATIONS, ROLES
@@ -41,7 +42,7 @@ async def test_every_cell(dsn: str, tmp_path: Path) -> None:
     async with running(dsn, tmp_path, bare=True) as told:
         rest, services = Wire(str(told["rest"])), Wire(str(told["services"]))
 
-        async def ask(cell: matrix.Cell) -> None:
+        async def ask(cell: Cell) -> None:
             async with few:
                 reply = await matrix.ask(cell, rest, services)
             if fault := matrix.fault(cell, reply):
