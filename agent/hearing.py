@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any, Final, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from agent.wire import AgentHello, DeviceList
-from domain.errors import InvalidRequest
 
 T = TypeVar("T")
 MOST_INTEGER: Final = 2**62
@@ -26,7 +25,7 @@ _MOST_NAME: Final = 512
 _MOST_DEPTH: Final = 12
 
 
-class Malformed(InvalidRequest):
+class Malformed(ValueError):
     """What the other side said makes no sense; one of the two may be of another version."""
 
 

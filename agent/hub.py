@@ -404,7 +404,7 @@ class AgentHub:
                     return await handler(arguments)
                 except Malformed as error:
                     await self._callbacks.refused(agent_id, "speak", f"malformed: {name}")
-                    raise InvalidRequest(error.message) from None
+                    raise InvalidRequest(str(error)) from None
                 except (LookupError, TypeError, ValueError, AttributeError) as error:
                     log.warning("what agent %s said with %s makes no sense: %r", agent_id, name, error)
                     await self._callbacks.refused(agent_id, "speak", f"malformed: {name}")

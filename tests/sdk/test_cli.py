@@ -35,7 +35,7 @@ SDK = Path(__file__).resolve().parents[2] / "sdk"
 EXECUTE = f"{BASE}/execute"
 
 #: What they print is a program's, not an answer.
-NO_JSON = (("completion",), ("ssh",), ("config-ssh",), ("ssh-certificate",))
+NO_JSON = (("completion",), ("ssh",), ("config-ssh",), ("ssh-certificate",), ("admin", "audit", "export"))
 
 
 class Shell:

@@ -30,16 +30,21 @@ def state_ls(session: str, as_json: bool) -> None:
 @state_command.command("get")
 @session_argument
 @click.argument("key")
-def state_get(session: str, key: str) -> None:
-    """Print one value, as JSON."""
+@json_option
+def state_get(session: str, key: str, as_json: bool) -> None:
+    """Print one value: a text as it stands, everything else as JSON."""
     with connect() as client:
         state = client.sessions.get(session).state
         try:
-            print_json(state[key])
+            value = state[key]
         except KeyError:
             raise click.ClickException(
                 f"There is no '{key}'; 'moorage state ls {session}' shows what is kept."
             ) from None
+    if isinstance(value, str) and not as_json:
+        click.echo(value)
+    else:
+        print_json(value)
 
 
 @state_command.command("set")
@@ -47,24 +52,30 @@ def state_get(session: str, key: str) -> None:
 @click.argument("key")
 @click.argument("value")
 @click.option("--text", is_flag=True, help="The value is a text as it stands, not JSON.")
-def state_set(session: str, key: str, value: str, text: bool) -> None:
+@json_option
+def state_set(session: str, key: str, value: str, text: bool, as_json: bool) -> None:
     """Keep a value: JSON such as 0.93, '"a text"', '{"of": [1, 2]}'."""
-    if text:
-        parsed: object = value
-    else:
+    parsed: object = value
+    if not text:
         try:
             parsed = json.loads(value)
         except ValueError:
             raise click.UsageError("The value is not JSON; pass --text to keep it as a text.") from None
     with connect() as client:
         client.sessions.get(session).state.set(key, parsed)
+    if as_json:
+        print_json({"key": key, "value": parsed})
 
 
 @state_command.command("rm")
 @session_argument
 @click.argument("key")
-def state_rm(session: str, key: str) -> None:
+@json_option
+def state_rm(session: str, key: str, as_json: bool) -> None:
     """Forget one value."""
     with connect() as client:
-        if not client.sessions.get(session).state.delete(key):
-            note(f"There was no '{key}'.")
+        deleted = client.sessions.get(session).state.delete(key)
+    if as_json:
+        print_json({"deleted": deleted})
+    elif not deleted:
+        note(f"There was no '{key}'.")
