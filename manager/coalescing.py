@@ -44,8 +44,14 @@ class Coalesced:
         await self._write(record)
         return True
 
+    async def end_windows(self) -> None:
+        """Have what was repeated so far on record now; the next of its kind is a first one again."""
+        for kind in list(self._repeats):
+            self._close(kind)
+        await asyncio.gather(*self._tasks)
+
     def _close(self, kind: Hashable) -> None:
-        repeats, last = self._repeats.pop(kind), self._last.pop(kind, None)
+        repeats, last = self._repeats.pop(kind, 0), self._last.pop(kind, None)
         if repeats and last is not None:
             task = asyncio.get_running_loop().create_task(self._again(replace(last, repeats=repeats)))
             self._tasks.add(task)

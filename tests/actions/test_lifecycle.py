@@ -389,6 +389,7 @@ def in_place(source: Status) -> tuple[str, ...]:
         "kernels train: attempt 1 -> 2",
         "kernels train: generation 1 -> 2",
         "kernels train: observed RUNNING -> null",
+        'kernels train: spec {} -> {"egress": "open", "profile": "hardened"}',
         "sessions train: attempt 1 -> 2",
         f"sessions train: prev_status null -> {source}",
         f"sessions train: status {source} -> RESTARTING",

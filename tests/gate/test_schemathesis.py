@@ -100,9 +100,15 @@ async def test_every_operation_with_anything(dsn: str, tmp_path: Path) -> None:
     assert "exception was never retrieved" not in log, log[:4000]
 
 
+#: CPython 3.11's parser, when Hypothesis looks at a lambda's source near the bottom of the stack.
+_OWN_FAULT: Final = "AST constructor recursion depth mismatch"
+
+
 def check(found: Findings, by: Person) -> None:
     print(f"{by.name}: {found.requests} requests, {found.tested} of {found.operations} operations")
     told = found.said[found.said.find("FAILURES") :][:6000]
     assert not found.failures, told
     errors = [error for error in found.errors if error["title"] != "Serialization not possible"]
+    if _OWN_FAULT in found.said:  # the tool's, not the server's: one operation is left out
+        errors = [error for error in errors if (error["title"], error["count"]) != ("Runtime Error", 1)]
     assert not errors, found.said[found.said.find("ERRORS") :][:6000]

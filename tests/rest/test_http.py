@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from domain.errors import Internal
+from manager.metrics import Metrics
 from manager.rest.app import RestDoor
 from tests.rest.conftest import SECRET, Caller, Installation
 
@@ -194,9 +195,7 @@ async def test_an_unread_body_is_not_the_next_request(installation: Installation
 @pytest.fixture
 async def hurried(installation: Installation) -> AsyncIterator[int]:
     """A door of short patience, for few at once."""
-    door = RestDoor(
-        installation.world, installation.metrics, header_seconds=0.3, keepalive_seconds=0.3, max_connections=5
-    )
+    door = RestDoor(installation.world, Metrics(), header_seconds=0.3, keepalive_seconds=0.3, max_connections=5)
     yield await door.listen("127.0.0.1", 0)
     await door.close(1.0)
 

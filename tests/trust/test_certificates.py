@@ -241,8 +241,8 @@ async def test_another_authority_is_trusted_beside_the_old_one_and_takes_its_pla
 
 async def test_doctor_says_when_the_certificate_ends(installation: Installation) -> None:
     said = []
-    for days in (30, 4, -1):
-        folder = await installation.certify(f"of-{days + 2}", lifetime=timedelta(days=days, minutes=1))
+    for number, lifetime in enumerate((timedelta(days=30, minutes=1), timedelta(days=4), timedelta(minutes=-1))):
+        folder = await installation.certify(f"of-{number}", lifetime=lifetime)
         said += [(one.level, one.subject) for one in _certificate(folder)]
     assert said == [(Level.OK, "certificate"), (Level.WARN, "certificate"), (Level.BAD, "certificate")]
     assert [one.level for one in _certificate(installation.folder / "nothing")] == [Level.BAD]
