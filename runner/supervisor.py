@@ -680,7 +680,7 @@ class Supervisor:
         return LATER
 
     def _state_operation(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
-        self._in_thread(connection, request, lambda: _on_state(self._state, header))
+        self._in_thread(connection, request, lambda: _on_state(self._state, header), header.get("key"))
         return LATER
 
     def _in_thread(self, connection: Connection, request: int, work: Callable[[], Any], key: object = None) -> None:

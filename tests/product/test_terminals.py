@@ -79,7 +79,8 @@ def test_a_person_has_a_shell(installation: Installation, session: moorage.Sessi
         if shell.expect(["33 99", "40 120"]) == 0:
             break
         assert time.monotonic() < until_at
-    shell.sendline("echo u'p'; sleep 100")
+    # said by what is to be interrupted: bash may not hear of it between two commands of a line
+    shell.sendline("sh -c \"echo u'p'; exec sleep 100\"")
     shell.expect("up")
     shell.sendcontrol("c")
     shell.sendline("left=here; echo r'each'ed")

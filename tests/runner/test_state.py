@@ -173,6 +173,13 @@ async def test_it_is_the_same_from_outside(kernel: Kernel) -> None:
     assert await link.state("delete", "best") == {"deleted": False}
 
 
+async def test_what_is_asked_again_is_answered_alike(kernel: Kernel) -> None:
+    await kernel.link.state("set", "best", 1)
+    for _ in range(2):
+        assert await kernel.link.state("delete", "best", key="once") == {"deleted": True}
+    assert await kernel.link.state("delete", "best", key="another") == {"deleted": False}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "code"),
     [
