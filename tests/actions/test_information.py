@@ -187,8 +187,8 @@ def no_search(error: Any, audit: str | None = None, **fields: Any) -> TestScenar
         "an_underscore_is_no_wildcard": search(name="trai_"),
         "a_percent_sign_is_no_wildcard": search(name="%"),
         "another_project": search(project="secret"),
-        "everybodys_for_an_administrator": search(NOBODYS_ID, OTHER_ID, ID, by=ROOT, all=True),
-        "everybodys_for_a_monitor": search(NOBODYS_ID, OTHER_ID, ID, by=WATCHER, all=True),
+        "everybodys_for_an_administrator": search(NOBODYS_ID, OTHER_ID, ID, by=ROOT, all=True, audit="ok"),
+        "everybodys_for_a_monitor": search(NOBODYS_ID, OTHER_ID, ID, by=WATCHER, all=True, audit="ok"),
         "everybodys_is_not_for_users": no_search(PermissionDenied, "permission_denied", all=True),
         "another_owners_is_on_record": search(OTHER_ID, ID, by=ROOT, owner_access_key=ALICE.access_key, audit="ok"),
         "another_owners_is_not_for_users": no_search(
