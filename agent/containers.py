@@ -200,7 +200,7 @@ class Containers:
         async with self._network_lock:
             await self._call(self._make_network)
 
-    def _make_network(self) -> None:
+    def _make_network(self, tries: int = 3) -> None:
         networks = self._client.networks()
         if any(network["Name"] == self.network for network in networks):
             return
@@ -228,7 +228,9 @@ class Containers:
                 check_duplicate=True,
             )
         except APIError as error:
-            if error.status_code != 409:  # another agent of this host made it at the same time
+            if tries and "overlaps" in str(error.explanation):  # somebody has taken the subnet since it was looked at
+                self._make_network(tries - 1)
+            elif error.status_code != 409:  # another agent of this host made it at the same time
                 raise
 
     @property

@@ -107,7 +107,7 @@ def test_a_session_starts_at_its_time(client: moorage.Client) -> None:
     assert later.info.status_reason.startswith("starts at")
     ended(later)
     placed = next(entry.timestamp for entry in later.history() if entry.status == "SCHEDULED")
-    assert timedelta(0) <= placed - at < timedelta(seconds=0.9)
+    assert timedelta(0) <= placed - at < timedelta(seconds=5)
 
 
 def test_a_circle_and_anothers_sessions_are_refused(
