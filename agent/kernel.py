@@ -254,7 +254,7 @@ class Kernel:
                 return
             except EngineError as error:
                 log.warning("%s: %s", self, error)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(tries))
             tries += 1
 
     async def _insist(self, found: ContainerState | None) -> None:
@@ -270,7 +270,7 @@ class Kernel:
                 if not error.unknown:
                     raise StartFailed(self._refusal(error)) from None
                 log.warning("%s: %s", self, error)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(tries))
             tries += 1
 
     def _refusal(self, error: EngineError) -> dict[str, Any]:
@@ -347,9 +347,7 @@ class Kernel:
             return
         log.warning("%s: %s", self, said)
         if end:
-            self._condemned = exit_record(reason, f"{said} Sessions that go on writing then are ended.")
-            with contextlib.suppress(EngineError):
-                await self._house.engine.remove(self.name)
+            await self._condemn(exit_record(reason, f"{said} Sessions that go on writing then are ended."))
             return
         self._note("disk", f"{said} What ran was ended; remove something, or the session is ended when it writes more.")
         await self.observe(KernelState.RUNNING)
@@ -384,6 +382,12 @@ class Kernel:
             if self.state.observed == KernelState.RUNNING:
                 await self.observe(KernelState.RUNNING)
 
+    async def _condemn(self, why: dict[str, Any]) -> None:
+        """End it by removing its container, and say why when it is gone."""
+        self._condemned = why
+        with contextlib.suppress(EngineError):
+            await self._house.engine.remove(self.name)
+
     async def gpu_overused(self, said: str, *, end: bool) -> None:
         """It uses more of a shared device than it was given: its owner is told, and where it is to be ended, it is."""
         if self.state.observed != KernelState.RUNNING:
@@ -391,9 +395,7 @@ class Kernel:
         log.warning("%s: %s", self, said)
         self._note("gpu_overuse", said)
         if end:
-            self._condemned = exit_record("gpu_overused", f"{said} This host ends sessions that do so.")
-            with contextlib.suppress(EngineError):
-                await self._house.engine.remove(self.name)
+            await self._condemn(exit_record("gpu_overused", f"{said} This host ends sessions that do so."))
         else:
             await self.observe(KernelState.RUNNING)
 
@@ -581,7 +583,7 @@ class Kernel:
                     if wanted == self._size():
                         return
                     continue
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(tries))
             tries += 1
 
     def _size(self) -> tuple[int, int]:
@@ -610,7 +612,7 @@ class Kernel:
                 self._network_known, tries = wanted, 0
             except (EngineError, RunnerError, OSError) as error:
                 log.warning("%s: its cluster has changed, which cannot be carried out yet: %s", self, error)
-                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                await asyncio.sleep(_pause_seconds(tries))
                 tries += 1
 
     async def _fail(self, exit: dict[str, Any]) -> None:
@@ -663,7 +665,7 @@ class Kernel:
                 state = await self._house.engine.inspect(self.name)
             except EngineError as error:
                 log.warning("%s: %s", self, error)
-                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                await asyncio.sleep(_pause_seconds(tries))
                 tries += 1
                 continue
             if state is None or state.status != "running" or (wait := next(waits, None)) is None:
@@ -782,7 +784,7 @@ class Kernel:
                 break
             except EngineError as error:
                 log.warning("%s: %s", self, error)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(tries))
             tries += 1
         await self._give_gpus_back()
         if self.state.spec is not None and self.state.spec.outputs:
@@ -915,6 +917,11 @@ class Kernel:
         if cluster.view(self.spec) is not None:
             return cluster.network_name(self.spec.session_id)
         return None if self.spec.egress == Egress.NONE else self._house.defaults.network
+
+
+def _pause_seconds(tries: int) -> float:
+    """Before asking again what was not answered, the longer the more often it was not."""
+    return _RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)]
 
 
 def _hostname(session_name: str) -> str:

@@ -215,8 +215,11 @@ def _rate(size: int, began: float) -> int:
 class Silent:
     """An agent that has nothing to say of itself."""
 
+    sample_seconds = 60.0
+
     def __init__(self) -> None:
         self.changed = asyncio.Event()
+        self.device_news = asyncio.Event()
 
     async def hello(self) -> AgentHello:
         return AgentHello(
@@ -238,10 +241,6 @@ class Silent:
 
     def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
 
-    @property
-    def sample_seconds(self) -> float:
-        return 60.0
-
     def pending_samples(self) -> Sequence[Sample]:
         return ()
 
@@ -251,10 +250,6 @@ class Silent:
         return ()
 
     def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
-
-    @property
-    def device_news(self) -> asyncio.Event:
-        return self.changed
 
     def pending_devices(self) -> DeviceList | None:
         return None

@@ -21,7 +21,8 @@ from agent import pki, wire
 from agent.intent import Intent, Step, Stored, decide
 from agent.join import join
 from agent.link import Links
-from agent.wire import AgentHello, DeviceCheck, DeviceList, Fact, RunDone, Sample, ServiceFact
+from agent.wire import AgentHello, Fact
+from bench.agent_link import Silent
 from domain.session import KernelState, Want
 
 
@@ -34,8 +35,8 @@ class Kernel:
 
 
 @dataclass
-class Host:
-    """Implements `agent.link.Teller`. A kernel runs, or is gone, the moment that it is asked for."""
+class Host(Silent):
+    """Tells of its kernels only. A kernel runs, or is gone, the moment that it is asked for."""
 
     agent_id: str
     cpu: int
@@ -43,9 +44,9 @@ class Host:
     uid: str = field(default_factory=lambda: uuid4().hex)
     seq: int = 0
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    device_news: asyncio.Event = field(default_factory=asyncio.Event)
-    sample_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     async def ensure(self, arguments: dict[str, Any]) -> dict[str, Any]:
         key = str(arguments["kernel_id"])
@@ -82,8 +83,6 @@ class Host:
             facts=[fact.pack() for fact in self.inventory()],
         )  # fmt: skip
 
-    async def epoch_is(self, epoch: int) -> None: ...
-
     def inventory(self) -> Sequence[Fact]:
         return [self._fact(key, one) for key, one in self.kernels.items() if one.observed is not KernelState.GONE]
 
@@ -94,27 +93,6 @@ class Host:
         for fact in facts:
             if (kernel := self.kernels.get(fact.kernel_id)) is not None:
                 kernel.told = max(kernel.told, fact.seq)
-
-    def pending_runs(self) -> Sequence[RunDone]:
-        return ()
-
-    def runs_acknowledged(self, runs: Iterable[RunDone]) -> None: ...
-    def pending_samples(self) -> Sequence[Sample]:
-        return ()
-
-    def samples_acknowledged(self, samples: Sequence[Sample]) -> None: ...
-    def pending_services(self) -> Sequence[ServiceFact]:
-        return ()
-
-    def services_acknowledged(self, facts: Iterable[ServiceFact]) -> None: ...
-    def pending_devices(self) -> DeviceList | None:
-        return None
-
-    def devices_acknowledged(self, said: DeviceList) -> None: ...
-    def pending_checks(self) -> Sequence[DeviceCheck]:
-        return ()
-
-    def checks_acknowledged(self, checks: Iterable[DeviceCheck]) -> None: ...
 
 
 async def serve(told: dict[str, Any], folder: Path) -> None:

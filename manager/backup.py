@@ -19,6 +19,7 @@ from manager.config import FILE_NAME, ConfigError, ManagerConfig
 from manager.postgres import EmbeddedPostgres, PostgresFailed
 from manager.up import Installation
 from repositories import restoring
+from repositories.database import connected
 from repositories.restoring import Standing
 from repositories.upkeep import current_time
 
@@ -92,7 +93,7 @@ def _write(
 
 
 async def _look(dsn: str) -> tuple[Standing, datetime]:
-    async with restoring.opened(dsn) as connection:
+    async with connected(dsn) as connection:
         return await restoring.standing(connection), await current_time(connection)
 
 

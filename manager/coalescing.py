@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+import logging
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
-from repositories.record import AuditRecord
+from domain.errors import MoorageError
+from repositories.database import Database
+from repositories.record import AuditRecord, write_audit
+
+log = logging.getLogger("moorage.audit")
 
 WINDOW_SECONDS: Final = 60.0
 #: Kinds that are told apart within a window; beyond, what one asker tries is one kind.
@@ -19,7 +24,7 @@ class Coalesced:
 
     def __init__(
         self,
-        write: Callable[[AuditRecord], Awaitable[None]],
+        write: Callable[[AuditRecord], Coroutine[Any, Any, object]],
         *,
         window_seconds: float = WINDOW_SECONDS,
         most_kinds: int = MOST_KINDS,
@@ -29,7 +34,7 @@ class Coalesced:
         self._most_kinds = most_kinds
         self._repeats: dict[Hashable, int] = {}
         self._last: dict[Hashable, AuditRecord] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     async def record(self, kind: Hashable, record: AuditRecord) -> bool:
         """Whether it was the first of its kind, and is written."""
@@ -44,18 +49,20 @@ class Coalesced:
         await self._write(record)
         return True
 
-    async def end_windows(self) -> None:
-        """Have what was repeated so far on record now; the next of its kind is a first one again."""
-        for kind in list(self._repeats):
-            self._close(kind)
-        await asyncio.gather(*self._tasks)
-
     def _close(self, kind: Hashable) -> None:
-        repeats, last = self._repeats.pop(kind, 0), self._last.pop(kind, None)
+        repeats, last = self._repeats.pop(kind), self._last.pop(kind, None)
         if repeats and last is not None:
-            task = asyncio.get_running_loop().create_task(self._again(replace(last, repeats=repeats)))
+            task = asyncio.get_running_loop().create_task(self._write(replace(last, repeats=repeats)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _again(self, record: AuditRecord) -> None:
-        await self._write(record)
+
+async def written(database: Database, record: AuditRecord) -> bool:
+    """A refusal, in a transaction of its own. A database that is away keeps nobody from being refused."""
+    try:
+        async with database.reader() as connection:
+            await write_audit(connection, record)
+    except MoorageError:
+        log.warning("a refusal of %s to %s could not be audited", record.action, record.access_key)
+        return False
+    return True

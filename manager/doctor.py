@@ -12,6 +12,7 @@ from domain.doctor import Diagnosis, bad, fine, release, warn
 from domain.errors import DatabaseUnavailable
 from manager.config import FILE_NAME, ConfigError, ManagerConfig
 from repositories import doctor as rows
+from repositories.database import connected
 from repositories.fsck import find
 from repositories.migrate import newest_revision
 
@@ -31,7 +32,7 @@ async def examine(data_dir: Path, *, now: datetime) -> list[Diagnosis]:
         said = f"{data_dir / FILE_NAME} names none, and DATABASE_URL is not set"
         return [*found, bad("postgres", said, "the manager cannot start")]
     try:
-        async with rows.connected(config.database_url) as connection:
+        async with connected(config.database_url) as connection:
             return [*found, *await _database(connection, now)]
     except DatabaseUnavailable as error:
         meaning = "nothing works without it; 'moorage status' says whether it was started"

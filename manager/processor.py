@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, TypeVar, get_type_hints
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -52,7 +52,7 @@ from domain.errors import (
 from domain.ids import AccessKey, RunId, SessionId, uuid7
 from domain.principal import Principal
 from domain.session import Session
-from manager.coalescing import Coalesced
+from manager.coalescing import Coalesced, written
 from repositories.database import Database
 from repositories.record import AuditRecord, claim_key, store_answer, write_audit
 from repositories.session import wrong_status
@@ -120,7 +120,7 @@ class Processor:
         self._new_id = new_id
         self._seal = seal
         self._memory = memory
-        self._denials = Coalesced(self._write_denial)
+        self._denials = Coalesced(partial(written, database))
 
     async def run(
         self,
@@ -360,13 +360,6 @@ class Processor:
             return
         record = replace(self._record(action, call, error.code), target=target)
         await self._denials.record((call.by.user_id, action.action_name, target, error.code), record)
-
-    async def _write_denial(self, record: AuditRecord) -> None:
-        try:
-            async with self._database.reader() as connection:
-                await write_audit(connection, record)
-        except MoorageError:
-            log.warning("a denial of %s could not be audited", record.action)
 
 
 def _check_reach(action: Action[Any, Any], call: Call) -> None:

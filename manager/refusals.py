@@ -6,12 +6,11 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from domain.errors import MoorageError
 from domain.ids import AgentId
-from manager.coalescing import WINDOW_SECONDS, Coalesced
+from manager.coalescing import WINDOW_SECONDS, Coalesced, written
 from manager.herald import Herald
 from repositories.database import Database
-from repositories.record import AuditRecord, write_audit
+from repositories.record import AuditRecord
 
 log = logging.getLogger("moorage.refusals")
 
@@ -48,10 +47,5 @@ class Refusals:
             log.error("agent %s was refused: %s of %s, which is not its own", agent_id, action, record.target)
 
     async def _write(self, record: AuditRecord) -> None:
-        try:
-            async with self._database.reader() as connection:
-                await write_audit(connection, record)
-        except MoorageError:
-            log.warning("a refusal of %s could not be written to the audit", record.access_key)
-            return
-        self._herald.announce("events")
+        if await written(self._database, record):
+            self._herald.announce("events")

@@ -17,11 +17,13 @@ from manager.backup import BackupFailed, Tell, database_of
 from manager.config import FILE_NAME, ManagerConfig
 from manager.up import Installation
 from repositories import restoring
-from repositories.database import Database
+from repositories.database import Database, connected
 from repositories.migrate import knows
 from repositories.restoring import NotAllowed, Standing
 from repositories.upkeep import current_time
 
+#: Of what is kept, to the microsecond: two restores may follow each other within a second.
+_STAMP: Final = "%Y%m%d%H%M%S%f"
 #: Of a host, not of the database: an agent that is there knows better than any archive.
 _AGENTS: Final = "agent/"
 
@@ -77,7 +79,7 @@ async def _restore(
         )
     name = restoring.name_of(dsn)
     made = f"{name}_restored"
-    earlier, kept = await restoring.kept_ones(dsn), restoring.kept_name(dsn, f"{now:%Y%m%d%H%M%S}")
+    earlier, kept = await restoring.kept_ones(dsn), restoring.kept_name(dsn, f"{now:{_STAMP}}")
     await restoring.make(dsn, made)
     try:
         into = restoring.beside(dsn, made)
@@ -103,7 +105,7 @@ async def _restore(
 
 async def _present(dsn: str) -> tuple[Standing, datetime]:
     """A database that cannot be read any more is not in the way of restoring one."""
-    async with restoring.opened(dsn) as connection:
+    async with connected(dsn) as connection:
         return await restoring.standing(connection), await current_time(connection)
 
 
@@ -124,7 +126,7 @@ async def _follow_on(dsn: str, manifest: Manifest, epoch: int, now: datetime) ->
 def _place_files(data_dir: Path, unpacked: Path, now: datetime, *, external: str) -> Path | None:
     """The archive's files into the data dir; those that were there into a folder beside them."""
     there = unpacked / FILES
-    kept = data_dir / f"before-{now:%Y%m%d%H%M%S}"
+    kept = data_dir / f"before-{now:{_STAMP}}"
     for file in sorted(there.rglob("*")):
         name = str(file.relative_to(there))
         target = data_dir / name

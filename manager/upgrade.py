@@ -15,6 +15,7 @@ from typing import Any, Final
 from manager.backup import Tell, back_up, database_of
 from manager.up import Installation
 from repositories import doctor, migrate, restoring
+from repositories.database import connected
 
 #: A migration that waits for a lock holds up everybody behind it, so it waits shortly, and comes again.
 _LOCK_SECONDS: Final = 2.0
@@ -62,7 +63,7 @@ def look(data_dir: Path) -> Plan:
 
 
 async def _look(data_dir: Path, dsn: str) -> Plan:
-    async with restoring.opened(dsn) as connection:
+    async with connected(dsn) as connection:
         found = await restoring.standing(connection)
         agents: list[dict[str, Any]] = []
         if found.revision is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ _WANTED: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which rows; what is left out matters not."""
+    """Which rows; what is left out matters not. In the order of the statements' parameters from $2 on."""
 
     who: str | None = None  #: an e-mail address, an access key, or agent:NAME
     owner: str | None = None  #: on whose behalf, or whose session: an e-mail address or an access key
@@ -45,13 +45,7 @@ async def newest(connection: Connection, wanted: Wanted, *, before: int | None, 
         await connection.fetch(
             f"{_ROW} WHERE a.seq < $1 AND {_WANTED} ORDER BY a.seq DESC LIMIT $9",
             before or 2**62,
-            wanted.who,
-            wanted.owner,
-            wanted.action,
-            wanted.target,
-            wanted.outcome,
-            wanted.since,
-            wanted.until,
+            *astuple(wanted),
             limit,
         )
     )
@@ -65,13 +59,7 @@ async def following(
         await connection.fetch(
             f"{_ROW} WHERE a.seq > $1 AND a.seq <= $9 AND {_WANTED} ORDER BY a.seq LIMIT $10",
             after,
-            wanted.who,
-            wanted.owner,
-            wanted.action,
-            wanted.target,
-            wanted.outcome,
-            wanted.since,
-            wanted.until,
+            *astuple(wanted),
             upto,
             limit,
         )

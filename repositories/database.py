@@ -204,3 +204,14 @@ def sqlalchemy_url(dsn: str) -> str:
     parts = urlsplit(dsn)
     query = urlencode(parse_qsl(parts.query))
     return urlunsplit(("postgresql+asyncpg", parts.netloc, parts.path, query, ""))
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Connection]:
+    """One connection, on which every statement is its own transaction. Raises DatabaseUnavailable."""
+    database = await Database.connect(dsn, max_size=1)
+    try:
+        async with database.reader() as connection:
+            yield connection
+    finally:
+        await database.close()

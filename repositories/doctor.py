@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from repositories.database import Connection, Database
+from repositories.database import Connection
 
 _SETTINGS: Final = (
     "server_version",
@@ -16,17 +14,6 @@ _SETTINGS: Final = (
     "max_connections",
     "idle_in_transaction_session_timeout",
 )
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Connection]:
-    """Raises DatabaseUnavailable."""
-    database = await Database.connect(dsn, max_size=1)
-    try:
-        async with database.reader() as connection:
-            yield connection
-    finally:
-        await database.close()
 
 
 async def settings(connection: Connection) -> dict[str, str]:

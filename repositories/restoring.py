@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -12,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import asyncpg
 
-from repositories.database import Connection, Database
+from repositories.database import Connection, connected
 from repositories.transit import Cause, emit
 
 #: Agents get so long to be heard of, before they are called lost, and what was under way to go on.
@@ -57,17 +56,6 @@ async def standing(connection: Connection) -> Standing:
     return Standing(server=server, **dict(row))
 
 
-@asynccontextmanager
-async def opened(dsn: str) -> AsyncIterator[Connection]:
-    """One connection, on which every statement is its own transaction. Raises DatabaseUnavailable."""
-    database = await Database.connect(dsn, max_size=1)
-    try:
-        async with database.reader() as connection:
-            yield connection
-    finally:
-        await database.close()
-
-
 # -- databases beside each other ---------------------------------------------------------------------------------------
 def name_of(dsn: str) -> str:
     return unquote(urlsplit(dsn).path.lstrip("/")) or "postgres"
@@ -80,7 +68,7 @@ def beside(dsn: str, database: str) -> str:
 
 async def make(dsn: str, database: str) -> None:
     """An empty one; what a restore that was cut short has left by that name goes. Raises NotAllowed."""
-    async with opened(beside(dsn, "postgres")) as connection:
+    async with connected(beside(dsn, "postgres")) as connection:
         try:
             await connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
             await connection.execute(f'CREATE DATABASE "{database}" TEMPLATE template0')
@@ -89,13 +77,13 @@ async def make(dsn: str, database: str) -> None:
 
 
 async def drop(dsn: str, database: str) -> None:
-    async with opened(beside(dsn, "postgres")) as connection:
+    async with connected(beside(dsn, "postgres")) as connection:
         await connection.execute(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
 
 
 async def kept_ones(dsn: str) -> list[str]:
     """Databases that earlier restores have kept, oldest first."""
-    async with opened(beside(dsn, "postgres")) as connection:
+    async with connected(beside(dsn, "postgres")) as connection:
         rows = await connection.fetch(
             "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", kept_name(dsn, "")
         )
@@ -109,7 +97,7 @@ def kept_name(dsn: str, when: str) -> str:
 async def put_in_place(dsn: str, restored: str, *, kept_as: str) -> None:
     """The restored database gets the name of the DSN's, which is kept under another one: both or neither."""
     name = name_of(dsn)
-    async with opened(beside(dsn, "postgres")) as connection:
+    async with connected(beside(dsn, "postgres")) as connection:
         for tries in range(_RENAME_TRIES, 0, -1):
             await connection.fetch(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY($1) AND pid <> pg_backend_pid()",

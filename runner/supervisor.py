@@ -18,7 +18,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from runner import processes, ring
@@ -459,7 +458,7 @@ class Supervisor:
             return {"disk_bytes": self.files.quota.used(), "processes": processes_now}
 
         facts = {"worker": self._worker.describe(), "runs": self._describe_runs(), "ring_bytes": self._rings.size}
-        self._in_thread(connection, request, lambda: {**facts, **count()})
+        self._in_thread(connection, header, lambda: {**facts, **count()})
         return LATER
 
     def _environ(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
@@ -669,21 +668,22 @@ class Supervisor:
     def _list(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         path, cursor, limit = header.get("path") or ".", header.get("cursor"), header.get("limit")
         limit = limit if isinstance(limit, int) else 100
-        self._in_thread(connection, request, lambda: self.files.page(path, cursor, limit))
+        self._in_thread(connection, header, lambda: self.files.page(path, cursor, limit))
         return LATER
 
     def _manage(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         args = header.get("arguments")
         arguments = args if isinstance(args, dict) else {}
-        work = partial(self.files.manage, str(header.get("operation")), arguments)
-        self._in_thread(connection, request, work, header.get("key"))
+        self._in_thread(connection, header, lambda: self.files.manage(str(header.get("operation")), arguments))
         return LATER
 
     def _state_operation(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
-        self._in_thread(connection, request, lambda: _on_state(self._state, header), header.get("key"))
+        self._in_thread(connection, header, lambda: _on_state(self._state, header))
         return LATER
 
-    def _in_thread(self, connection: Connection, request: int, work: Callable[[], Any], key: object = None) -> None:
+    def _in_thread(self, connection: Connection, header: dict[str, Any], work: Callable[[], Any]) -> None:
+        request, key = header["id"], header.get("key")
+
         def job() -> None:
             answer: dict[str, Any]
             try:
@@ -1528,6 +1528,15 @@ def _completion(body: bytes) -> dict[str, Any]:
         return {"suggestions": [], "start": 0, "end": 0, "busy": False}
 
 
+#: What a store raises itself, and what it is called outside.
+_STATE_REFUSALS: dict[type[Exception], str] = {
+    TypeError: "invalid_request",
+    StateFull: "state_full",
+    StateBusy: "state_busy",
+    StateDamaged: "state_damaged",
+}
+
+
 def _on_state(state: State, header: dict[str, Any]) -> dict[str, Any]:
     """`do` is get, set, delete or list."""
     do, key = header.get("do"), header.get("name")
@@ -1543,14 +1552,8 @@ def _on_state(state: State, header: dict[str, Any]) -> dict[str, Any]:
             return {"sizes": state.sizes()}
     except KeyError:
         return {"found": False}
-    except TypeError as error:
-        raise Refused("invalid_request", str(error)) from None
-    except StateFull as error:
-        raise Refused("state_full", str(error)) from None
-    except StateBusy as error:
-        raise Refused("state_busy", str(error)) from None
-    except StateDamaged as error:
-        raise Refused("state_damaged", str(error)) from None
+    except tuple(_STATE_REFUSALS) as error:
+        raise Refused(_STATE_REFUSALS[type(error)], str(error)) from None
     raise Refused("invalid_request", f"Nothing on a state is called {do!r}.")
 
 

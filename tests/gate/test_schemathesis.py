@@ -84,7 +84,8 @@ async def test_every_operation_with_anything(dsn: str, tmp_path: Path) -> None:
         before = held(pid)
         first = await schemathesis(rest, SUPERADMIN, tmp_path, phases="examples,coverage", seconds=None, seed=SEED)
         check(first, SUPERADMIN)
-        assert first.tested == first.operations > 100
+        assert first.operations > 100
+        assert first.tested == first.operations - own_fault(first)
         shares: tuple[tuple[Person, float], ...] = ((SUPERADMIN, 0.45), (USER, 0.25))
         for by, share in shares:
             seconds = max(5, round(SECONDS * share))
@@ -104,11 +105,16 @@ async def test_every_operation_with_anything(dsn: str, tmp_path: Path) -> None:
 _OWN_FAULT: Final = "AST constructor recursion depth mismatch"
 
 
+def own_fault(found: Findings) -> int:
+    """Operations that the tool left out by its own fault: one at most."""
+    return int(_OWN_FAULT in found.said)
+
+
 def check(found: Findings, by: Person) -> None:
     print(f"{by.name}: {found.requests} requests, {found.tested} of {found.operations} operations")
     told = found.said[found.said.find("FAILURES") :][:6000]
     assert not found.failures, told
     errors = [error for error in found.errors if error["title"] != "Serialization not possible"]
-    if _OWN_FAULT in found.said:  # the tool's, not the server's: one operation is left out
+    if own_fault(found):
         errors = [error for error in errors if (error["title"], error["count"]) != ("Runtime Error", 1)]
     assert not errors, found.said[found.said.find("ERRORS") :][:6000]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -24,20 +25,17 @@ def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     return function(*args, **kwargs)
 
 
-class Items:
+class Items(ABC):
     """A store as a dictionary; `get`, `set`, `delete` and `sizes` are the store's own."""
 
-    def get(self, key: str, default: Any = None) -> Any:
-        raise NotImplementedError
-
-    def set(self, key: str, value: Any) -> None:
-        raise NotImplementedError
-
-    def delete(self, key: str) -> bool:
-        raise NotImplementedError
-
-    def sizes(self) -> dict[str, int]:
-        raise NotImplementedError
+    @abstractmethod
+    def get(self, key: str, default: Any = None) -> Any: ...
+    @abstractmethod
+    def set(self, key: str, value: Any) -> None: ...
+    @abstractmethod
+    def delete(self, key: str) -> bool: ...
+    @abstractmethod
+    def sizes(self) -> dict[str, int]: ...
 
     def __getitem__(self, key: str) -> Any:
         missing = object()
