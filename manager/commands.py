@@ -31,6 +31,7 @@ _data_dir = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print endpoint and credentials as JSON.")
 @click.option("--cpu", type=float, help="CPUs that this machine offers to sessions.  [default: all]")
 @click.option("--mem", help="Memory that it offers, such as 16g.  [default: all]")
+@click.option("--front", "fronts", multiple=True, help="Switch on a front: inference, backendai, grpc.")
 @click.option("--direct", help="HOST:PORT of file transfers that pass no manager.  [default: off]")
 def up(
     data_dir: Path | None,
@@ -39,6 +40,7 @@ def up(
     as_json: bool,
     cpu: float | None,
     mem: str | None,
+    fronts: tuple[str, ...],
     direct: str | None,
 ) -> None:
     """Run everything on this machine: PostgreSQL, a manager and an agent.
@@ -52,23 +54,25 @@ def up(
         given = (("--cpu", cpu), ("--mem", mem), ("--direct", direct))
         options = [word for name, value in given if value for word in (name, str(value))]
         if not detach:
-            _run_installation(installation, port, options, lambda: _announce(installation, as_json))
+            _run_installation(installation, port, fronts, options, lambda: _announce(installation, as_json))
             return
-        _run_detached(installation, port, options)
+        _run_detached(installation, port, fronts, options)
     _wait_until_ready(installation)
     _announce(installation, as_json)
 
 
-def _run_installation(installation: Any, port: int | None, options: list[str], ready: Any) -> None:
+def _run_installation(
+    installation: Any, port: int | None, fronts: tuple[str, ...], options: list[str], ready: Any
+) -> None:
     from manager import up as installing
 
     try:
-        installing.run(installation, port=port, agent_options=options, ready=ready)
+        installing.run(installation, port=port, fronts=fronts, agent_options=options, ready=ready)
     except (installing.CannotStart, ConfigError) as error:
         raise click.ClickException(str(error)) from None
 
 
-def _run_detached(installation: Any, port: int | None, options: list[str]) -> None:
+def _run_detached(installation: Any, port: int | None, fronts: tuple[str, ...], options: list[str]) -> None:
     """Fork, and come back when the child says that it is ready; its refusal becomes ours."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
@@ -87,7 +91,7 @@ def _run_detached(installation: Any, port: int | None, options: list[str]) -> No
                 os.write(writer, b"ok")
                 os.close(writer)
 
-            _run_installation(installation, port, options, ready)
+            _run_installation(installation, port, fronts, options, ready)
         except click.ClickException as error:
             os.write(writer, error.message.encode())
             code = 1
@@ -184,6 +188,8 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.option("--ssh-host", help="Where the SSH gateway listens.  [default: where the REST API does]")
 @click.option("--advertised-ssh-host", help="The address of the SSH gateway that clients are told.")
 @click.option("--agent-ssh-port", type=click.IntRange(1, 65535))
+@click.option("--fronts", help="Of other systems' protocols, between commas: inference, backendai, grpc.")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Of the gRPC front.")
 @click.option("--tls-cert", help="Certificate chain of the REST API (PEM).")
 @click.option("--tls-key")
 @click.option(

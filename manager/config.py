@@ -10,6 +10,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Self
 
+from manager.compat import FRONTS, unknown
 from manager.egress import Egress, networks
 
 FILE_NAME = "manager.toml"
@@ -55,6 +56,10 @@ class ManagerConfig:
     #: the address that clients are told, when it is not the one at which they reach the API
     advertised_ssh_host: str = ""
     agent_ssh_port: int = 0
+    #: of other systems' protocols, between commas: inference, backendai, grpc (docs/compat.md)
+    fronts: str = ""
+    #: of the gRPC front; it listens on `host`
+    grpc_port: int = 0
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"
@@ -87,11 +92,18 @@ class ManagerConfig:
             raise ConfigError("tls_cert and tls_key belong together; give both or none")
         made.cluster_network()
         made.callback_egress()
+        made.front_names()
         if not made.tls_cert and not made.listens_on_loopback:
             raise ConfigError(
                 f"plain HTTP is spoken on loopback only, and {made.host} is not: give --tls-cert and --tls-key"
             )
         return made
+
+    def front_names(self) -> list[str]:
+        names = [name for word in self.fronts.split(",") if (name := word.strip())]
+        if wrong := unknown(names):
+            raise ConfigError(f"there is no front {wrong[0]}; there are {', '.join(FRONTS)}")
+        return names
 
     def callback_egress(self) -> Egress:
         try:

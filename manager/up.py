@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -63,13 +63,15 @@ class Installation:
 
     def summary(self) -> dict[str, Any]:
         """What `up --json` prints."""
-        credentials = Credentials.load(self.data_dir)
+        credentials, config = Credentials.load(self.data_dir), ManagerConfig.load(self.data_dir)
         return {
-            "endpoint": ManagerConfig.load(self.data_dir).endpoint,
+            "endpoint": config.endpoint,
             "access_key": credentials.access_key,
             "secret_key": credentials.secret_key,
             "data_dir": str(self.data_dir),
-            "ssh_port": ManagerConfig.load(self.data_dir).ssh_port,
+            "ssh_port": config.ssh_port,
+            **({"fronts": config.front_names()} if config.fronts else {}),
+            **({"grpc_port": config.grpc_port} if config.grpc_port else {}),
         }
 
     def runner_pid(self) -> int | None:
@@ -121,7 +123,14 @@ class Installation:
             yield
 
 
-def run(installation: Installation, *, port: int | None, agent_options: list[str], ready: Callable[[], None]) -> None:
+def run(
+    installation: Installation,
+    *,
+    port: int | None,
+    fronts: Sequence[str] = (),
+    agent_options: list[str],
+    ready: Callable[[], None],
+) -> None:
     """Bring everything up, say `ready`, keep it running until SIGTERM or SIGINT, and stop it in order."""
     with installation.locked():
         installation.log_file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -131,7 +140,7 @@ def run(installation: Installation, *, port: int | None, agent_options: list[str
         postgres = EmbeddedPostgres(installation.data_dir / "postgres")
         children: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            config = _prepare(installation, postgres, port)
+            config = _prepare(installation, postgres, port, fronts)
             children["manager"] = _spawn(installation, *_words(installation, "manager"))
             _wait_for_http(config, children["manager"], installation)
             if not (installation.agent_dir / "agent.toml").exists():
@@ -145,12 +154,14 @@ def run(installation: Installation, *, port: int | None, agent_options: list[str
             postgres.stop()
 
 
-def _prepare(installation: Installation, postgres: EmbeddedPostgres, port: int | None) -> ManagerConfig:
+def _prepare(
+    installation: Installation, postgres: EmbeddedPostgres, port: int | None, fronts: Sequence[str]
+) -> ManagerConfig:
     try:
         dsn = postgres.start()
     except PostgresFailed as error:
         raise CannotStart(str(error)) from None
-    stored = ManagerConfig.load(installation.data_dir, database_url=dsn)
+    stored = ManagerConfig.load(installation.data_dir, database_url=dsn, fronts=",".join(fronts) or None)
     config = replace(
         stored,
         port=_chosen_port(stored.port if port is None else port),
@@ -158,6 +169,7 @@ def _prepare(installation: Installation, postgres: EmbeddedPostgres, port: int |
         agent_control_port=stored.agent_control_port or _chosen_port(0),
         proxy_port=stored.proxy_port or _chosen_port(0),
         ssh_port=stored.ssh_port or _chosen_port(0),
+        grpc_port=stored.grpc_port or (_chosen_port(0) if "grpc" in stored.front_names() else 0),
     )
     config.save()
     _migrate(dsn)

@@ -10,7 +10,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -25,6 +25,7 @@ from domain.errors import (
     PermissionDenied,
     RouteNotFound,
 )
+from manager.compat import PREFIX, Front, mounted
 from manager.figures import InstallationFigures
 from manager.rest.auth import NOBODY, Authenticator, Rates
 from manager.rest.exchange import Exchange
@@ -84,10 +85,14 @@ class RestDoor:
             "/docs": self._docs,
             "/": self._root,
         }
+        self._fronts: Mapping[str, Front] = {}
         self._id_prefix = secrets.token_hex(4)
         self._id_counter = itertools.count(1)
         self._ready: tuple[float, str | None] = (0.0, None)
         self._listener = Listener(self._handle, self.new_request_id, **limits)
+
+    def mount(self, fronts: Mapping[str, Front]) -> None:
+        self._fronts = fronts
 
     async def listen(
         self,
@@ -157,6 +162,9 @@ class RestDoor:
                     await self.authenticator.principal(request)
                     raise MethodNotAllowed(allow="GET, HEAD")
                 response = await public(request, request_id)
+            elif path.startswith(PREFIX) and (front := self._front(path)) is not None:
+                name = f"{PREFIX}{front}"
+                response = await self._fronts[front].answer(request, path.removeprefix(name) or "/", request_id)
             else:
                 route, raw = self._find(request, path)
                 if not isinstance(route, Route):
@@ -176,6 +184,10 @@ class RestDoor:
             self.stamp(response, request_id)
         self.metrics.request(name, request.method, response.status, time.monotonic() - started)
         return response
+
+    def _front(self, path: str) -> str | None:
+        name = path.removeprefix(PREFIX).partition("/")[0]
+        return name if name in self._fronts else None
 
     async def _principal(self, request: BaseRequest) -> Principal:
         by = await self.authenticator.principal(request)
@@ -288,6 +300,7 @@ async def serve(world: World, config: ManagerConfig, metrics: Metrics, stack: As
     from manager.bootstrap import join_token
 
     door = RestDoor(world, metrics, join_token=lambda secret: join_token(config, secret))
+    door.mount(mounted(door, config))
     tls = None
     if config.tls_cert:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
