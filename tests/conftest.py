@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("tests.scenario")
 _TIERS = {
     "deployment": {"deployment_images"},
     "alone": set(),
+    "compat": {"full"},
     "containers": {"engine", "kernel_image"},
     "scenarios": {"dsn", "database", "fresh_database", "postgres"},
 }
@@ -18,6 +19,7 @@ _TIERS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=["unit", *_TIERS], help="run the tests of this tier only")
+    parser.addoption("--full", action="store_true", help="with a tier: what is marked as full too")
 
 
 def tier_of(item: pytest.Item) -> str:
@@ -28,6 +30,8 @@ def tier_of(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (wanted := config.getoption("--tier")) is None:
         return
-    others = [item for item in items if tier_of(item) != wanted]
-    items[:] = [item for item in items if tier_of(item) == wanted]
+    full = config.getoption("--full")
+    chosen = [item for item in items if tier_of(item) == wanted and (full or item.get_closest_marker("full") is None)]
+    others = [item for item in items if item not in set(chosen)]
+    items[:] = chosen
     config.hook.pytest_deselected(items=others)
