@@ -106,9 +106,20 @@ keypairs = sa.Table(
     sa.Column("previous_hash", sa.LargeBinary),  # of the secret before the last one: good until `previous_until`
     _at("previous_until"),
     _at("rotated_at"),
+    sa.Column("signing_sealed", sa.LargeBinary),  # what requests may be signed with, sealed; NULL: with nothing
+    _at("signing_since"),
     sa.Index(None, "user_id"),
     sa.CheckConstraint("requests_per_second > 0", name="requests_per_second"),
     sa.CheckConstraint("(previous_hash IS NULL) = (previous_until IS NULL)", name="previous"),
+    sa.CheckConstraint("(signing_sealed IS NULL) = (signing_since IS NULL)", name="signing"),
+)
+#: Of requests that changed something: each is good for one.
+used_signatures = sa.Table(
+    "used_signatures",
+    metadata,
+    sa.Column("signature", sa.LargeBinary, primary_key=True),
+    _at("good_until", nullable=False),
+    sa.Index(None, "good_until"),
 )
 tokens = sa.Table(
     "tokens",

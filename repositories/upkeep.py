@@ -72,6 +72,7 @@ class Retention:
     tasks_days: int = 7  #: after they finished
     tokens_days: int = 7  #: users' access tokens and agents' join tokens, after they expired or were used
     sign_in_debts_days: int = 1  #: of wrong passwords, after they are paid for
+    used_signatures_days: int = 1  #: after they would be refused anyway
     managers_days: int = 1  #: processes without a sign of life
     samples_hours: int = 6  #: of what sessions use, as agents told it
     sample_minutes_days: int = 14  #: the same, summed by the minute
@@ -95,6 +96,7 @@ _BY_AGE: Final = {
     "tokens": ("expires_at < $1", "tokens_days"),
     "sign_in_debts": ("until_at < $1", "sign_in_debts_days"),
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
+    "used_signatures": ("good_until < $1", "used_signatures_days"),
     "managers": ("seen_at < $1", "managers_days"),
     "usage": ("until_at < $1", "usage_days"),
     "service_tickets": ("expires_at < $1", "service_tickets_days"),

@@ -70,7 +70,7 @@ class RestDoor:
         self.join_token = join_token
         self.authenticator = Authenticator(world.authenticate)
         self.closing = asyncio.Event()
-        self._rates = Rates()
+        self.rates = Rates()
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -192,7 +192,7 @@ class RestDoor:
     async def _principal(self, request: BaseRequest) -> Principal:
         by = await self.authenticator.principal(request)
         if by.requests_per_second is not None:
-            self._rates.take(by)
+            self.rates.take(by)
         return by
 
     def _find(self, request: BaseRequest, path: str) -> tuple[Route | frozenset[str], list[str]]:

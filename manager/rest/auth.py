@@ -66,6 +66,20 @@ class Authenticator:
         now = await self._of(request.headers.get("Authorization", ""))
         return now is not None and not now.lost(by)
 
+    def check_peer(self, request: BaseRequest, proof: str) -> None:
+        """For doors that look at other proofs: raises TooManyRequests for a peer that has been wrong too often."""
+        peer = request.remote or "local"
+        if peer in self._debts and hash((peer, proof)) not in self._proven:
+            self._refuse_guesser(peer)
+
+    def was_right(self, request: BaseRequest, proof: str) -> None:
+        if len(self._proven) >= _MAX_PROVEN:
+            self._proven.clear()
+        self._proven.add(hash((request.remote or "local", proof)))
+
+    def was_wrong(self, request: BaseRequest) -> None:
+        self._failed(request.remote or "local")
+
     async def _of(self, header: str) -> Principal | None:
         scheme, _, credential = header.partition(" ")
         if scheme.lower() != "bearer" or not _CREDENTIAL.fullmatch(credential.strip()):
@@ -96,6 +110,13 @@ class Rates:
         self._clock = clock
         #: by access key: requests left, and when that was
         self._buckets: dict[str, tuple[float, float]] = {}
+
+    def left(self, by: Principal) -> tuple[int, int] | None:
+        """How many requests may come at once, and how many of these are left; None: any number."""
+        if by.requests_per_second is None:
+            return None
+        size = max(1.0, 2.0 * by.requests_per_second)
+        return int(size), int(self._buckets.get(by.access_key, (size, 0.0))[0])
 
     def take(self, by: Principal) -> None:
         """Raises RateLimited."""

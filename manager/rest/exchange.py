@@ -210,6 +210,10 @@ class Exchange:
         except (ConnectionError, web.RequestPayloadError, asyncio.IncompleteReadError):
             raise TransferFailed("The body broke off.") from None
 
+    async def still(self) -> bool:
+        """Whether what was opened on this credential may stay open."""
+        return await self.door.authenticator.still(self.request, self.by)
+
     # -- how it is carried out -----------------------------------------------------------------------------------------
     async def run(self, action: Action[Any, R], *, settle_seconds: float | None = 0.0) -> R:
         key = None if action.rules.effect is Effect.READ else self.idempotency_key

@@ -123,7 +123,7 @@ async def watch_reader(exchange: Exchange, watch: Watch, scope: asyncio.Timeout)
 async def _still(exchange: Exchange) -> bool:
     """A blind control plane cuts nobody off: while the database does not answer, nothing is known to have changed."""
     try:
-        return await exchange.door.authenticator.still(exchange.request, exchange.by)
+        return await exchange.still()
     except MoorageError:
         return True
 

@@ -1,6 +1,8 @@
-"""backendai."""
+"""Secrets that requests may be signed with, and signatures that were used."""
 
 from __future__ import annotations
+
+from alembic import op
 
 revision = "0021"
 down_revision = "0020"
@@ -8,7 +10,25 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade() -> None: ...
+def upgrade() -> None:
+    # sealed with the managers' key: whoever checks a signature needs the secret itself
+    op.execute(
+        """
+        ALTER TABLE keypairs ADD COLUMN signing_sealed bytea, ADD COLUMN signing_since timestamptz,
+            ADD CONSTRAINT keypairs_signing_check CHECK ((signing_sealed IS NULL) = (signing_since IS NULL))
+        """
+    )
+    op.execute(
+        """
+        CREATE TABLE used_signatures (
+            signature bytea PRIMARY KEY,
+            good_until timestamptz NOT NULL
+        )
+        """
+    )
+    op.execute("CREATE INDEX used_signatures_good_until_idx ON used_signatures (good_until)")
 
 
-def downgrade() -> None: ...
+def downgrade() -> None:
+    op.execute("DROP TABLE used_signatures")
+    op.execute("ALTER TABLE keypairs DROP COLUMN signing_sealed, DROP COLUMN signing_since")

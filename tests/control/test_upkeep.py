@@ -153,6 +153,10 @@ ROWS = {
         "INSERT INTO agent_tokens (secret_hash, expires_at, used_at) VALUES (uuid_send($2::uuid), $1::timestamptz + interval '1 year', $1)",
         KEEP.tokens_days,
     ),
+    "used_signatures": (
+        "INSERT INTO used_signatures (signature, good_until) VALUES (uuid_send($2::uuid), $1)",
+        KEEP.used_signatures_days,
+    ),
     "sign_in_debts": (
         "INSERT INTO sign_in_debts (key, until_at) VALUES (uuid_send($2::uuid), $1)",
         KEEP.sign_in_debts_days,
