@@ -25,6 +25,7 @@ from actions.credentials import (
     ListTokensAction,
     ModifyKeypairAction,
     RotateKeypairAction,
+    SetSigningAction,
 )
 from actions.devices import ListDevicesAction, PutDeviceInAction, TakeDeviceOutAction
 from actions.events import ReadEventsAction
@@ -323,6 +324,7 @@ __all__ = [
     "SetPasswordAction",
     "SetQuotaAction",
     "SetRegistryAction",
+    "SetSigningAction",
     "SetStateAction",
     "SetWatchRulesAction",
     "SetWeightAction",

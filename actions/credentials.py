@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -18,6 +18,7 @@ from actions.views import Done, KeypairData
 from domain.errors import InvalidRequest, KeypairNotFound, NotFound, PermissionDenied
 from domain.ids import AccessKey
 from domain.principal import ALL_SCOPES, Principal, Role, TokenScope
+from repositories.signing import secret_about
 
 TokenName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\w[\w.-]*$")]
 #: A secret that was replaced is good for a week at most.
@@ -160,6 +161,27 @@ class RotateKeypairAction(ScopeAction[Work, KeypairResult]):
         )
         call.announce("identity")
         return KeypairResult(keypair=_keypair(row, secret_key))
+
+
+@action(Rules(allow=any_user, effect=Effect.DATABASE, secrets=frozenset({"signing_secret"})))
+class SetSigningAction(ScopeAction[Work, KeypairResult]):
+    """Let a keypair sign requests as clients of Backend.AI do, with a new secret shown in this answer only; or no longer."""
+
+    keypair: str
+    on: bool
+
+    def target(self) -> str:
+        return self.keypair
+
+    async def run(self, call: Work, /) -> KeypairResult:
+        check_makes_credentials(call.by)
+        await _change_keypair(call, self.keypair)
+        # Whoever checks signatures has to open the secret: it is one of its own, and the keypair's stays a hash.
+        secret = f"mos_{secrets.token_urlsafe(32)}" if self.on else None
+        sealed = None if secret is None else call.seal(secret, secret_about(self.keypair))
+        row = await call.db.credentials.set_signing(self.keypair, sealed)
+        call.announce("identity")
+        return KeypairResult(keypair=replace(_keypair(row), signing_secret=secret))
 
 
 @action(Rules(allow=any_user, effect=Effect.DATABASE))

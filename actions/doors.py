@@ -164,6 +164,7 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "modify_user": ("admin user edit", "users.edit"),
         "rotate_keypair": ("admin keypair rotate", "keypairs.rotate"),
         "set_password": ("admin user password", "users.set_password"),
+        "set_signing": ("admin keypair signing", "keypairs.set_signing"),
         "sign_in": ("login", "sign_in"),
         "sign_out": ("logout", "sign_out"),
         "remove_agent": ("admin agent rm", "agents.remove"),

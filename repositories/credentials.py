@@ -14,7 +14,7 @@ from repositories.database import Connection
 
 _KEYPAIR: Final = """
     SELECT k.access_key, u.email AS user, k.active, k.created_at, k.requests_per_second, k.rotated_at,
-        CASE WHEN k.previous_until > $1 THEN k.previous_until END AS previous_until,
+        k.signing_since, CASE WHEN k.previous_until > $1 THEN k.previous_until END AS previous_until,
         u.id AS user_id, u.domain, u.role
     FROM keypairs k JOIN users u ON u.id = k.user_id
 """
@@ -90,6 +90,19 @@ class CredentialRepository:
             secret_hash,
             self._now,
             grace_seconds,
+        )
+        return await self.keypair(access_key)
+
+    async def set_signing(self, access_key: str, sealed: bytes | None) -> dict[str, Any]:
+        """None: it signs no requests."""
+        await self._connection.execute(
+            """
+            UPDATE keypairs SET signing_sealed = $2, signing_since = CASE WHEN $2::bytea IS NOT NULL THEN $3::timestamptz END
+            WHERE access_key = $1
+            """,
+            access_key,
+            sealed,
+            self._now,
         )
         return await self.keypair(access_key)
 

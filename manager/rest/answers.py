@@ -107,10 +107,11 @@ def event_id(epoch: int, seq: int) -> str:
 
 
 def keypair(data: KeypairData) -> dict[str, Any]:
-    """The secret is a field of the answer that made it, and of no other."""
+    """A secret is a field of the answer that made it, and of no other."""
     values = {f.name: getattr(data, f.name) for f in fields(data)}
-    if data.secret_key is None:
-        del values["secret_key"]
+    for secret in ("secret_key", "signing_secret"):
+        if values[secret] is None:
+            del values[secret]
     return values
 
 

@@ -228,6 +228,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("POST", "/v1/keypairs", a.CreateKeypairAction, answer=lambda r: answers.keypair(r.keypair), status=201),
     _row("PATCH", "/v1/keypairs/{keypair}", a.ModifyKeypairAction, answer=lambda r: answers.keypair(r.keypair)),
     _row("POST", "/v1/keypairs/{keypair}/rotate", a.RotateKeypairAction, answer=lambda r: answers.keypair(r.keypair)),
+    _row("PUT", "/v1/keypairs/{keypair}/signing", a.SetSigningAction, answer=lambda r: answers.keypair(r.keypair)),
     _row("DELETE", "/v1/keypairs/{keypair}", a.DeleteKeypairAction, status=204),
     _row("GET", "/v1/tokens", a.ListTokensAction, answer=token_page, paged=True),
     _row("POST", "/v1/tokens", a.CreateTokenAction, rename={"name": "token_name"}, status=201,

@@ -334,8 +334,15 @@ class Keypair(Model):
     rotated_at: datetime | None = None
     previous_until: datetime | None = None
     secret_key: str | None = None
+    signing_since: datetime | None = None
+    signing_secret: str | None = None
 
-    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when, "rotated_at": when, "previous_until": when}
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "created_at": when,
+        "rotated_at": when,
+        "previous_until": when,
+        "signing_since": when,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

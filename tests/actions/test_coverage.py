@@ -107,6 +107,7 @@ def test_administrators_actions_are_theirs_alone() -> None:
         "search_sessions",
         "set_password",
         "set_registry",
+        "set_signing",
         "share_image",
         "share_volume",
         "sign_out",

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from actions import RotateKeypairAction, SetPasswordAction, SignInAction, SignOutAction
+from actions import RotateKeypairAction, SetPasswordAction, SetSigningAction, SignInAction, SignOutAction
 from actions.administration import hash_secret
 from domain.errors import (
     InvalidRequest,
@@ -24,6 +24,7 @@ from domain.principal import Credential, Principal
 from manager.passwords import ACCOUNT_BURST, Passwords
 from manager.world import Identities
 from repositories.database import Database
+from repositories.signing import sealed_secret
 from tests.actions.people import DORA, EVE, LARS, OTHERS
 from tests.scenario import (
     ALICE,
@@ -137,6 +138,57 @@ async def test_or_is_good_for_a_while(database: Database) -> None:
         )
     identities = Identities(database, Outbox())  # type: ignore[arg-type]
     assert await identities.authenticate("KEY-alice.secret-alice") is None
+
+
+# -- signing requests --------------------------------------------------------------------------------------------------
+def signing(key: str = "KEY-alice", on: Any = True) -> SetSigningAction:
+    return SetSigningAction(keypair=key, on=on)
+
+
+@scenarios(
+    SetSigningAction,
+    success=TestScenario(
+        given=(OTHERS,),
+        do=signing("KEY-lars"),
+        by=LARS,
+        answer=lambda a: a.keypair.signing_secret.startswith("mos_") and a.keypair.signing_since is not None,
+        then_rows=NotImplemented,
+    ),
+    stranger=TestScenario(
+        given=(OTHERS,), do=signing(), by=MALLORY, error=KeypairNotFound, then_audit="keypair_not_found"
+    ),
+    wrong_status=NO_STATUS,
+    not_found=TestScenario(do=signing("KEY-x"), error=KeypairNotFound, then_audit="keypair_not_found"),
+    bad_input=TestScenario(do=signing(on=wrong("perhaps")), error=InvalidRequest, then_audit=None),
+    more={
+        "off_when_it_was_off": TestScenario(do=signing(on=False), answer=lambda a: a.keypair.signing_secret is None),
+        "nobody_takes_a_superadmins": denied(signing("KEY-root"), DORA),
+        "a_monitor_switches_none": denied(signing("KEY-watcher"), WATCHER),
+        "a_token_makes_no_credential": denied(signing(), by_token(ALICE)),
+        "nor_does_a_signature": denied(signing(), replace(ALICE, credential=Credential.SIGNATURE)),
+    },
+)
+async def test_set_signing(scenario: TestScenario, database: Database) -> None:
+    if scenario.then_rows is not NotImplemented:
+        await scenario.play(database)
+        return
+    processor = await stage(database, *scenario.given)
+    assert scenario.answer(await processor.run(scenario.do, by=scenario.by))
+
+
+async def test_a_signing_secret_is_kept_sealed_and_in_no_answer_that_is_stored(database: Database) -> None:
+    processor = await stage(database)
+    made = (await processor.run(signing(), by=ALICE, key="once")).keypair
+    again = (await processor.run(signing(), by=ALICE, key="once")).keypair
+    assert made.signing_secret is not None
+    assert again.signing_secret is None
+    async with database.reader() as connection:
+        assert await sealed_secret(connection, "KEY-alice") == f"signing secret of KEY-alice {made.signing_secret}".encode()
+        kept = await connection.fetchval("SELECT string_agg(answer::text, '') FROM idempotency_keys")
+        assert made.signing_secret not in kept
+    await processor.run(signing(on=False), by=ALICE)
+    async with database.reader() as connection:
+        assert await sealed_secret(connection, "KEY-alice") is None
 
 
 # -- signing in --------------------------------------------------------------------------------------------------------

@@ -270,6 +270,7 @@ _PEOPLE: Final[Mapping[str, Ask]] = {
     "modify_keypair": Ask(things=("keypair",), body=lambda cell: {"active": False}),
     "modify_keypair:enable": Ask(things=("keypair", "disabled"), body=lambda cell: {"active": True}),
     "rotate_keypair": Ask(things=("keypair",), body=lambda cell: {}),
+    "set_signing": Ask(things=("keypair",), body=lambda cell: {"on": False}),
     "delete_keypair": Ask(things=("keypair",), ok=204),
     "list_tokens": Ask(things=("token",), told=lambda cell: cell.path("{token}")),
     "list_tokens:of": Ask(

@@ -137,7 +137,7 @@ _BY_FAMILY: Final[Mapping[str, str]] = {
     "list credentials of": "list_keypairs:of list_tokens:of",
     "make credentials for": "create_keypair:for",
     "make tokens for": "create_token:for",
-    "credentials": "modify_keypair rotate_keypair delete_keypair delete_token",
+    "credentials": "modify_keypair rotate_keypair set_signing delete_keypair delete_token",
     "open credentials": "modify_keypair:enable",
     "list projects": "list_projects",
     "see projects": "get_project",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from moorage import _wire
@@ -21,9 +21,13 @@ class Users:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> UserList:
-        """Everybody."""
-        return [User.from_json(item) async for item in self._transport.pages(_wire.path("users"))]
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[User]:
+        """Everybody. Fetched as they are looked at."""
+        return self._transport.items(User.from_json, _wire.path("users"), limit=limit)
+
+    async def list(self, *, limit: int | None = None) -> UserList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def get(self, user: str) -> User:
         """One user."""
@@ -57,9 +61,13 @@ class Keypairs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self, *, user: str | None = None) -> KeypairList:
-        """Keypairs, of one user or of all."""
-        return [Keypair.from_json(item) async for item in self._transport.pages(_wire.path("keypairs"), user=user)]
+    def iterate(self, *, user: str | None = None, limit: int | None = None) -> AsyncGenerator[Keypair]:
+        """Keypairs, of one user or of all. Fetched as they are looked at."""
+        return self._transport.items(Keypair.from_json, _wire.path("keypairs"), limit=limit, user=user)
+
+    async def list(self, *, user: str | None = None, limit: int | None = None) -> KeypairList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(user=user, limit=limit)]
 
     async def create(self, user: str | None = None) -> Keypair:
         """A new keypair, of another user for administrators; its `secret_key` is in this answer and nowhere else."""
@@ -79,6 +87,11 @@ class Keypairs:
         address, fields = _wire.path("keypairs", access_key, "rotate"), {"grace_seconds": grace_seconds}
         return Keypair.from_json(decoded(await self._transport.request("POST", address, json=fields)))
 
+    async def set_signing(self, access_key: str, on: bool) -> Keypair:
+        """Let it sign requests, as clients of Backend.AI do, with a new `signing_secret`, in this answer only; or no longer."""
+        address = _wire.path("keypairs", access_key, "signing")
+        return Keypair.from_json(decoded(await self._transport.request("PUT", address, json={"on": on})))
+
     async def remove(self, access_key: str) -> None:
         """Remove it."""
         await self._transport.request("DELETE", _wire.path("keypairs", access_key))
@@ -90,9 +103,13 @@ class Projects:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> ProjectList:
-        """Projects."""
-        return [Project.from_json(item) async for item in self._transport.pages(_wire.path("projects"))]
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[Project]:
+        """Projects. Fetched as they are looked at."""
+        return self._transport.items(Project.from_json, _wire.path("projects"), limit=limit)
+
+    async def list(self, *, limit: int | None = None) -> ProjectList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def get(self, project: str, *, domain: str | None = None) -> Project:
         """One project."""
@@ -137,9 +154,13 @@ class Domains:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> DomainList:
-        """All of them."""
-        return [Domain.from_json(item) async for item in self._transport.pages(_wire.path("domains"))]
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[Domain]:
+        """All of them. Fetched as they are looked at."""
+        return self._transport.items(Domain.from_json, _wire.path("domains"), limit=limit)
+
+    async def list(self, *, limit: int | None = None) -> DomainList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def get(self, domain: str) -> Domain:
         """One domain."""

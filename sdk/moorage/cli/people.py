@@ -176,6 +176,23 @@ def keypair_rotate(access_key: str, grace: float, as_json: bool) -> None:
         _show_secret(client.keypairs.rotate(access_key, grace_seconds=grace), as_json)
 
 
+@keypair_command.command("signing")
+@click.argument("access_key")
+@click.argument("on", metavar="on|off", type=click.Choice(["on", "off"]))
+@json_option
+def keypair_signing(access_key: str, on: str, as_json: bool) -> None:
+    """Let a keypair sign requests, as clients of Backend.AI do, with a secret of its own, shown once; or no longer."""
+    with connect() as client:
+        made = client.keypairs.set_signing(access_key, on == "on")
+    if as_json:
+        print_json(made.to_json())
+    elif made.signing_secret is None:
+        terminal.note(f"{access_key} signs no requests any more.")
+    else:
+        details({"access key": made.access_key, "signing secret": made.signing_secret})
+        terminal.note("It is shown only now. Clients of Backend.AI take it as BACKEND_SECRET_KEY.")
+
+
 @keypair_command.command("edit")
 @click.argument("access_key")
 @click.option("--active/--inactive", default=None, help="Whether it works.")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from moorage import _wire
@@ -22,9 +22,13 @@ class Users:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> UserList:
-        """Everybody."""
-        return [User.from_json(item) for item in self._transport.pages(_wire.path("users"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[User]:
+        """Everybody. Fetched as they are looked at."""
+        return self._transport.items(User.from_json, _wire.path("users"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> UserList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, user: str) -> User:
         """One user."""
@@ -56,9 +60,13 @@ class Keypairs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, user: str | None = None) -> KeypairList:
-        """Keypairs, of one user or of all."""
-        return [Keypair.from_json(item) for item in self._transport.pages(_wire.path("keypairs"), user=user)]
+    def iterate(self, *, user: str | None = None, limit: int | None = None) -> Generator[Keypair]:
+        """Keypairs, of one user or of all. Fetched as they are looked at."""
+        return self._transport.items(Keypair.from_json, _wire.path("keypairs"), limit=limit, user=user)
+
+    def list(self, *, user: str | None = None, limit: int | None = None) -> KeypairList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(user=user, limit=limit)]
 
     def create(self, user: str | None = None) -> Keypair:
         """A new keypair, of another user for administrators; its `secret_key` is in this answer and nowhere else."""
@@ -76,6 +84,11 @@ class Keypairs:
         address, fields = _wire.path("keypairs", access_key, "rotate"), {"grace_seconds": grace_seconds}
         return Keypair.from_json(decoded(self._transport.request("POST", address, json=fields)))
 
+    def set_signing(self, access_key: str, on: bool) -> Keypair:
+        """Let it sign requests, as clients of Backend.AI do, with a new `signing_secret`, in this answer only; or no longer."""
+        address = _wire.path("keypairs", access_key, "signing")
+        return Keypair.from_json(decoded(self._transport.request("PUT", address, json={"on": on})))
+
     def remove(self, access_key: str) -> None:
         """Remove it."""
         self._transport.request("DELETE", _wire.path("keypairs", access_key))
@@ -87,9 +100,13 @@ class Projects:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> ProjectList:
-        """Projects."""
-        return [Project.from_json(item) for item in self._transport.pages(_wire.path("projects"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[Project]:
+        """Projects. Fetched as they are looked at."""
+        return self._transport.items(Project.from_json, _wire.path("projects"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> ProjectList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, project: str, *, domain: str | None = None) -> Project:
         """One project."""
@@ -134,9 +151,13 @@ class Domains:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> DomainList:
-        """All of them."""
-        return [Domain.from_json(item) for item in self._transport.pages(_wire.path("domains"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[Domain]:
+        """All of them. Fetched as they are looked at."""
+        return self._transport.items(Domain.from_json, _wire.path("domains"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> DomainList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, domain: str) -> Domain:
         """One domain."""
