@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moorage._models import Completions, Event, FileStat, HistoryEntry, RunInfo, SessionInfo
     from moorage.errors import MoorageError
     from moorage.results import ErrorInfo, InputRequest, Record, RunResult
-    from moorage.sync import Client, Commands, Execution, Executions, Files, Session, Sessions, Task
+    from moorage.sync import Client, Commands, Execution, Executions, Files, Mapped, Session, Sessions, Task, Volume
 
 __all__ = [
     "Client",
@@ -28,6 +28,7 @@ __all__ = [
     "Files",
     "HistoryEntry",
     "InputRequest",
+    "Mapped",
     "MoorageError",
     "Record",
     "RunInfo",
@@ -36,13 +37,16 @@ __all__ = [
     "SessionInfo",
     "Sessions",
     "Task",
+    "Volume",
     "__version__",
     "aio",
     "errors",
 ]
 
 _HOMES = {
-    "moorage.sync": ("Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task"),
+    "moorage.sync": (
+        *("Client", "Commands", "Execution", "Executions", "Files", "Mapped", "Session", "Sessions", "Task", "Volume"),
+    ),
     "moorage._models": ("Completions", "Event", "FileStat", "HistoryEntry", "RunInfo", "SessionInfo"),
     "moorage.results": ("ErrorInfo", "InputRequest", "Record", "RunResult"),
     "moorage.errors": ("MoorageError",),

@@ -3,8 +3,9 @@
 from moorage.aio.client import Client
 from moorage.aio.executions import Commands, Execution, Executions
 from moorage.aio.files import Files
+from moorage.aio.mapping import Mapped
 from moorage.aio.sessions import Session, Sessions
 from moorage.aio.tasks import Task
 from moorage.aio.volumes import Volume
 
-__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task", "Volume"]
+__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Mapped", "Session", "Sessions", "Task", "Volume"]

@@ -19,6 +19,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 M = TypeVar("M", bound=AbstractAsyncContextManager[Any])
 
+Condition = asyncio.Condition
 sleep = asyncio.sleep
 
 
@@ -35,6 +36,16 @@ async def result_of(value: object) -> object:
 async def side_by_side(function: Callable[[A], Awaitable[T]], items: Iterable[A]) -> list[T]:
     """The answers for all items, asked for at the same time."""
     return await asyncio.gather(*(function(item) for item in items))
+
+
+def begin(function: Callable[[A], Coroutine[Any, Any, None]], argument: A) -> asyncio.Task[None]:
+    """Let it run beside us; it has to tell failures itself."""
+    return asyncio.create_task(function(argument))
+
+
+async def ended(begun: asyncio.Task[None]) -> None:
+    """Wait for its end."""
+    await asyncio.wait([begun])
 
 
 class Items:

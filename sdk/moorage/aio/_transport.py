@@ -8,8 +8,8 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 import httpx
 
@@ -20,6 +20,7 @@ from moorage._version import USER_AGENT
 from moorage.aio import _io
 from moorage.config import Config
 
+T = TypeVar("T")
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 #: Streams that say nothing for so long are taken for dead, and resumed.
 STREAM_SILENCE_SECONDS = 60.0
@@ -79,6 +80,14 @@ class Transport:
             if not cursor:
                 return
             left = None if left is None else left - len(items)
+
+    async def items(
+        self, make: Callable[[Any], T], path: str, /, *, limit: int | None = None, **params: Any
+    ) -> AsyncGenerator[T]:
+        """The same, each as what `make` makes of it."""
+        async with aclosing(self.pages(path, limit=limit, **params)) as found:
+            async for item in found:
+                yield make(item)
 
     @asynccontextmanager
     async def stream(

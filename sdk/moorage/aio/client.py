@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from moorage import _wire
 from moorage._models import Event, Token, WhoAmI
+from moorage._shipped import Work
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.access import Tokens, Webhooks
 from moorage.aio.admin import Agents, Images
@@ -16,10 +17,11 @@ from moorage.aio.audit import Audit
 from moorage.aio.devices import Devices
 from moorage.aio.events import server_sent
 from moorage.aio.groups import ResourceGroups
+from moorage.aio.mapping import Crew, Mapped, Setup
 from moorage.aio.people import Domains, Keypairs, Projects, Users
 from moorage.aio.quotas import Policies, Quotas
 from moorage.aio.reports import ClientReports
-from moorage.aio.sessions import Sessions
+from moorage.aio.sessions import Session, Sessions
 from moorage.aio.snapshots import Registries
 from moorage.aio.ssh import SshKeys
 from moorage.aio.tasks import Tasks
@@ -122,3 +124,24 @@ class Client(ClientReports):
         found = server_sent(self._transport, _wire.path("events"), params, after=after, once=not follow)
         async for event_id, name, data in found:
             yield Event.from_json({"id": event_id, "type": name, **data})
+
+    def map(
+        self,
+        work: Work,
+        inputs: Iterable[Any],
+        *,
+        sessions: int | Iterable[Session] = 4,
+        setup: Setup | None = None,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> AsyncGenerator[Mapped]:
+        """The same work on every input, in several sessions at once; outcomes in the inputs' order, as they are asked for.
+
+        `work`: a function of one argument that stands for itself (it imports what it needs, and uses nothing around
+        it), or code that finds `item` and sets `result`. Inputs and values are JSON. `sessions`: how many to make
+        (with `settings`, those of `create`), or sessions of yours. `setup`, code or a function of a session, comes
+        first in each. `timeout` ends the work on one input. A failure of one input is in its outcome (`error`); what a
+        session had not begun when it ended goes to another. Inputs are read no further ahead than is needed; at the
+        end, or when the iteration is given up, what still runs is ended, and so are the sessions that were made.
+        """
+        return Crew(self.sessions, work, inputs, sessions, setup=setup, timeout=timeout, settings=settings).outcomes()

@@ -143,10 +143,13 @@ class Executions:
         """A handle of an execution that was started anywhere, at any time. Asks nothing yet."""
         return Execution(self._transport, self._base, run_id, self._owner)
 
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[RunInfo]:
+        """The session's executions. Fetched as they are looked at."""
+        return self._transport.items(RunInfo.from_json, f"{self._base}/executions", limit=limit, **self._owner)
+
     async def list(self, *, limit: int | None = None) -> RunInfos:
-        """The session's executions."""
-        pages = self._transport.pages(f"{self._base}/executions", limit=limit, **self._owner)
-        return [RunInfo.from_json(item) async for item in pages]
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def start(
         self,

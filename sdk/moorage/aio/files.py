@@ -102,10 +102,14 @@ class Files:
                     return
                 await _io.sleep(_wire.pause_seconds(resumes))
 
+    def iterate(self, path: str = ".", *, limit: int | None = None) -> AsyncGenerator[FileStat]:
+        """What is in a folder, by name. Fetched as it is looked at."""
+        address = f"{self._base}/files"
+        return self._transport.items(FileStat.from_json, address, limit=limit, **{**self._params, "path": path})
+
     async def list(self, path: str = ".", *, limit: int | None = None) -> FileStats:
-        """What is in a folder."""
-        pages = self._transport.pages(f"{self._base}/files", limit=limit, path=path, **self._params)
-        return [FileStat.from_json(item) async for item in pages]
+        """The same as a list, all pages of it."""
+        return [stat async for stat in self.iterate(path, limit=limit)]
 
     async def upload(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from moorage import _wire
@@ -18,9 +18,13 @@ class ResourceGroups:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> ResourceGroupList:
-        """Those that the caller may use; for administrators all."""
-        return [ResourceGroup.from_json(item) async for item in self._transport.pages(_wire.path("resource-groups"))]
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[ResourceGroup]:
+        """Those that the caller may use; for administrators all. Fetched as they are looked at."""
+        return self._transport.items(ResourceGroup.from_json, _wire.path("resource-groups"), limit=limit)
+
+    async def list(self, *, limit: int | None = None) -> ResourceGroupList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def get(self, name: str) -> ResourceGroup:
         """One of them."""

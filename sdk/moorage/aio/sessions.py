@@ -51,6 +51,8 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         self._etag: str | None = None
         #: everything the server said last
         self.info = info
+        #: whether the call that gave it made it, and did not find it
+        self.created = False
         self.executions = Executions(transport, self._base, self._owner)
         self.commands = Commands(self.executions)
         self.files = Files(transport, self._base, self._owner)
@@ -426,27 +428,36 @@ class Sessions:
     async def _asked_for(
         self, address: str, fields: Mapping[str, Any], wait: bool | float, owner: str | None, key: str | None, dry: bool
     ) -> Session:
-        owned, hold = _owner(owner), _hold(wait)
+        owned = _owner(owner)
         if dry:
             asked = {**owned, "dry_run": "true"}
             answer = await self._transport.request("POST", address, params=asked, json=fields)
             found: Any = Explanation.from_json(decoded(answer))
             return found  # type: ignore[no-any-return]  # what `dry_run` stands for
-        answer = await self._transport.request(
-            "POST",
-            address,
-            params={**owned, **_wire.query(wait=hold)},
-            json=fields,
-            key=key or str(uuid.uuid4()),
-            hold=hold or 0,
-        )
-        session = self._session(answer, owned)
-        try:
-            return await session.wait_ready(wait)
-        except BaseException:
-            if answer.status_code == 201:
-                await session._abandon()
-            raise
+        deadline = _deadline(wait)
+        while True:
+            hold = _hold(wait)
+            answer = await self._transport.request(
+                "POST",
+                address,
+                params={**owned, **_wire.query(wait=hold)},
+                json=fields,
+                key=key or str(uuid.uuid4()),
+                hold=hold or 0,
+            )
+            session = self._session(answer, owned)
+            session.created = answer.status_code == 201
+            try:
+                return await session.wait_ready(wait)
+            except SessionEnded:
+                if session.created:
+                    raise
+                key = None  # it was about to end: its name is free now
+                wait = wait if deadline is None else max(0.0, deadline - time.monotonic())
+            except BaseException:
+                if session.created:
+                    await session._abandon()
+                raise
 
     @_io.opening
     async def create_cluster(
@@ -494,7 +505,11 @@ class Sessions:
 
     @_io.opening
     async def ensure(self, name: str, **settings: Any) -> Session:
-        """The live session of this name, made with these settings (those of `create`) if there is none."""
+        """The live session of this name; a new one with these settings (those of `create`) if there is none.
+
+        One that is about to end, or ends while it is waited for, is none: its end is waited for, and a new one made.
+        Whoever else asks at the same time gets the same one; `created` says who made it.
+        """
         return await self.create(name, reuse=True, **settings)
 
     @_io.opening

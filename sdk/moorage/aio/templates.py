@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from moorage import _wire
@@ -20,9 +20,13 @@ class Templates:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def list(self) -> TemplateList:
-        """One's own, those of one's projects and of the domain."""
-        return [TemplateInfo.from_json(item) async for item in self._transport.pages(_wire.path("templates"))]
+    def iterate(self, *, limit: int | None = None) -> AsyncGenerator[TemplateInfo]:
+        """One's own, those of one's projects and of the domain. Fetched as they are looked at."""
+        return self._transport.items(TemplateInfo.from_json, _wire.path("templates"), limit=limit)
+
+    async def list(self, *, limit: int | None = None) -> TemplateList:
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(limit=limit)]
 
     async def get(self, template: str, *, version: int | None = None) -> TemplateInfo:
         """One template, with its versions; an earlier version of it when asked."""

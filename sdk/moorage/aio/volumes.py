@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Self
 
 from moorage import _wire
@@ -94,10 +95,18 @@ class Volumes:
         """By name or id."""
         return Volume(self._transport, VolumeInfo.from_json(await self._transport.get(_wire.path("volumes", name))))
 
+    def iterate(self, *, all: bool = False, limit: int | None = None) -> AsyncGenerator[Volume]:
+        """One's own and those that are shared with one; `all`: everybody's, for administrators. Fetched as they are looked at."""
+        make = partial(_volume, self._transport)
+        return self._transport.items(make, _wire.path("volumes"), limit=limit, all=all or None)
+
     async def list(self, *, all: bool = False, limit: int | None = None) -> VolumeList:
-        """One's own and those that are shared with one; `all`: everybody's, for administrators."""
-        pages = self._transport.pages(_wire.path("volumes"), limit=limit, **_wire.query(all=all or None))
-        return [Volume(self._transport, VolumeInfo.from_json(item)) async for item in pages]
+        """The same as a list, all pages of it."""
+        return [one async for one in self.iterate(all=all, limit=limit)]
 
 
 VolumeList = list[Volume]
+
+
+def _volume(transport: Transport, said: object) -> Volume:
+    return Volume(transport, VolumeInfo.from_json(said))

@@ -4,8 +4,9 @@
 from moorage.sync.client import Client
 from moorage.sync.executions import Commands, Execution, Executions
 from moorage.sync.files import Files
+from moorage.sync.mapping import Mapped
 from moorage.sync.sessions import Session, Sessions
 from moorage.sync.tasks import Task
 from moorage.sync.volumes import Volume
 
-__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Session", "Sessions", "Task", "Volume"]
+__all__ = ["Client", "Commands", "Execution", "Executions", "Files", "Mapped", "Session", "Sessions", "Task", "Volume"]

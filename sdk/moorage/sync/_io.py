@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ P = ParamSpec("P")
 A = TypeVar("A")
 T = TypeVar("T")
 
+Condition = threading.Condition
 sleep = time.sleep
 
 
@@ -70,6 +72,18 @@ def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
     listed = list(items)
     with ThreadPoolExecutor(max(len(listed), 1)) as threads:
         return list(threads.map(function, listed))
+
+
+def begin(function: Callable[[A], None], argument: A) -> threading.Thread:
+    """Let it run beside us; it has to tell failures itself."""
+    thread = threading.Thread(target=function, args=(argument,), daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(begun: threading.Thread) -> None:
+    """Wait for its end."""
+    begun.join()
 
 
 class Socket:

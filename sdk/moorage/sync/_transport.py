@@ -9,8 +9,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
 
 import httpx
 
@@ -21,6 +21,7 @@ from moorage._version import USER_AGENT
 from moorage.config import Config
 from moorage.sync import _io
 
+T = TypeVar("T")
 Content = bytes | Callable[[], Iterator[bytes]]
 #: Streams that say nothing for so long are taken for dead, and resumed.
 STREAM_SILENCE_SECONDS = 60.0
@@ -80,6 +81,12 @@ class Transport:
             if not cursor:
                 return
             left = None if left is None else left - len(items)
+
+    def items(self, make: Callable[[Any], T], path: str, /, *, limit: int | None = None, **params: Any) -> Generator[T]:
+        """The same, each as what `make` makes of it."""
+        with closing(self.pages(path, limit=limit, **params)) as found:
+            for item in found:
+                yield make(item)
 
     @contextmanager
     def stream(

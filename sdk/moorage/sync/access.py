@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 from moorage import _wire
 from moorage._models import Token
@@ -18,10 +18,17 @@ class Tokens:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, user: str | None = None, everybody: bool = False) -> TokenList:
-        """The caller's own; for administrators those of a user, or of everybody they see."""
-        pages = self._transport.pages(_wire.path("tokens"), user=user, everybody=everybody or None)
-        return [Token.from_json(item) for item in pages]
+    def iterate(
+        self, *, user: str | None = None, everybody: bool = False, limit: int | None = None
+    ) -> Generator[Token]:
+        """The caller's own; for administrators those of a user, or of everybody they see. Fetched as they are looked at."""
+        return self._transport.items(
+            Token.from_json, _wire.path("tokens"), limit=limit, user=user, everybody=everybody or None
+        )
+
+    def list(self, *, user: str | None = None, everybody: bool = False, limit: int | None = None) -> TokenList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(user=user, everybody=everybody, limit=limit)]
 
     def create(
         self,

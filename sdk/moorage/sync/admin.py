@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from moorage import _wire
@@ -21,10 +21,13 @@ class Images:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, all: bool = False) -> ImageList:
-        """Images that sessions may be made from; `all` with those that are switched off."""
-        pages = self._transport.pages(_wire.path("images"), all=all or None)
-        return [Image.from_json(item) for item in pages]
+    def iterate(self, *, all: bool = False, limit: int | None = None) -> Generator[Image]:
+        """Images that sessions may be made from; `all` with those that are switched off. Fetched as they are looked at."""
+        return self._transport.items(Image.from_json, _wire.path("images"), limit=limit, all=all or None)
+
+    def list(self, *, all: bool = False, limit: int | None = None) -> ImageList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(all=all, limit=limit)]
 
     def register(
         self,
@@ -79,9 +82,13 @@ class Agents:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> AgentList:
-        """The hosts that run sessions."""
-        return [Agent.from_json(item) for item in self._transport.pages(_wire.path("agents"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[Agent]:
+        """The hosts that run sessions. Fetched as they are looked at."""
+        return self._transport.items(Agent.from_json, _wire.path("agents"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> AgentList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, agent: str) -> Agent:
         """One host."""

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from moorage import _wire
 from moorage._models import Event, Token, WhoAmI
+from moorage._shipped import Work
 from moorage.config import load_config
 from moorage.sync._transport import Transport, decoded
 from moorage.sync.access import Tokens, Webhooks
@@ -18,10 +19,11 @@ from moorage.sync.audit import Audit
 from moorage.sync.devices import Devices
 from moorage.sync.events import server_sent
 from moorage.sync.groups import ResourceGroups
+from moorage.sync.mapping import Crew, Mapped, Setup
 from moorage.sync.people import Domains, Keypairs, Projects, Users
 from moorage.sync.quotas import Policies, Quotas
 from moorage.sync.reports import ClientReports
-from moorage.sync.sessions import Sessions
+from moorage.sync.sessions import Session, Sessions
 from moorage.sync.snapshots import Registries
 from moorage.sync.ssh import SshKeys
 from moorage.sync.tasks import Tasks
@@ -121,3 +123,24 @@ class Client(ClientReports):
         found = server_sent(self._transport, _wire.path("events"), params, after=after, once=not follow)
         for event_id, name, data in found:
             yield Event.from_json({"id": event_id, "type": name, **data})
+
+    def map(
+        self,
+        work: Work,
+        inputs: Iterable[Any],
+        *,
+        sessions: int | Iterable[Session] = 4,
+        setup: Setup | None = None,
+        timeout: float | None = None,
+        **settings: Any,
+    ) -> Generator[Mapped]:
+        """The same work on every input, in several sessions at once; outcomes in the inputs' order, as they are asked for.
+
+        `work`: a function of one argument that stands for itself (it imports what it needs, and uses nothing around
+        it), or code that finds `item` and sets `result`. Inputs and values are JSON. `sessions`: how many to make
+        (with `settings`, those of `create`), or sessions of yours. `setup`, code or a function of a session, comes
+        first in each. `timeout` ends the work on one input. A failure of one input is in its outcome (`error`); what a
+        session had not begun when it ended goes to another. Inputs are read no further ahead than is needed; at the
+        end, or when the iteration is given up, what still runs is ended, and so are the sessions that were made.
+        """
+        return Crew(self.sessions, work, inputs, sessions, setup=setup, timeout=timeout, settings=settings).outcomes()

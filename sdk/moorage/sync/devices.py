@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from moorage import _wire
 from moorage._models import Device
 from moorage.sync._transport import Transport, decoded
@@ -16,10 +18,14 @@ class Devices:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, agent: str | None = None) -> DeviceList:
-        """Those of all hosts, or of one: what they are, who holds them, which are out and why."""
+    def iterate(self, *, agent: str | None = None, limit: int | None = None) -> Generator[Device]:
+        """Those of all hosts, or of one: what they are, who holds them, which are out and why. Fetched as they are looked at."""
         address = _wire.path("devices") if agent is None else _wire.path("agents", agent, "devices")
-        return [Device.from_json(item) for item in self._transport.pages(address)]
+        return self._transport.items(Device.from_json, address, limit=limit)
+
+    def list(self, *, agent: str | None = None, limit: int | None = None) -> DeviceList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(agent=agent, limit=limit)]
 
     def take_out(self, agent: str, device: str, *, reason: str) -> Device:
         """Hand it to nobody from now on; who holds it keeps it, and is told."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from moorage import _wire
@@ -19,9 +19,13 @@ class ResourceGroups:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> ResourceGroupList:
-        """Those that the caller may use; for administrators all."""
-        return [ResourceGroup.from_json(item) for item in self._transport.pages(_wire.path("resource-groups"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[ResourceGroup]:
+        """Those that the caller may use; for administrators all. Fetched as they are looked at."""
+        return self._transport.items(ResourceGroup.from_json, _wire.path("resource-groups"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> ResourceGroupList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, name: str) -> ResourceGroup:
         """One of them."""

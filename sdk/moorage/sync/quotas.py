@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, TypeAlias
 
 from moorage import _wire
@@ -22,10 +22,15 @@ class Quotas:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self, *, of: str | None = None, everybody: bool = False) -> QuotaList:
-        """Those that bind the caller, with what is in use; for administrators those `of="user:ada@example.org"`, or all."""
-        pages = self._transport.pages(_wire.path("quota"), of=of, everybody=everybody or None)
-        return [Quota.from_json(item) for item in pages]
+    def iterate(self, *, of: str | None = None, everybody: bool = False, limit: int | None = None) -> Generator[Quota]:
+        """Those that bind the caller, with what is in use; for administrators `of="user:ada@example.org"`, or all."""
+        return self._transport.items(
+            Quota.from_json, _wire.path("quota"), limit=limit, of=of, everybody=everybody or None
+        )
+
+    def list(self, *, of: str | None = None, everybody: bool = False, limit: int | None = None) -> QuotaList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(of=of, everybody=everybody, limit=limit)]
 
     def set(self, scope: str, of: str, limits: Mapping[str, Limit]) -> QuotaList:
         """Limit a "user", "project", "domain" or "keypair": {"cpu": 8, "mem": "32g", "sessions": 4}; None lifts."""
@@ -39,9 +44,13 @@ class Policies:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> PolicyList:
-        """All, with their limits and who has them."""
-        return [Policy.from_json(item) for item in self._transport.pages(_wire.path("policies"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[Policy]:
+        """All, with their limits and who has them. Fetched as they are looked at."""
+        return self._transport.items(Policy.from_json, _wire.path("policies"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> PolicyList:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def get(self, name: str) -> Policy:
         return Policy.from_json(decoded(self._transport.request("GET", _wire.path("policies", name))))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Generator
 
 from moorage import _wire
 from moorage._models import CommitStatus, Registry, TaskInfo
@@ -49,9 +50,13 @@ class Registries:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> builtins.list[Registry]:
-        """Registries with credentials: the caller's own, and those for everybody."""
-        return [Registry.from_json(item) for item in self._transport.pages(_wire.path("registries"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[Registry]:
+        """Registries with credentials: the caller's own, and those for everybody. Fetched as they are looked at."""
+        return self._transport.items(Registry.from_json, _wire.path("registries"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> builtins.list[Registry]:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def set(self, host: str, username: str, password: str, *, common: bool = False) -> Registry:
         """Keep credentials for a registry; `common` (administrators): for everybody's images."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Generator
 
 from moorage import _wire
 from moorage._models import SshAccess, SshKey
@@ -16,9 +17,13 @@ class SshKeys:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(self) -> builtins.list[SshKey]:
-        """One's own."""
-        return [SshKey.from_json(item) for item in self._transport.pages(_wire.path("ssh-keys"))]
+    def iterate(self, *, limit: int | None = None) -> Generator[SshKey]:
+        """One's own. Fetched as they are looked at."""
+        return self._transport.items(SshKey.from_json, _wire.path("ssh-keys"), limit=limit)
+
+    def list(self, *, limit: int | None = None) -> builtins.list[SshKey]:
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
     def add(self, public_key: str, *, name: str | None = None) -> SshKey:
         """Register a public key: the one line of a .pub file."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Self
 
 from moorage import _wire
@@ -87,10 +88,18 @@ class Tasks:
         """A task by its id."""
         return Task(self._transport, TaskInfo.from_json(self._transport.get(_wire.path("tasks", task_id))))
 
+    def iterate(self, *, limit: int | None = None) -> Generator[Task]:
+        """The caller's tasks. Fetched as they are looked at."""
+        make = partial(_task, self._transport)
+        return self._transport.items(make, _wire.path("tasks"), limit=limit)
+
     def list(self, *, limit: int | None = None) -> TaskList:
-        """The caller's tasks."""
-        pages = self._transport.pages(_wire.path("tasks"), limit=limit)
-        return [Task(self._transport, TaskInfo.from_json(item)) for item in pages]
+        """The same as a list, all pages of it."""
+        return [one for one in self.iterate(limit=limit)]
 
 
 TaskList = list[Task]
+
+
+def _task(transport: Transport, said: object) -> Task:
+    return Task(transport, TaskInfo.from_json(said))
