@@ -48,6 +48,12 @@ class RequestTooLarge(MoorageError):
     code, http_status = "request_too_large", 413
 
 
+class InputTooLarge(RequestTooLarge):
+    """The input of a call has at most 4 MiB as JSON; put larger things into files of the session and name them."""
+
+    code = "input_too_large"
+
+
 class InvalidName(InvalidRequest):
     """A session's name has 4 to 64 letters, digits, '_', '-' or '.', and begins and ends with a letter, digit or '_'."""
 
@@ -124,6 +130,18 @@ class InvalidResources(InvalidConfiguration):
     """The requested resources make no sense; give positive amounts such as cpu=2 and mem='4g'."""
 
     code = "invalid_resources"
+
+
+class InvalidApp(InvalidConfiguration):
+    """The app makes no sense; the message says which part of it."""
+
+    code = "invalid_app"
+
+
+class FunctionUnknown(InvalidConfiguration):
+    """The app has no such function; 'moorage app show NAME' lists those that may be called."""
+
+    code = "function_unknown"
 
 
 class InvalidTemplate(InvalidConfiguration):
@@ -259,6 +277,18 @@ class StateKeyNotFound(NotFound):
     """The session's state has no such key."""
 
     code = "state_key_not_found"
+
+
+class AppNotFound(NotFound):
+    """There is no such app, or it is not visible to you; 'moorage app ls' lists those that are."""
+
+    code = "app_not_found"
+
+
+class CallNotFound(NotFound):
+    """There is no such call, or it is not yours, or it is no longer kept."""
+
+    code = "call_not_found"
 
 
 class TaskNotFound(NotFound):
@@ -469,7 +499,37 @@ class SessionNotReady(WrongStatus):
 class SessionEnded(WrongStatus):
     """The session has ended; restart it, or create a new one."""
 
-    code = "session_ended"
+    code, http_status = "session_ended", 410
+
+
+class SessionExpired(SessionEnded):
+    """The session has expired: nobody called it within its idle_timeout; create a new one."""
+
+    code = "session_expired"
+
+
+class AppEnded(SessionEnded):
+    """The app has ended its session; create a new one."""
+
+    code = "app_ended"
+
+
+class AppLoaded(Conflict):
+    """An app is loaded in this session already; create a new session for another one."""
+
+    code = "app_loaded"
+
+
+class AppNotLoaded(Conflict):
+    """No app is loaded in this session; a worker session loads its own when it starts."""
+
+    code = "app_not_loaded"
+
+
+class NotAWorker(WrongStatus):
+    """Only worker sessions are called; create one with app=NAME, or run code with mode 'query'."""
+
+    code = "not_a_worker"
 
 
 class PreconditionFailed(MoorageError):

@@ -818,6 +818,101 @@ session_template_versions = sa.Table(
     sa.Column("by_access_key", sa.Text, nullable=False),
     _now("created_at"),
 )
+#: Code that answers calls; what it is made of is kept in every version.
+apps = sa.Table(
+    "apps",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("user_id", sa.ForeignKey("users.id", ondelete="CASCADE")),
+    sa.Column("project_id", sa.ForeignKey("projects.id", ondelete="CASCADE")),
+    sa.Column("domain", sa.ForeignKey("domains.name", ondelete="CASCADE")),
+    sa.Column("created_by", sa.ForeignKey("users.id", ondelete="SET NULL")),
+    _int("version", 1),
+    _now("created_at"),
+    _now("changed_at"),
+    sa.CheckConstraint("num_nonnulls(user_id, project_id, domain) = 1", name="scope"),
+    *(
+        sa.Index(f"apps_{scope}_name_key", scope, "name", unique=True, postgresql_where=sa.text(f"{scope} IS NOT NULL"))
+        for scope in ("user_id", "project_id", "domain")
+    ),
+)
+app_versions = sa.Table(
+    "app_versions",
+    metadata,
+    sa.Column("app_id", sa.ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    _json("definition"),  # domain.apps.AppDefinition
+    _int("archive_bytes"),
+    sa.Column("archive_sha256", sa.Text),
+    sa.Column("by_access_key", sa.Text, nullable=False),
+    _now("created_at"),
+    sa.CheckConstraint("(archive_sha256 IS NULL) = (archive_bytes = 0)", name="archive"),
+)
+#: Archives in pieces, so that none is ever held whole in memory.
+app_chunks = sa.Table(
+    "app_chunks",
+    metadata,
+    sa.Column("app_id", sa.Uuid, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["app_id", "version"], ["app_versions.app_id", "app_versions.version"], ondelete="CASCADE",
+        name="app_chunks_version_fkey",
+    ),
+)  # fmt: skip
+#: What only worker sessions have; apart from their rows, because it changes with every call.
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("app_id", sa.Uuid, nullable=False),
+    sa.Column("app_version", sa.BigInteger, nullable=False),
+    _json("app"),  # its definition, as it was when the session was made
+    sa.Column("ready_attempt", sa.BigInteger),  # of the session, that has loaded its app
+    _at("ready_at"),
+    _at("idle_until_at"),  # when it ends unless it is called; NULL while it is called, or is not ready
+    _int("open_calls"),  # this, call_count and last_call_at are written by the triggers of calls alone
+    _int("call_count"),
+    _at("last_call_at"),
+    _int("tries"),  # to bring the app to the host
+    _at("claimed_until"),  # so long one manager is at it
+    sa.CheckConstraint("open_calls >= 0", name="open_calls"),
+    sa.CheckConstraint("open_calls = 0 OR idle_until_at IS NULL", name="idle"),
+    sa.Index("workers_idle_idx", "idle_until_at", postgresql_where=sa.text("idle_until_at IS NOT NULL")),
+    sa.Index("workers_app_idx", "app_id", "app_version"),
+)
+#: What worker sessions are asked for. A call is an execution of the same id, from its delivery on.
+calls = sa.Table(
+    "calls",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("session_id", sa.ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    _int("attempt", 1),
+    sa.Column("user_id", sa.Uuid, nullable=False),
+    sa.Column("request_hash", sa.LargeBinary, nullable=False),
+    sa.Column("function", sa.Text, nullable=False),
+    sa.Column("input", sa.Text),  # JSON, as text: jsonb does not take every text that JSON does
+    _int("input_bytes"),
+    sa.Column("timeout_seconds", sa.Double),
+    sa.Column("status", sa.Text, nullable=False, server_default="open"),
+    sa.Column("output", sa.Text),
+    _flag("output_kept", True),
+    sa.Column("error", sa.Text),
+    sa.Column("progress", sa.Text),
+    _int("partials"),
+    sa.Column("reason", sa.Text),
+    _now("created_at"),
+    _at("started_at"),
+    _at("finished_at"),
+    _at("cancel_at"),  # since when it is to be cancelled
+    sa.CheckConstraint("status IN ('open', 'completed', 'failed', 'cancelled')", name="status"),
+    sa.CheckConstraint("(finished_at IS NULL) = (status = 'open')", name="finished_at"),
+    sa.Index(None, "session_id", "created_at"),
+    sa.Index("calls_open_idx", "session_id", postgresql_where=sa.text("status = 'open'")),
+    sa.Index(None, "finished_at"),
+)
 #: With what a user's webhooks are signed; sealed with a key that is not in the database.
 webhook_secrets = sa.Table(
     "webhook_secrets",

@@ -67,6 +67,7 @@ class Retention:
     audit_days: int = 400
     sessions_days: int = 90  #: after their end, with their kernels, status history and executions
     executions_days: int = 30  #: after they finished
+    calls_days: int = 30  #: of worker sessions, after they finished
     output_days: int = 7  #: of finished executions: the kept tail of their output
     idempotency_keys_days: int = 2
     tasks_days: int = 7  #: after they finished
@@ -92,6 +93,7 @@ PURGE_BATCH: Final = 2000
 _BY_AGE: Final = {
     "idempotency_keys": ("created_at < $1", "idempotency_keys_days"),
     "executions": ("finished_at < $1", "executions_days"),
+    "calls": ("finished_at < $1", "calls_days"),
     "tasks": ("finished_at < $1", "tasks_days"),
     "tokens": ("expires_at < $1", "tokens_days"),
     "sign_in_debts": ("until_at < $1", "sign_in_debts_days"),

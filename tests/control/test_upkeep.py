@@ -270,12 +270,13 @@ async def test_every_table_that_grows_has_a_term(database: Database) -> None:
     owned_by_sessions = {
         "kernels", "allocations", "status_history", "quota_uses", "idle_warnings", "idle_exemptions", "cluster_networks",
         "session_dependencies", "services", "service_instances", "volume_mounts",
+        "workers",
     }  # fmt: skip
     administrators = {
         "agents", "alembic_version", "domains", "image_aliases", "images", "keypairs", "project_members", "projects",
         "quotas", "resource_group_access", "resource_groups", "resources", "fair_shares", "fair_usage", "sequencer",
         "policies", "policy_assignments", "policy_limits", "devices", "audit_anchors",
-        "session_template_versions", "session_templates", "session_transition",
+        "session_template_versions", "session_templates", "session_transition", "apps", "app_versions", "app_chunks",
         "users", "passwords", "watch_rules", "webhook_secrets", "registries", "ssh_keys", "volumes", "volume_shares",
     }  # fmt: skip
     async with database.reader() as connection:
