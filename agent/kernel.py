@@ -483,6 +483,8 @@ class Kernel:
                 if spec.bootstrap_required:
                     self.state.notices = notices
                     raise StartFailed(exit_record("bootstrap_failed", said, exit_code=_exit_code(done)))
+        if spec.worker:  # before anybody hears that it runs, and asks it to load an app
+            await self._serve()
         await self.observe(KernelState.RUNNING, started_at=self._house.now(), notices=notices, exit=None)
         if spec.startup_command:
             await self._start_command(spec.startup_command)
@@ -507,6 +509,13 @@ class Kernel:
         )
         self.ran(tail)
 
+    async def _serve(self) -> None:
+        """The main work of a worker session: a run of the runner's own, which lasts as long as the app's process.
+
+        It is no execution: nobody is told of it but by the kernel's exit.
+        """
+        self.ran(await self._linked().execute(self.id, mode="serve", code="", wait_seconds=0.0))
+
     async def _readopt(self, found: ContainerState) -> None:
         """The agent was away; the container may have gone on, or ended."""
         if found.status != "running":
@@ -515,6 +524,8 @@ class Kernel:
         await self._reconnect(found)
         if self.spec.startup_command:
             await self._start_command(self.spec.startup_command)
+        if self.spec.worker:
+            await self._serve()
         await self._account_for_runs()
         log.info("%s: found again, %d runs go on", self, len(self._following))
 
@@ -636,12 +647,7 @@ class Kernel:
                 lost.cancel()
                 finished.cancel()
             if self._finished.is_set():
-                done = self.rings.done(self.id) or {}
-                ended = exit_record(
-                    "finished", f"The startup command ended ({_how(done)}).", exit_code=_exit_code(done), finished=True
-                )
-                ended["signal"] = done.get("signal")
-                await self.observe(KernelState.EXITED, exit=ended)
+                await self.observe(KernelState.EXITED, exit=self._main_work_ended(self.rings.done(self.id) or {}))
                 return
             oom_kills = self.cgroup.oom_kills() if self.cgroup is not None else 0
             state = await self._look()
@@ -680,11 +686,28 @@ class Kernel:
         ended = self._classify(state, oom_kills)
         await self._lose_link()
         await self._close_runs()
-        if self.spec.startup_command and (done := self.rings.done(self.id)) and done.get("reason") != "worker_lost":
-            ended = exit_record("finished", "The startup command ended.", exit_code=_exit_code(done), finished=True)
+        done = (self.rings.done(self.id) if self.spec.startup_command or self.spec.worker else None) or {}
+        stopped = done.get("reason") == "killed" and self.spec.worker  # with the container
+        if done and done.get("reason") != "worker_lost" and not stopped:
+            ended = self._main_work_ended(done)
         ended = self._condemned or ended
         log.warning("%s: %s", self, ended["message"])
         await self.observe(KernelState.EXITED, exit=ended)
+
+    def _main_work_ended(self, done: dict[str, Any]) -> dict[str, Any]:
+        """By the end of its run. An app that ends its session has done its work; one whose process is lost has not."""
+        if not self.spec.worker:
+            ended = exit_record(
+                "finished", f"The startup command ended ({_how(done)}).", exit_code=_exit_code(done), finished=True
+            )
+        elif done.get("reason") == "ended":
+            ended = exit_record("ended", "The app has ended its session.", exit_code=0, finished=True)
+        else:
+            why = "it ran out of memory" if done.get("reason") == "out_of_memory" else _how(done)
+            said = f"The app's process was lost ({why}), and with it what it had in memory."
+            ended = exit_record("worker_lost", said, exit_code=_exit_code(done))
+        ended["signal"] = done.get("signal")
+        return ended
 
     def _classify(self, state: ContainerState | None, oom_kills: int = 0) -> dict[str, Any]:
         """By the cgroup's own counters and the exit code; the engine's word on memory is sometimes wrong."""
@@ -742,7 +765,8 @@ class Kernel:
         """A runner that is lost meanwhile is seen by others, and the run closed there."""
         with contextlib.suppress(RunnerError):
             ended = tail or await follow(self._linked(), run_id)
-            if not run_id.startswith(("bootstrap", "service-")):
+            serves = run_id == self.id and self.state.spec is not None and self.state.spec.worker
+            if not serves and not run_id.startswith(("bootstrap", "service-")):
                 done = done or self.rings.done(run_id) or {}
                 await self._house.runs.finished(run_id, self.id, self.state.attempt, done, ended.seq)
             if run_id == self.id:

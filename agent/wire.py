@@ -116,6 +116,8 @@ class KernelSpec(Message):
     bootstrap_required: bool = False
     #: a batch session's work: the kernel is EXITED with its result when this ends. Its run id is the kernel id.
     startup_command: str | None = None
+    #: a worker session: its main work is an app that is loaded and called; the kernel is EXITED when the app's process ends
+    worker: bool = False
     outputs: list[str] = field(default_factory=list)  #: globs below /home/work of what is kept after the end
     preopen_ports: list[int] = field(default_factory=list)  #: that services may have from the start
     shm_mib: int | None = None  #: None: half of the memory
@@ -200,9 +202,10 @@ def exit_record(
 
     `reason` is one of finished, out_of_memory, killed, disappeared, runner_lost, image_missing, create_failed,
     bootstrap_failed, mount_refused, agent_restarted, device_failed (a device of it is not fit to be used, and is reported
-    as such), fenced (its lease was over), superseded (a manager says so: a later attempt is there), gpu_unsupported (the
-    host's engine hands no devices to containers), gpu_overused, quota_exceeded, disk_full (see agent.disk); `finished` is
-    true when the main work came to its own end.
+    as such), ended (a worker session's app has ended it), worker_lost (the app's process was lost), fenced (its lease was
+    over), superseded (a manager says so: a later attempt is there), gpu_unsupported (the host's engine hands no devices to
+    containers), gpu_overused, quota_exceeded, disk_full (see agent.disk); `finished` is true when the main work came to
+    its own end.
     """
     return {"reason": reason, "message": message, "exit_code": exit_code, "signal": signal, "finished": finished}
 

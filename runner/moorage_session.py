@@ -264,6 +264,23 @@ class Context(Mapping):  # type: ignore[type-arg]
 
 state = State()
 context = Context()
+_server: Any = None  #: of the worker while it serves an app
+
+
+def progress(current: float | None = None, total: float | None = None, message: str = "", **more: Any) -> None:
+    """How far the present call of an app has come: whoever waits for it is told. Elsewhere it does nothing.
+
+    What is said in quick succession is told a few times a second, the last word always.
+    """
+    if _server is not None:
+        said = {"current": current, "total": total, "message": message or None, **more}
+        _server.progress({key: value for key, value in said.items() if value is not None})
+
+
+def end() -> None:
+    """The app ends its session: the calls that run are answered first, others never begin. Elsewhere it does nothing."""
+    if _server is not None:
+        _server.end()
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,8 @@ from runner.lease import Lease, end_now
 from runner.loop import READ, WRITE, Loop, Timer
 from runner.moorage_session import State, StateBusy, StateDamaged, StateFull
 from runner.once import Once
+from runner.serving import MODES as SERVING_MODES
+from runner.serving import Hands, Serving
 from runner.streamed import Line
 from runner.terminals import Terminals
 from runner.tunnel import Dial, listening
@@ -284,6 +286,7 @@ class Supervisor:
         self.runs: dict[str, Run] = {}  #: unfinished ones
         self._queue: deque[Run] = deque()
         self._current: Run | None = None  #: what the worker runs
+        self._app: Serving | None = None  #: in a session whose main work is an app
         self._worker = Worker()
         self._failures = 0  #: of the worker, before it was ready
         self._streams = 0
@@ -476,8 +479,8 @@ class Supervisor:
         timeout = header.get("timeout_seconds")
         if not isinstance(name, str) or not ring.RUN_ID.fullmatch(name) or name == ring.LOG_RUN:
             raise Refused("invalid_request", "A run id has 1 to 64 letters, digits, '-' or '_'.")
-        if mode not in ("query", "batch") or not isinstance(opts, dict):
-            raise Refused("invalid_request", "'mode' is query or batch, and 'opts' an object.")
+        if mode not in ("query", "batch", *SERVING_MODES) or not isinstance(opts, dict):
+            raise Refused("invalid_request", "'mode' is query, batch, load or call, and 'opts' an object.")
         if timeout is not None and (
             isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
         ):
@@ -496,7 +499,9 @@ class Supervisor:
             self._need_worker()
             if len(self._queue) >= MAX_QUEUED:
                 raise Refused("resource_exhausted", f"{MAX_QUEUED} executions wait already; wait for some to end.")
-        stages = [] if mode == "query" else _stages(code, opts)
+        if mode != "batch":
+            self._check_app(mode, code)
+        stages = _stages(code, opts) if mode == "batch" else []
         try:
             out = self._rings.create(name)
         except OSError as error:
@@ -507,12 +512,44 @@ class Supervisor:
         if mode == "batch":
             self._started(run)
             self._next_stage(run)
+        elif mode == "serve":
+            self._started(run)
+            self._app = Serving(run, self._hands())
+        elif mode in SERVING_MODES and self._app is not None:
+            self._app.add(run)
         else:
             self._queue.append(run)
             if self._current is not None:
                 self._record(run, ring.STATUS, b'{"status":"queued"}')
             self._feed_worker()
         return run
+
+    def _check_app(self, mode: str, code: str) -> None:
+        """Raises Refused where the session is not one for that."""
+        if mode == "serve":
+            if self._app is not None or self._current is not None or self._queue:
+                raise Refused("invalid_request", "The session does something else already.")
+            return
+        if (self._app is None) != (mode == "query"):
+            if mode == "query":
+                raise Refused("invalid_request", "The session serves an app and runs no cells; call its functions.")
+            raise Refused("app_not_loaded", "This is no worker session, so no app is loaded in it.")
+        if self._app is not None:
+            self._app.check(mode, code)
+            self._need_worker()
+
+    def _hands(self) -> Hands:
+        return Hands(
+            started=self._started,
+            finish=self._finish,
+            record=self._record,
+            output=self._output,
+            to_worker=self._to_worker,
+            signal_worker=lambda number: processes.signal_group(self._worker.pid, number),
+            worker_is_ready=lambda: self._worker.state == "ready",
+            later=self.loop.later,
+            say=self._say,
+        )
 
     def _need_worker(self) -> None:
         if self._worker.state == "absent":
@@ -604,7 +641,7 @@ class Supervisor:
     def _interrupt(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         name = header.get("run")
         if name is None:
-            runs = [run for run in self.runs.values() if run.status != "queued"]
+            runs = [run for run in self.runs.values() if run.status != "queued" and run.mode != "serve"]
         else:
             runs = [self.runs[name]] if name in self.runs else []
         for run in runs:
@@ -630,7 +667,9 @@ class Supervisor:
         return {"running": run is not None}
 
     def _signal(self, run: Run, number: int) -> None:
-        if run.status == "queued":
+        if run.mode in SERVING_MODES:
+            self._signal_app(run, number)
+        elif run.status == "queued":
             with contextlib.suppress(ValueError):
                 self._queue.remove(run)
             self._finish(run, 128 + number, number)
@@ -639,6 +678,17 @@ class Supervisor:
                 processes.signal_group(self._worker.pid, number)
         elif run.pid:
             processes.signal_group(run.pid, number)
+
+    def _signal_app(self, run: Run, number: int) -> None:
+        """Of what the app does, one call can be asked to end; killing it ends all of it."""
+        if self._app is None:
+            return
+        if run.status == "queued":
+            self._app.end_queued(run, number)
+        elif number in (signal.SIGINT, signal.SIGTERM) and run is not self._app.main:
+            self._app.ask_to_end(run)
+        elif number == signal.SIGKILL and self._app.holds_worker:
+            processes.signal_group(self._worker.pid, number)
 
     def _complete(self, connection: Connection, request: int, header: dict[str, Any], body: bytes) -> Any:
         if self._worker.state == "absent":
@@ -853,9 +903,12 @@ class Supervisor:
             self._end_bomb()
             return
         self._signal(run, signal.SIGINT)
-        run.timer = self.loop.later(GRACE_SECONDS, lambda: self._signal(run, signal.SIGKILL))
+        steps = 2 if run.mode in SERVING_MODES else 1
+        run.timer = self.loop.later(steps * GRACE_SECONDS, lambda: self._signal(run, signal.SIGKILL))
 
-    def _finish(self, run: Run, exit_code: int | None, number: int | None, *, lost: bool = False) -> None:
+    def _finish(
+        self, run: Run, exit_code: int | None, number: int | None, *, lost: bool = False, reason: str | None = None
+    ) -> None:
         """Write the end. `lost`: the worker died with the run in it."""
         if run.status == "done":
             return
@@ -866,7 +919,7 @@ class Supervisor:
             {
                 "exit_code": exit_code,
                 "signal": number,
-                "reason": self._reason(run, exit_code, number, lost),
+                "reason": reason or self._reason(run, exit_code, number, lost),
                 "namespace_lost": lost,
                 "started_at": run.started_at,
                 "finished_at": now,
@@ -1108,14 +1161,17 @@ class Supervisor:
             processes.kill_everything()
             self._worker.state = "starting"
             self.loop.later(0.05, self._start_worker)
+        elif self._app is not None and self._app.holds_worker:
+            self._app.worker_exited(1, None)
         elif self._queue:
             for run in list(self._queue):
                 self._queue.remove(run)
                 self._finish(run, None, None, lost=True)
 
     def _from_pipe(self, worker: Worker, kind: int, data: memoryview) -> None:
-        if self._current is not None and worker is self._worker:
-            self._output(self._current, kind, data)
+        run = self._app.owner_of_output() if self._app is not None else self._current
+        if run is not None and worker is self._worker:
+            self._output(run, kind, data)
         else:
             self._tee(kind, bytes(data))
 
@@ -1182,6 +1238,8 @@ class Supervisor:
                 worker.version = str(header.get("version"))[:64]
                 self._failures = 0
                 self._feed_worker()
+                if self._app is not None:
+                    self._app.feed()
             return
         if op == "completed":
             answer = self._completions.pop(header.get("id", 0), None)
@@ -1190,10 +1248,15 @@ class Supervisor:
                 answer[0](_completion(body), None)
             return
         run = self._current
-        if run is None:
+        if run is None and self._app is None:
             return
         for pipe in worker.pipes:
             pipe.drain()  # what was printed before this message comes before it
+        if self._app is not None:
+            if not self._app.on_message(header, body):
+                raise BadFrame("it sent a message that it may not send")
+            return
+        assert run is not None
         if op == "record":
             kind = header.get("kind")
             if kind not in (ring.RESULT, ring.ERROR):
@@ -1249,6 +1312,11 @@ class Supervisor:
         self._completions.clear()
         if run is not None:
             self._finish(run, exit_code, number, lost=True)
+        app = self._app
+        if app is not None and app.holds_worker and worker is self._worker and not self._stopping:
+            worker.state = "failed"
+            app.worker_exited(exit_code, number)
+            return
         was = worker.state
         worker.state = "failed"
         if self._stopping or worker is not self._worker:
@@ -1303,12 +1371,16 @@ class Supervisor:
         for run in list(self.runs.values()):
             run.killed = True
             self._signal(run, signal.SIGTERM)
-        if self._worker.pid:
+        if self._app is not None:
+            self._app.shutdown()
+        if self._worker.pid and not (self._app is not None and self._app.holds_worker):
             processes.signal_group(self._worker.pid, signal.SIGTERM)
         self._terminals.hang_up()
 
         def wait() -> None:
-            if (self.runs or self._worker.pid) and time.monotonic() < deadline:
+            main = self._app.main if self._app is not None else None
+            left = [run for run in self.runs.values() if run is not main]
+            if (left or self._worker.pid) and time.monotonic() < deadline:
                 self.loop.later(0.01, wait)
                 return
             for run in list(self.runs.values()):
@@ -1320,7 +1392,7 @@ class Supervisor:
 
         def finish() -> None:
             for run in list(self.runs.values()):
-                self._finish(run, 137, signal.SIGKILL, lost=run.mode == "query")
+                self._finish(run, 137, signal.SIGKILL, lost=run.mode != "batch")
             self._say("the runner ends")
             self._write_log()
             connection.send({"id": request, "ok": True, "result": {}})

@@ -504,6 +504,16 @@ class Session:
             self.interrupts.running = False
 
 
+def serve_app(session: Session, header: dict[str, Any], body: bytes) -> None:
+    """From its first load on, this process serves an app (app.py) and runs no cells."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec: Any = spec_from_file_location("_moorage_app", os.path.join(HERE, "app.py"))
+    app = sys.modules["_moorage_app"] = module_from_spec(spec)
+    spec.loader.exec_module(app)
+    app.Server(session).serve(header, body)
+
+
 def raise_oom_score() -> None:
     try:
         with open("/proc/self/oom_score_adj", "w") as score:
@@ -534,6 +544,9 @@ def main() -> None:
         if header["op"] == "run":
             messages = session.run(body.decode("utf-8", "surrogatepass"))
             link.send(*messages)
+        elif header["op"] == "load":
+            serve_app(session, header, body)
+            return
         elif header["op"] == "complete":
             answer = session.complete(header)
             link.send(({"op": "completed", "id": header["id"]}, json.dumps(answer).encode()))
