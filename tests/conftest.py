@@ -16,6 +16,21 @@ _TIERS = {
     "scenarios": {"dsn", "database", "fresh_database", "postgres"},
 }
 
+#: Files that take longest: what begins last keeps the other workers waiting for its end.
+_BEGUN_FIRST = (
+    "gate/test_schemathesis.py",
+    "gate/test_matrix.py",
+    "sim/test_sim.py",
+    "machine/test_machine.py",
+    "control/test_gpus.py",
+    "product/test_main_job.py",
+    "faults/test_campaign.py",
+    "trust/test_alerts.py",
+    "clusters/test_multi_node.py",
+    "product/test_reports.py",
+    "sdk/test_real.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=["unit", *_TIERS], help="run the tests of this tier only")
@@ -27,11 +42,16 @@ def tier_of(item: pytest.Item) -> str:
     return next((tier for tier, signs in _TIERS.items() if asked & {tier, *signs}), "unit")
 
 
+def _begun(item: pytest.Item) -> int:
+    name = item.nodeid.partition("::")[0].removeprefix("tests/")
+    return _BEGUN_FIRST.index(name) if name in _BEGUN_FIRST else len(_BEGUN_FIRST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (wanted := config.getoption("--tier")) is None:
         return
     full = config.getoption("--full")
     chosen = [item for item in items if tier_of(item) == wanted and (full or item.get_closest_marker("full") is None)]
     others = [item for item in items if item not in set(chosen)]
-    items[:] = chosen
+    items[:] = sorted(chosen, key=_begun)
     config.hook.pytest_deselected(items=others)
