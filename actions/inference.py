@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import Field
 
-from actions.kinds import command_of, kind_of
+from actions.kinds import check_arguments, command_of, kind_of
 from actions.services import Name, Port, Words, prefix_of
 from agent.wire import ServiceSpec
 from domain.errors import InvalidConfiguration, InvalidRequest
@@ -25,6 +25,7 @@ class Serves:
     name: Name = "api"
     kind: Annotated[str, Field(max_length=32)] | None = None  #: of the image's or the known ones, when `name` is none
     command: Words = field(default_factory=list)
+    arguments: Words = field(default_factory=list)  #: added to the command
     port: Port | None = None
     #: answers when it is ready; without one, it is ready when something listens
     path: Annotated[str, Field(max_length=1024, pattern=r"^[\x21-\x7e]*$")] | None = None
@@ -54,8 +55,9 @@ def checked_service(asked: Asked, session: Session, labels: Mapping[str, str]) -
     port = serves.port or kind.port
     if port is None:
         raise InvalidConfiguration(f"The service '{serves.name}' needs a port.", field="serves")
+    check_arguments(name, kind, serves.command, serves.arguments)
     prefix = prefix_of(session.id, serves.name)
-    argv = command_of(serves.command or kind.argv, [], port=port, prefix=prefix)
+    argv = command_of(serves.command or kind.argv, serves.arguments, port=port, prefix=prefix)
     if not argv:
         raise InvalidConfiguration(f"The service '{serves.name}' needs a command that starts it.", field="serves")
     if any("\0" in word for word in [*argv, *serves.environ, *serves.environ.values()]):

@@ -34,6 +34,7 @@ class Kind:
     protocol: str = "http"
     keep_prefix: bool = False  #: the program is told the path under which the proxy serves it
     needs_command: bool = False
+    needs_arguments: bool = False  #: added to its command, that say what it serves
 
 
 BUILT_IN: Final[Mapping[str, Kind]] = {
@@ -60,6 +61,13 @@ BUILT_IN: Final[Mapping[str, Kind]] = {
         path="",
         keep_prefix=True,
     ),
+    # its arguments: module:name of the application, and options (docs/tensor-streams.md)
+    "tensor-stream": Kind(
+        port=7070,
+        argv=("python3", "-B", "/moorage/rt/runner/tensor_server.py", "--port={port}"),
+        path="health",
+        needs_arguments=True,
+    ),
     "http": Kind(needs_command=True),
     "tcp": Kind(protocol="tcp", needs_command=True),
 }  # fmt: skip
@@ -83,6 +91,14 @@ def kind_of(name: str, kind: str | None, labels: Mapping[str, str], *, has_own: 
     raise ServiceUnknown(
         f"The image declares no service '{wanted[:80]}'; there are {', '.join(here)}. Or give a command and a port."
     )
+
+
+def check_arguments(name: str, kind: Kind, command: Sequence[str], arguments: Sequence[str]) -> None:
+    """Raises InvalidConfiguration for a service that would not know what to serve."""
+    if kind.needs_arguments and not command and not arguments:
+        raise InvalidConfiguration(
+            f"A service of kind '{name}' needs arguments that say what it serves, such as app:Model.", field="arguments"
+        )
 
 
 def _declared(name: str, label: str) -> Kind:

@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field
 
 from actions.base import Audit, Effect, Remote, Result, Rules, SessionAction, action, kernel_of, owner_or_admin
-from actions.kinds import Kind, command_of, kind_of
+from actions.kinds import Kind, check_arguments, command_of, kind_of
 from agent.client import KernelAddress
 from agent.wire import ServiceFact, ServiceSpec
 from domain.crash import reach
@@ -166,6 +166,7 @@ class StartServiceAction(SessionAction[Remote, ServiceStarted]):
         port = self.port or kind.port
         if port is None or (kind.needs_command and not has_own):
             raise ServiceUnknown(f"The service '{self.service}' needs a port; give one with 'port'.")
+        check_arguments(name, kind, self.command, self.arguments)
         argv = command_of(
             self.command or kind.argv, self.arguments, port=port, prefix=prefix_of(session.id, self.service)
         )

@@ -196,6 +196,11 @@ def served(**changes: Any) -> CreateFromParamsAction:
         do=served(),
         then_rows=("+kernels eval", "+kernels eval", "+sessions eval", "+status_history eval create PENDING"),
     ),
+    a_known_kind=TestScenario(
+        do=served(name="tensors", kind="tensor-stream", command=[], port=None, path=None, arguments=["app:Model"]),
+        then_rows=("+kernels eval", "+kernels eval", "+sessions eval", "+status_history eval create PENDING"),
+    ),
+    a_known_kind_that_serves_nothing=refused(served(kind="tensor-stream", command=[], port=None), InvalidConfiguration),
     nothing_to_keep=refused(create(session_type=SessionTypes.INFERENCE), InvalidConfiguration),
     kept_by_another_type=refused(create(serves=Serves(command=["serve"], port=8000)), InvalidConfiguration),
     no_command=refused(served(command=[]), InvalidConfiguration),

@@ -15,7 +15,7 @@ from actions import (
     ShutdownServiceAction,
     StartServiceAction,
 )
-from actions.kinds import command_of, kind_of
+from actions.kinds import check_arguments, command_of, kind_of
 from agent.client import KernelAddress
 from agent.wire import ServiceFact, ServiceSpec
 from domain.errors import (
@@ -391,6 +391,16 @@ def test_an_image_declares_its_own() -> None:
     assert (name, kind.port, kind.argv, kind.path) == ("mine", 9000, ("/bin/sh", "-c", "serve --port {port}"), "health")
     with pytest.raises(InvalidConfiguration):
         kind_of("mine", None, {"moorage.service.mine": "{"}, has_own=False)
+
+
+def test_tensor_streams_are_known_everywhere() -> None:
+    name, kind = kind_of("tensors", "tensor-stream", {}, has_own=False)
+    check_arguments(name, kind, [], ["app:Model"])
+    words = command_of(kind.argv, ["app:Model", "--path", "models"], port=kind.port or 0, prefix="/p/")
+    assert words[-4:] == ["--port=7070", "app:Model", "--path", "models"]
+    assert words[2].endswith("/runner/tensor_server.py")
+    with pytest.raises(InvalidConfiguration, match="app:Model"):
+        check_arguments(name, kind, [], [])
 
 
 async def test_events_tell_how_it_goes(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DELAY = re.compile(r"\+(\d+(?:\.\d+)?)([smhd]?)")
+#: Services that the server knows how to start, of which `--serve` gives the arguments.
+_KNOWN = frozenset({"tensor-stream"})
 _FINAL = frozenset({"TERMINATED", "CANCELLED", "ERROR"})
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})")
 
@@ -92,9 +95,12 @@ def batch_fields(
 def serving_options(function: F) -> F:
     """Of an inference session."""
     options: list[Callable[[F], F]] = [
-        click.option("--serve", metavar="CMD", help="Keep this service running: an inference session. {port} is its port."),
-        click.option("--serve-name", default="api", show_default=True, metavar="NAME", help="What that service is called."),
-        click.option("--serve-port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it listens."),
+        click.option("--serve", metavar="CMD",
+                     help="Keep this service running: an inference session. {port} is its port. 'tensor-stream app:Model' serves "
+                     "a generator of tensors."),
+        click.option("--serve-name", metavar="NAME", help="What that service is called. [default: api; of a known kind, as it]"),
+        click.option("--serve-port", type=click.IntRange(1, 65535),
+                     help="Where it listens. [default: 8000; of a known kind, its own]"),
         click.option("--serve-path", metavar="PATH", help="What it answers when it is ready. [default: a connection]"),
         click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="Kernels that serve it."),
     ]  # fmt: skip
@@ -109,7 +115,21 @@ def serving_fields(fields: dict[str, Any]) -> dict[str, Any]:
     command, name, port, path, replicas = (fields.pop(one) for one in names)
     if command is None:
         return {}
-    serves = {"name": name, "command": ["/bin/sh", "-c", f"exec {command}"], "port": port, "path": path}
+    try:
+        kind, *arguments = shlex.split(command) or [""]
+    except ValueError:  # the shell's to judge
+        kind, arguments = "", []
+    if kind in _KNOWN:
+        serves: dict[str, Any] = {
+            "name": name or kind,
+            "kind": kind,
+            "arguments": arguments,
+            "port": port,
+            "path": path,
+        }
+    else:
+        argv = ["/bin/sh", "-c", f"exec {command}"]
+        serves = {"name": name or "api", "command": argv, "port": port or 8000, "path": path}
     return {"serves": {key: value for key, value in serves.items() if value is not None}, "cluster_size": replicas}
 
 
