@@ -171,7 +171,9 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 @click.group(invoke_without_command=True)
 @_data_dir
 @click.option(
-    "--role", type=click.Choice(["api", "control", "proxy", "ssh"]), help="Run one role only.  [default: one of each]"
+    "--role",
+    type=click.Choice(["api", "control", "proxy", "ssh", "grpc"]),
+    help="Run one role only.  [default: one of each]",
 )
 @click.option("--database-url", help="PostgreSQL >= 15.  [default: manager.toml, or $DATABASE_URL]")
 @click.option("--host", help="Where the REST API listens.  [default: 127.0.0.1]")

@@ -60,6 +60,14 @@ class ManagerConfig:
     fronts: str = ""
     #: of the gRPC front; it listens on `host`
     grpc_port: int = 0
+    agent_grpc_port: int = 0
+    #: of which the gRPC front makes sessions, as the one who asks sees it
+    grpc_template: str = "cuvis"
+    #: the largest message, and what one user may have in messages at once, in MiB
+    grpc_message_mib: int = 300
+    grpc_user_mib: int = 1024
+    #: for clients that show no credential: ports of 127.0.0.1 and whose each is, PORT=ACCESS_KEY between commas
+    grpc_users: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     log_level: str = "INFO"
@@ -93,6 +101,9 @@ class ManagerConfig:
         made.cluster_network()
         made.callback_egress()
         made.front_names()
+        made.grpc_user_ports()
+        if not 1 <= made.grpc_message_mib <= min(made.grpc_user_mib, 2047):
+            raise ConfigError("grpc_message_mib is from 1 to 2047, and no more than grpc_user_mib")
         if not made.tls_cert and not made.listens_on_loopback:
             raise ConfigError(
                 f"plain HTTP is spoken on loopback only, and {made.host} is not: give --tls-cert and --tls-key"
@@ -104,6 +115,18 @@ class ManagerConfig:
         if wrong := unknown(names):
             raise ConfigError(f"there is no front {wrong[0]}; there are {', '.join(FRONTS)}")
         return names
+
+    def grpc_user_ports(self) -> dict[int, str]:
+        found = {}
+        for word in self.grpc_users.replace(" ", "").split(","):
+            port, _, user = word.partition("=")
+            if word and not (port.isdecimal() and 0 < int(port) < 65536 and user):
+                raise ConfigError(
+                    f"grpc_users is PORT=ACCESS_KEY, several between commas, and '{word[:80]}' is not that"
+                )
+            if word:
+                found[int(port)] = user
+        return found
 
     def callback_egress(self) -> Egress:
         try:

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -53,8 +54,8 @@ from repositories.upkeep import current_time
 T = TypeVar("T")
 
 log = logging.getLogger("moorage.manager")
-ROLES: Final = ("api", "control", "proxy", "ssh")
-_POOL: Final = {"api": 16, "control": 12, "proxy": 4, "ssh": 4}
+ROLES: Final = ("api", "control", "proxy", "ssh", "grpc")
+_POOL: Final = {"api": 16, "control": 12, "proxy": 4, "ssh": 4, "grpc": 4}
 #: A new process waits so long for the agents that are alive to dial it, before it takes requests.
 _FIRST_AGENTS_SECONDS: Final = 3.0
 #: Of the processes together, after the API was drained.
@@ -78,6 +79,8 @@ def run(config: ManagerConfig, role: str | None) -> None:
     )
     if not config.database_url:
         raise CannotServe("No database is given: set database_url in manager.toml, or DATABASE_URL.")
+    if "grpc" in config.front_names():
+        _check_grpc(config)
     if not config.proxy_port:  # both the API, which tells of it, and the proxy must know it
         config = replace(config, proxy_port=_free_port(config.host))
     _migrate(config)
@@ -86,10 +89,18 @@ def run(config: ManagerConfig, role: str | None) -> None:
         _serve(config, role)
         return
     _preload()
-    roles = [name for name in ROLES if name != "ssh" or config.ssh_port]
+    asked = {"ssh": bool(config.ssh_port), "grpc": "grpc" in config.front_names()}
+    roles = [name for name in ROLES if asked.get(name, True)]
     supervise(
         {name: partial(_serve, config, name) for name in roles}, grace_seconds=_GRACE_SECONDS + config.drain_seconds
     )
+
+
+def _check_grpc(config: ManagerConfig) -> None:
+    if not config.grpc_port:
+        raise CannotServe("The gRPC front has no port: set grpc_port in manager.toml, or give --grpc-port.")
+    if find_spec("grpc") is None:
+        raise CannotServe("The gRPC front needs grpcio: pip install 'moorage-server[grpc]'.")
 
 
 def _free_port(host: str) -> int:
@@ -125,6 +136,7 @@ def _serve(config: ManagerConfig, role: str) -> None:
         "control": _control,
         "proxy": _proxy,
         "ssh": _ssh,
+        "grpc": _grpc,
     }
     crash.begin(role)
     with contextlib.suppress(KeyboardInterrupt):
@@ -434,6 +446,14 @@ async def _ssh(config: ManagerConfig, stack: AsyncExitStack) -> None:
     port = await gateway.listen(config.ssh_host or config.host, config.ssh_port)
     stack.push_async_callback(gateway.close)
     log.info("the SSH gateway listens on port %d", port)
+
+
+async def _grpc(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    """Messages are large, so they have a process of their own."""
+    from manager.compat.grpc import serve
+
+    world = await open_world(config, stack, port=config.agent_grpc_port, role="grpc")
+    await serve(world, config, stack)
 
 
 async def _control(config: ManagerConfig, stack: AsyncExitStack) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FRONTS: Final = {
     "inference": "manager.compat.inference",
     "backendai": "manager.compat.backendai",
-    "grpc": "manager.compat.grpc_front",
+    "grpc": "manager.compat.grpc",
 }
 #: Has a listener of its own (`grpc_port`), so that nothing is mounted for it.
 _APART: Final = frozenset({"grpc"})

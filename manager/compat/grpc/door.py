@@ -1,0 +1,178 @@
+"""The listener: knows who calls before it reads a message, and answers every failure with a status that clients know."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+
+from domain.errors import MoorageError
+from domain.ids import SessionId
+from domain.principal import Principal
+from manager.compat.grpc.budget import Budget, OverBudget
+from manager.compat.grpc.callers import Callers
+from manager.compat.grpc.health import health_handler
+from manager.compat.grpc.links import Links
+from manager.compat.grpc.methods import CLOSE, CREATE, METHODS, Method
+from manager.compat.grpc.relay import TOO_MUCH, Held, Refused, relay
+from manager.compat.grpc.sessions import Sessions, meant, shown
+from manager.compat.grpc.wire import Malformed, flag, text, text_field
+
+if TYPE_CHECKING:
+    from manager.config import ManagerConfig
+    from manager.world import World
+
+log = logging.getLogger("moorage.grpc")
+Code = grpc.StatusCode
+_SESSION_SECONDS: Final = 600.0
+_CODES: Final = {
+    400: Code.INVALID_ARGUMENT, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.NOT_FOUND,
+    409: Code.FAILED_PRECONDITION, 410: Code.NOT_FOUND, 413: Code.RESOURCE_EXHAUSTED, 422: Code.FAILED_PRECONDITION,
+    429: Code.RESOURCE_EXHAUSTED, 500: Code.INTERNAL, 503: Code.UNAVAILABLE, 504: Code.DEADLINE_EXCEEDED,
+}  # fmt: skip
+Messages = AsyncIterator[bytes]
+
+
+class GrpcDoor:
+    """`listen` and `close`. Further listeners are for one user each, and on loopback only."""
+
+    def __init__(self, world: World, config: ManagerConfig) -> None:
+        largest = config.grpc_message_mib * 2**20
+        self._world = world
+        self._callers = Callers(world)
+        self._budget = Budget(each=config.grpc_user_mib * 2**20, largest=largest)
+        self._links = Links(world.agents.tunnel_socket, largest=largest)
+        self.sessions = Sessions(world, template=config.grpc_template)
+        self._options = [
+            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_send_message_length", largest),
+            ("grpc.max_concurrent_streams", 100),
+            ("grpc.so_reuseport", 0),
+            # a client that has vanished is noticed, and its call cancelled
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ]
+        self._servers: list[grpc.aio.Server] = []
+        self._closing = asyncio.Event()
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    async def listen(self, address: str, *, key: bytes = b"", certificate: bytes = b"", user: str | None = None) -> int:
+        """Take calls at HOST:PORT, with TLS when there is a certificate; `user`: whose, when they show no credential."""
+        server = grpc.aio.server(options=self._options)
+        server.add_generic_rpc_handlers((_Handlers(partial(self._call, user), self._closing),))
+        if certificate:
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+        else:
+            port = server.add_insecure_port(address)
+        await server.start()
+        self._servers.append(server)
+        return int(port)
+
+    async def close(self, grace_seconds: float = 5.0) -> None:
+        self._closing.set()
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
+        await self._links.close()
+
+    # -- one call --------------------------------------------------------------------------------------------------------
+    async def _call(self, user: str | None, method: Method, messages: Messages, context: Any) -> None:
+        request_id = f"{self._prefix}-g{next(self._numbers):x}"
+        try:
+            by = await self._callers.principal(context, user)
+            with self._budget.share(by.access_key) as share:
+                held = Held(share)
+                try:
+                    await self._answer(by, method, messages, context, held, request_id)
+                finally:
+                    held.release()
+            return
+        except Refused as refused:
+            refusal = refused
+        except MoorageError as error:
+            refusal = Refused(_CODES.get(error.http_status, Code.INTERNAL), error.message)
+        except OverBudget:
+            refusal = Refused(Code.RESOURCE_EXHAUSTED, TOO_MUCH)
+        except Malformed:
+            refusal = Refused(Code.INVALID_ARGUMENT, "The request is not a message that names its session.")
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            log.exception("call %s of %s failed", request_id, method.name)
+            refusal = Refused(Code.INTERNAL, f"Something failed here; tell your administrator: {request_id}.")
+        await context.abort(refusal.code, refusal.details, tuple(refusal.trailing))
+
+    async def _answer(
+        self, by: Principal, method: Method, messages: Messages, context: Any, held: Held, request_id: str
+    ) -> None:
+        await held.reserve(self._budget.largest)  # how large it is shows when it is there
+        message = await anext(aiter(messages), None)
+        if message is None:
+            raise Malformed
+        held.keep(len(message))
+        if method is CREATE:
+            made = await self.sessions.create(by, request_id, context.time_remaining())
+            await context.write(text(1, shown(made)))
+            return
+        if method is CLOSE:
+            await context.write(flag(1, await self._closed(by, message, request_id)))
+            return
+        session_id, message = await self._session_of(by, method, message, context, request_id)
+        place = await self.sessions.place(by, session_id, request_id)
+        async with self._links.to(place.where, place.port, held.share) as link:
+            try:
+                await relay(context, method, message, held, link)
+            except Refused as refused:
+                if refused.code is Code.UNAVAILABLE:
+                    self._links.drop(link)
+                    self.sessions.forget(session_id)
+                raise
+
+    async def _session_of(
+        self, by: Principal, method: Method, message: bytes, context: Any, request_id: str
+    ) -> tuple[SessionId, bytes]:
+        if method.session_field is None:
+            newest = await self.sessions.newest(by, request_id)
+            if newest is None:
+                raise Refused(
+                    Code.FAILED_PRECONDITION, f"{method.name} is answered by a session: call CreateSession first."
+                )
+            return newest, message
+        named = text_field(message, method.session_field)
+        if not named and method.makes_session:
+            made = await self.sessions.create(by, request_id, context.time_remaining())
+            return made, message + text(method.session_field, shown(made))
+        return meant(named), message
+
+    async def _closed(self, by: Principal, message: bytes, request_id: str) -> bool:
+        try:
+            session_id = meant(text_field(message, 1))
+        except MoorageError:
+            return False
+        self.sessions.forget(session_id)
+        return await self.sessions.close(by, session_id, request_id)
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """Every call is taken as a stream, so that it is known who calls before a message is read."""
+
+    def __init__(self, call: Callable[[Method, Messages, Any], Awaitable[None]], closing: asyncio.Event) -> None:
+        self._call = call
+        self._closing = closing
+
+    def service(self, details: Any) -> Any:
+        method = METHODS.get(details.method)
+        if method is None:
+            return health_handler(details.method, self._closing)
+        return grpc.stream_stream_rpc_method_handler(partial(self._call, method))
+
+
+__all__ = ["GrpcDoor"]
