@@ -1,0 +1,1 @@
+"""The real client of inference.sh, sync and async, against the front."""

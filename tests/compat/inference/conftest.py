@@ -1,0 +1,108 @@
+"""One installation with the front switched on, its apps, and the real client in an interpreter of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from bench.installation import MOORAGE
+from tests.compat.environments import client_python
+
+HERE: Final = Path(__file__).parent
+APPS: Final = {
+    "my-app": "my_app",
+    "ml-inference": "ml_inference",
+    "browser-automation": "browser",
+    "chat-with-memory": "chat",
+    "data-processor": "data_processor",
+    "probe": "probe",
+}
+
+
+@dataclass(frozen=True)
+class Installation:
+    data_dir: Path
+    config: Path
+    endpoint: str
+    key: str
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.endpoint}/compat/inference"
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The `moorage` command, as this installation's administrator."""
+        environ = {**os.environ, "MOORAGE_CONFIG": str(self.config)}
+        return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False)
+
+    def user(self, name: str) -> str:
+        """The key of an ordinary user."""
+        self.run("admin", "user", "add", f"{name}@example.org")
+        made = json.loads(self.run("admin", "keypair", "add", f"{name}@example.org", "--json").stdout)
+        return f"{made['access_key']}.{made['secret_key']}"
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.endpoint, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
+
+    def deploy(self, name: str, archive: bytes, **more: Any) -> dict[str, Any]:
+        said = {"name": name, "image": "python", "entry": "app:App", **more}
+        with self.http() as http:
+            answer = http.post(
+                "/v1/apps",
+                files=[
+                    ("app", (None, json.dumps(said).encode(), "application/json")),
+                    ("archive", ("app.tar.gz", archive, "application/gzip")),
+                ],
+            )
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def client(self, script: str, *, key: str | None = None, **more: str) -> Any:
+        """What a script beside this file prints as its last line, run with the client's interpreter."""
+        environ = {**os.environ, "BASE_URL": self.base_url, "API_KEY": key or self.key, **more}
+        command = [str(client_python("inference")), "-W", "error", str(HERE / script)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def packed(*folders: Path) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for folder in folders:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    archive.add(path, str(path.relative_to(folder)))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def installation(engine_host: str, kernel_image: str) -> Iterator[Installation]:
+    with tempfile.TemporaryDirectory(prefix="moorage-inference-", ignore_cleanup_errors=True) as folder:
+        data_dir, config = Path(folder) / "data", Path(folder) / "config.toml"
+        environ = {**os.environ, "MOORAGE_CONFIG": str(config), "DOCKER_HOST": engine_host}
+        up = [MOORAGE, "up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
+        done = subprocess.run([*up, "--front", "inference"], capture_output=True, text=True, env=environ, check=False)
+        if done.returncode != 0:
+            log = data_dir / "log" / "moorage.log"
+            pytest.fail(f"moorage up: {done.stderr}\n{log.read_text()[-4000:] if log.exists() else ''}")
+        said = json.loads(done.stdout)
+        made = Installation(data_dir, config, said["endpoint"], f"{said['access_key']}.{said['secret_key']}")
+        try:
+            for name, inside in APPS.items():
+                made.deploy(name, packed(HERE / "apps" / inside))
+            yield made
+        finally:
+            subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
