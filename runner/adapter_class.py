@@ -62,8 +62,7 @@ def _functions_of(app: type) -> list[str]:
         home = next((cls for cls in app.__mro__ if name in vars(cls)), None)
         if home is None or str(home.__module__).split(".")[0] in _FOREIGN:
             continue
-        kept = vars(home)[name]
-        if inspect.isfunction(kept) or isinstance(kept, (staticmethod, classmethod)) or (callable(kept) and not isinstance(kept, (type, property))):
+        if callable(getattr(app, name, None)) and not isinstance(vars(home)[name], type):
             found.append(name)
     return sorted(found, key=lambda name: (name != "run", name))
 
