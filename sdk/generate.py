@@ -3,6 +3,7 @@
 - moorage/sync/*.py from moorage/aio/*.py: the same source without `async` and `await`
 - moorage/errors.py from domain/errors.py: every class and code of the server
 - moorage/_models.py from the server's OpenAPI document
+- moorage/mesh/_*.py from what the other end of a tensor stream runs in containers
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ BLOCKING = {
     "aread": "read",
     "asynccontextmanager": "contextmanager",
 }
+#: Both ends of a tensor stream: the runner's module, and its copy here.
+SHARED = {
+    "moorage_tensors": "_tensors",
+    "tensor_arrays": "_arrays",
+    "moorage_authorizers": "_authorizers",
+}
 #: Written by hand on both sides.
 TWINS = {"_io.py"}
 
@@ -65,6 +72,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     for source in sorted((PACKAGE / "aio").glob("*.py")):
         if source.name not in TWINS:
             yield PACKAGE / "sync" / source.name, blocking(source)
+    for name, copy in SHARED.items():
+        yield PACKAGE / "mesh" / f"{copy}.py", shared(name)
 
 
 def blocking(source: Path) -> str:
@@ -89,6 +98,13 @@ def blocking(source: Path) -> str:
 def _plain(text: str) -> str:
     text = re.sub(r"\b(await|async(?= (with|for|def)\b)) ", "", text)
     return text.replace("moorage.aio", "moorage").replace("The async SDK", "The blocking SDK")
+
+
+def shared(name: str) -> str:
+    text = (SDK.parent / "runner" / f"{name}.py").read_text(encoding="utf-8")
+    for module, copy in SHARED.items():
+        text = text.replace(f"from runner.{module} ", f"from moorage.mesh.{copy} ")
+    return NOTE.format(source=f"runner/{name}.py") + text
 
 
 def errors() -> str:

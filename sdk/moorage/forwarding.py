@@ -68,10 +68,8 @@ class _Forwarding:
 async def connect_port(port_pass: PortPass, config: Config) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """One connection to the port that a pass is for. The writer's `write_eof` ends one direction."""
     at = urlsplit(port_pass.url)
-    tls = at.scheme == "https"
-    reader, writer = await asyncio.open_connection(
-        at.hostname, at.port or (443 if tls else 80), ssl=tls_context(config) if tls else None, limit=_PIECE
-    )
+    tls = await asyncio.to_thread(tls_context, config) if at.scheme == "https" else None  # it may ask for a certificate
+    reader, writer = await asyncio.open_connection(at.hostname, at.port or (443 if tls else 80), ssl=tls, limit=_PIECE)
     try:
         asked = (
             f"GET {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
