@@ -56,6 +56,12 @@ _LOG_TAIL_BYTES: Final = 4096
 _LOOK_SECONDS: Final = 1.0
 _ALIVE: Final = (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING)
 _MOST_NOTICES: Final = 20
+#: How the process of a worker session's app was lost, by the reason of its end.
+_WORKER_LOST: Final = {
+    "out_of_memory": "it ran out of memory",
+    "timeout": "a call heeded nothing after its timeout, and was killed",
+    "killed": "a call was killed",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -703,7 +709,7 @@ class Kernel:
         elif done.get("reason") == "ended":
             ended = exit_record("ended", "The app has ended its session.", exit_code=0, finished=True)
         else:
-            why = "it ran out of memory" if done.get("reason") == "out_of_memory" else _how(done)
+            why = _WORKER_LOST.get(str(done.get("reason")), _how(done))
             said = f"The app's process was lost ({why}), and with it what it had in memory."
             ended = exit_record("worker_lost", said, exit_code=_exit_code(done))
         ended["signal"] = done.get("signal")

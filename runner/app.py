@@ -35,7 +35,7 @@ MAX_LOG_BYTES = 64 << 10  #: of one log record
 MAX_DEPTH = 200
 FLUSH_SECONDS = 0.005
 PROGRESS_SECONDS = 0.1  #: between two records of progress
-STUBBORN_SECONDS = 1.0  #: after it was cancelled, asynchronous code that still blocks is interrupted
+STUBBORN_SECONDS = 0.5  #: after it was cancelled, asynchronous code that still blocks is interrupted
 _real_exit = os._exit
 
 CURRENT: contextvars.ContextVar[Any] = contextvars.ContextVar("moorage_call", default=None)

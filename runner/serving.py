@@ -19,7 +19,7 @@ MODES = ("serve", "load", "call")
 MAX_QUEUED = 1000
 MAX_CONCURRENCY = 1000
 UNLOAD_SECONDS = 10.0
-GRACE_SECONDS = 2.0  #: from cancelling to SIGINT; after a timeout, once more to SIGKILL
+INSIST_SECONDS = 1.0  #: from cancelling to interrupting what blocks; a timeout kills after twice as much
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Serving:
         self._queue: deque[Run] = deque()
         self._state = "empty"  #: empty, loading, ready, failed, ending, ended
         self._concurrency = 1
+        self._why = "The app's process has ended, and with it"
 
     @property
     def holds_worker(self) -> bool:
@@ -57,7 +58,7 @@ class Serving:
     def check(self, mode: str, code: str) -> None:
         """Raises Refused for a run that cannot begin."""
         if self._state in ("ending", "ended"):
-            raise Refused("app_ended", "The app has ended its session; start another one.")
+            raise Refused("app_ended", f"{self._why} its session; start another one.")
         if mode == "call":
             if self._state in ("empty", "failed"):
                 raise Refused("app_not_loaded", "No app is loaded in this session, so nothing can be called.")
@@ -102,7 +103,7 @@ class Serving:
         """Cancel its task. Plain code that blocks is interrupted by the signal; the worker knows which code that is."""
         self._hands.to_worker({"op": "cancel", "run": run.id}, b"")
         self._hands.signal_worker(signal.SIGINT)
-        self._hands.later(GRACE_SECONDS, lambda: self._insist(run))
+        self._hands.later(INSIST_SECONDS, lambda: self._insist(run))
 
     def _insist(self, run: Run) -> None:
         if run.id in self.active:
@@ -146,24 +147,27 @@ class Serving:
 
     def worker_exited(self, exit_code: int, number: int | None) -> None:
         """No other one is started: its state is lost, and with it the session."""
+        runs = list(self.active.values())
+        why_lost = (
+            "timeout" if any(run.timed_out for run in runs) else "killed" if any(run.killed for run in runs) else None
+        )
         for run in list(self.active.values()):
             self._hands.finish(run, exit_code, number, lost=True)
         self.active.clear()
         ending = self._state == "ending"
         self._state = "ended"
-        why = "The app has ended its session before this call began."
-        self._refuse_queued("app_ended", why if ending else "The app's process has ended before this call began.")
+        self._refuse_queued("app_ended", f"{self._why} its session, before this call began.")
         if ending:
             self._hands.finish(self.main, 0, None, reason="ended")
         else:
-            self._hands.finish(self.main, exit_code, number, lost=True)
+            self._hands.finish(self.main, exit_code, number, lost=True, reason=why_lost)
 
     # -- the end ---------------------------------------------------------------------------------------------------------
     def _say_ending(self) -> None:
         """The app ends its session: what runs is answered first."""
         if self._state in ("loading", "ready"):
-            self._state = "ending"
-            self._refuse_queued("app_ended", "The app has ended its session before this call began.")
+            self._state, self._why = "ending", "The app has ended"
+            self._refuse_queued("app_ended", f"{self._why} its session, before this call began.")
             if not self.active:
                 self._unload()
 

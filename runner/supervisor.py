@@ -903,8 +903,7 @@ class Supervisor:
             self._end_bomb()
             return
         self._signal(run, signal.SIGINT)
-        steps = 2 if run.mode in SERVING_MODES else 1
-        run.timer = self.loop.later(steps * GRACE_SECONDS, lambda: self._signal(run, signal.SIGKILL))
+        run.timer = self.loop.later(GRACE_SECONDS, lambda: self._signal(run, signal.SIGKILL))
 
     def _finish(
         self, run: Run, exit_code: int | None, number: int | None, *, lost: bool = False, reason: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from agent.rings import RunnerError
@@ -67,13 +69,12 @@ async def test_generators_give_partial_outputs_and_the_last_one_is_the_output(ap
     assert (await apps.call("words", "")).results == [{"output": None}]
 
 
-@pytest.mark.parametrize("function", ["missing", "_private", "setup", "unload", "__init__"])
-async def test_what_is_no_function_of_the_app_is_said_to_be_none(apps: Apps, function: str) -> None:
+async def test_what_is_no_function_of_the_app_is_said_to_be_none(apps: Apps) -> None:
     await apps.loaded(COUNTER)
-    out = await apps.call(function, 1)
-    assert out.error["code"] == "function_not_found"
-    assert "double" in out.error["evalue"]
-    assert out.done["exit_code"] == 1
+    for function in ("missing", "_private", "setup", "unload", "__init__"):
+        out = await apps.call(function, 1)
+        assert (out.error["code"], out.done["exit_code"]) == ("function_not_found", 1)
+        assert "double" in out.error["evalue"]
 
 
 async def test_a_call_without_an_app_is_refused(apps: Apps, kernel: Kernel) -> None:
@@ -95,3 +96,68 @@ async def test_a_failing_call_leaves_the_app_as_it_is(apps: Apps) -> None:
     assert "1 // x" in text
     assert "runner/" not in text
     assert await apps.output(given=1) == 3
+
+
+CANNOT_BE_LOADED: tuple[tuple[str, dict[str, str], str, str], ...] = (
+    ("import nothing_of_that_name", {}, "app_import_failed", "nothing_of_that_name"),
+    ("def f(:", {}, "app_import_failed", "invalid syntax"),
+    ("x = 1", {}, "app_import_failed", "has no App"),
+    ("x = 1", {"entry": "app"}, "app_import_failed", "module:Class"),
+    ("x = 1", {"path": "/no/folder"}, "app_import_failed", "no folder /no/folder"),
+    ("x = 1", {"adapter": "nothing"}, "invalid_request", "no adapter"),
+    ("class App:\n    def __init__(self): raise OSError('no model')", {}, "app_import_failed", "no model"),
+    ("class App:\n    async def setup(self): raise OSError('no GPU')", {}, "app_setup_failed", "no GPU"),
+    ("class App:\n    def setup(self): raise OSError('no GPU')", {}, "app_setup_failed", "no GPU"),
+)
+
+
+async def test_an_app_that_cannot_be_loaded_says_why(apps: Apps) -> None:
+    for number, (source, more, code, said) in enumerate(CANNOT_BE_LOADED):
+        name = f"app{number}"  # a module that was imported stays so
+        apps.write(source, name)
+        out = await apps.load(source, **{"entry": f"{name}:App", **more})
+        assert (out.error["code"], out.done["exit_code"], out.done["reason"]) == (code, 1, "finished"), source
+        assert said in out.error["evalue"]
+
+
+async def test_a_load_that_failed_can_be_tried_again(apps: Apps) -> None:
+    assert (await apps.load("raise ValueError('not yet')")).done["exit_code"] == 1
+    with pytest.raises(RunnerError) as refused:
+        await apps.call("double", 1)
+    assert refused.value.code == "app_not_loaded"
+    await apps.loaded(COUNTER)
+    assert await apps.output("double", 2) == 4
+    with pytest.raises(RunnerError) as refused:
+        await apps.load(COUNTER)
+    assert refused.value.code == "app_loaded"
+
+
+async def test_a_setup_that_never_returns_ends_by_its_timeout(apps: Apps) -> None:
+    source = "import asyncio\nclass App:\n    async def setup(self):\n        await asyncio.sleep(60)\n"
+    out = await apps.load(source, timeout=0.1)
+    assert (out.done["reason"], out.done["exit_code"]) == ("timeout", 130)
+    with pytest.raises(RunnerError):
+        await apps.call()
+
+
+async def test_calls_that_waited_for_a_load_that_fails_never_begin(apps: Apps) -> None:
+    apps.write("import time\ntime.sleep(0.2)\nraise ValueError\n")
+    asked = {"adapter": "class", "entry": "app:App", "path": str(apps.kernel.work)}
+    await apps.kernel.link.execute("load", mode="load", code=json.dumps(asked))
+    out = await apps.call()
+    assert (out.error["code"], out.done["started_at"]) == ("app_not_loaded", None)
+
+
+async def test_a_load_that_is_none_is_refused(apps: Apps) -> None:
+    path, concurrency = '{"adapter": "../x", "entry": "a:B"}', '{"adapter": "class", "entry": "a:B", "concurrency": 0}'
+    for asked in ("no JSON", "[]", "{}", path, concurrency):
+        with pytest.raises(RunnerError) as refused:
+            await apps.kernel.link.execute("load", mode="load", code=asked)
+        assert refused.value.code == "invalid_request"
+
+
+async def test_only_a_worker_session_loads_apps(kernel: Kernel) -> None:
+    with pytest.raises(RunnerError) as refused:
+        await kernel.run('{"adapter": "class", "entry": "a:B"}', mode="load")
+    assert refused.value.code == "app_not_loaded"
+    assert (await kernel.run("1 + 1")).results == [{"text/plain": "2"}]
