@@ -238,8 +238,8 @@ class Processor:
         )
 
     async def _run_agent(self, action: Action[Any, R], call: Call) -> R:
-        run_id = self._new_id() if call.key is None else uuid5(_RUN_NAMESPACE, f"{call.by.user_id} {call.key}")
-        remote = _as(Remote, call, service=self._service, run_id=RunId(run_id))
+        run_id = self._new_id() if call.key is None else run_id_of(call.by, call.key)
+        remote = _as(Remote, call, service=self._service, run_id=run_id)
         session = self._recalled(action, call)
         if session is not None:
             try:
@@ -428,6 +428,11 @@ def _as(kind: type[Any], call: Call, **more: Any) -> Any:
         seal=call.seal,
         **more,
     )
+
+
+def run_id_of(by: Principal, key: str) -> RunId:
+    """Of the run that somebody's request with this key starts, whenever it comes and at whichever manager."""
+    return RunId(uuid5(_RUN_NAMESPACE, f"{by.user_id} {key}"))
 
 
 def request_hash(action: Action[Any, Any]) -> bytes:

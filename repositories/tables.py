@@ -693,6 +693,15 @@ executions = sa.Table(
     sa.Index("executions_running_idx", "kernel_id", postgresql_where=sa.text("status = 'running'")),
     sa.Index("executions_finished_idx", "finished_at"),
 )
+#: How far somebody has read a run whose output is fetched piece by piece.
+run_readers = sa.Table(
+    "run_readers",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    _json("state", None),
+    _now("read_at"),
+    sa.Index(None, "read_at"),
+)
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,

@@ -73,6 +73,7 @@ class Retention:
     tasks_days: int = 7  #: after they finished
     tokens_days: int = 7  #: users' access tokens and agents' join tokens, after they expired or were used
     sign_in_debts_days: int = 1  #: of wrong passwords, after they are paid for
+    run_readers_days: int = 1  #: of runs whose output is fetched piece by piece, after the last piece
     used_signatures_days: int = 1  #: after they would be refused anyway
     managers_days: int = 1  #: processes without a sign of life
     samples_hours: int = 6  #: of what sessions use, as agents told it
@@ -98,6 +99,7 @@ _BY_AGE: Final = {
     "tokens": ("expires_at < $1", "tokens_days"),
     "sign_in_debts": ("until_at < $1", "sign_in_debts_days"),
     "agent_tokens": ("expires_at < $1 OR used_at < $1", "tokens_days"),
+    "run_readers": ("read_at < $1", "run_readers_days"),
     "used_signatures": ("good_until < $1", "used_signatures_days"),
     "managers": ("seen_at < $1", "managers_days"),
     "usage": ("until_at < $1", "usage_days"),

@@ -29,7 +29,7 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MAX_PARTS: Final = 1000
 _PART_CHUNK_BYTES: Final = 2**18
 #: What aiohttp says of forms that are none.
-_MALFORMED: Final = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)
+MALFORMED: Final = (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError)
 
 
 # -- up ----------------------------------------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
                 folder = await _field(part, folder)
                 continue
             check_text(part.filename)
-            spec = FileUploadSpec(filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=_part(part))
+            spec = FileUploadSpec(filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=part_chunks(part))
             async with permitted(exchange):
                 items += (await exchange.run(_uploading(exchange, spec))).items
         else:
             raise InvalidRequest(f"The form has more than {_MAX_PARTS} parts; send fewer files at once.")
-    except (*_MALFORMED, TimeoutError) as error:
+    except (*MALFORMED, TimeoutError) as error:
         raise InvalidRequest("The form is malformed or broke off.") from error
     if not items:
         raise InvalidRequest("The form holds no file: give a part a filename.", field="files")
@@ -165,7 +165,7 @@ async def _field(part: BodyPartReader, folder: str) -> str:
     return text or folder
 
 
-async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:
+async def part_chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
     try:
         while True:
             async with asyncio.timeout(BODY_SILENCE_SECONDS):
@@ -173,7 +173,7 @@ async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:
             if not chunk:
                 return
             yield bytes(chunk)
-    except (*_MALFORMED, ConnectionError, TimeoutError):
+    except (*MALFORMED, ConnectionError, TimeoutError):
         raise TransferFailed("The form broke off in the middle of a file.") from None
 
 

@@ -17,6 +17,7 @@ from manager.rest import answers
 from manager.rest.exchange import Exchange
 from manager.rest.json import dumps
 from manager.rest.rows import action
+from repositories.event import StampedEvent
 
 T = TypeVar("T")
 #: Credentials are looked at again so often while a stream is open, and so is whether anybody still listens.
@@ -182,18 +183,25 @@ async def events(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _events(exchange: Exchange, values: dict[str, Any], page: Any, *, follow: bool) -> AsyncGenerator[bytes]:
+    # Where the reader is, before anything has happened: a connection that breaks now is taken up here.
+    at = page.next_seq if not page.items else values["after"] or 0
+    yield b"id: %s\n\n" % answers.event_id(page.epoch, at).encode()
+    async with aclosing(event_pages(exchange, values, page, follow=follow)) as pages:
+        async for items in pages:
+            yield b"".join(sse(e.type, answers.event(e), answers.event_id(e.epoch, e.seq)) for e in items)
+
+
+async def event_pages(
+    exchange: Exchange, values: dict[str, Any], page: Any, *, follow: bool
+) -> AsyncGenerator[list[StampedEvent]]:
+    """Events from `page` on, the answer to ReadEventsAction(**values), as they come."""
     changed = asyncio.Event()
     unsubscribe = exchange.door.world.herald.subscribe("stamped", lambda _ids: changed.set())
     try:
-        # Where the reader is, before anything has happened: a connection that breaks now is taken up here.
-        yield (
-            b"id: %s\n\n"
-            % answers.event_id(page.epoch, page.next_seq if not page.items else values["after"] or 0).encode()
-        )
         patience = _QUIET_SECONDS
         while True:
             if page.items:
-                yield b"".join(sse(e.type, answers.event(e), answers.event_id(e.epoch, e.seq)) for e in page.items)
+                yield page.items
                 patience = _QUIET_SECONDS
             elif not follow:
                 return
@@ -236,6 +244,13 @@ async def task_events(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _task_events(exchange: Exchange, asked: GetTaskAction, task: Any) -> AsyncGenerator[bytes]:
+    async with aclosing(task_states(exchange, asked, task)) as states:
+        async for state in states:
+            yield b"event: task.%s\ndata: %s\n\n" % (state.status.encode(), dumps(state))
+
+
+async def task_states(exchange: Exchange, asked: GetTaskAction, task: Any) -> AsyncGenerator[Any]:
+    """A task each time that it looks different, to its end."""
     changed = asyncio.Event()
     unsubscribe = exchange.door.world.herald.subscribe("tasks", lambda _ids: changed.set())
     told: bytes | None = None
@@ -244,7 +259,7 @@ async def _task_events(exchange: Exchange, asked: GetTaskAction, task: Any) -> A
             data = dumps(task)
             if data != told:
                 told = data
-                yield b"event: task.%s\ndata: %s\n\n" % (task.status.encode(), data)
+                yield task
             if task.status in ("done", "failed", "cancelled"):
                 return
             await _wait(changed, _FLOOR_SECONDS)

@@ -27,8 +27,20 @@ def upgrade() -> None:
         """
     )
     op.execute("CREATE INDEX used_signatures_good_until_idx ON used_signatures (good_until)")
+    # how far somebody has read a run whose output is fetched piece by piece, by a name that the client chose
+    op.execute(
+        """
+        CREATE TABLE run_readers (
+            id uuid PRIMARY KEY,
+            state jsonb NOT NULL,
+            read_at timestamptz NOT NULL DEFAULT now()
+        )
+        """
+    )
+    op.execute("CREATE INDEX run_readers_read_at_idx ON run_readers (read_at)")
 
 
 def downgrade() -> None:
+    op.execute("DROP TABLE run_readers")
     op.execute("DROP TABLE used_signatures")
     op.execute("ALTER TABLE keypairs DROP COLUMN signing_sealed, DROP COLUMN signing_since")

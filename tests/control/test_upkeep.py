@@ -153,6 +153,10 @@ ROWS = {
         "INSERT INTO agent_tokens (secret_hash, expires_at, used_at) VALUES (uuid_send($2::uuid), $1::timestamptz + interval '1 year', $1)",
         KEEP.tokens_days,
     ),
+    "run_readers": (
+        "INSERT INTO run_readers (id, state, read_at) VALUES ($2, '{}', $1)",
+        KEEP.run_readers_days,
+    ),
     "used_signatures": (
         "INSERT INTO used_signatures (signature, good_until) VALUES (uuid_send($2::uuid), $1)",
         KEEP.used_signatures_days,

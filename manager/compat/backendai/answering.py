@@ -42,7 +42,8 @@ class BackendAiFront:
             if not route.public:
                 by = await self._guard.admit(request, once=route.mutates)
             still = partial(self._guard.still, by)
-            response = await route.handler(Ask(self._door, request, request_id, route, values, by, still))
+            derived = partial(self._guard.derived, by)
+            response = await route.handler(Ask(self._door, request, request_id, route, values, by, still, derived))
         except ConnectionError:
             raise
         except MoorageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from collections.abc import Callable
@@ -95,6 +96,12 @@ class Guard:
     async def still(self, by: Principal) -> bool:
         now, secret = await self._who(by.access_key)
         return now is not None and secret is not None and not now.lost(by)
+
+    async def derived(self, by: Principal, about: str) -> bytes:
+        """Of the keypair's secret. Raises Unauthenticated for a keypair that may not sign any more."""
+        if (secret := await self._keys.secret(by.access_key)) is None:
+            raise Unauthenticated("This keypair may not sign requests.")
+        return hmac.digest(secret.encode(), f"moorage backendai {about}".encode(), "sha256")
 
     async def _who(self, access_key: str) -> tuple[Principal | None, str | None]:
         by = await self._door.world.identities.of_access_key(access_key)

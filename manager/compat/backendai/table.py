@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manager.compat.backendai.ask import Ask
 
 #: Beside this file; each has `ROUTES: Final[tuple[Route, ...]]`.
-MODULES: Final = ("negotiation", "gql")
+MODULES: Final = ("negotiation", "creation", "sessions", "runs", "streams", "files", "events", "gql")
 
 
 @dataclass(frozen=True)
