@@ -381,6 +381,7 @@ class _Callbacks:
 
 # -- the roles -------------------------------------------------------------------------------------------------------
 async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
+    from manager.compat import mounted
     from manager.rest.app import RestDoor
 
     metrics = Metrics()
@@ -391,6 +392,7 @@ async def _api(config: ManagerConfig, stack: AsyncExitStack) -> None:
     door.figures.data_dir = config.data_dir
     if isinstance(world.agents, AgentHub):
         door.figures.disks = world.agents.disks
+    door.mount(mounted(door, config))
     tls = _tls(config)
     await door.listen(config.host, config.port, tls=tls)
     stack.push_async_callback(door.close, drain_seconds=float(config.drain_seconds))
