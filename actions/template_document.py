@@ -291,10 +291,10 @@ for _kind, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _loaded(text: str) -> dict[str, Any]:
-    """YAML; JSON is YAML too."""
+def load(text: str) -> Any:
+    """YAML, without what surprises; JSON is YAML too. Raises InvalidTemplate."""
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader, and less
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader, and less
     except yaml.MarkedYAMLError as error:
         line = f" near line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InvalidTemplate(f"The template is no YAML: {error.problem}{line}.") from None
@@ -302,6 +302,10 @@ def _loaded(text: str) -> dict[str, Any]:
         raise InvalidTemplate(f"The template is no YAML: {str(error)[:200]}.") from None
     except RecursionError:
         raise InvalidTemplate(f"A template has at most {MOST_LEVELS} levels.") from None
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    data = load(text)
     if not isinstance(data, dict):
         raise InvalidTemplate("A template is a mapping with 'session' in it.")
     return data

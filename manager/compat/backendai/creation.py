@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from actions import CreateFromParamsAction, GetSessionInfoAction, ListImagesAction
+from actions import CreateFromParamsAction, CreateFromTemplateAction, GetSessionInfoAction, ListImagesAction
 from actions.lifecycle import CreatedSession
 from actions.views import SessionData
 from domain.errors import (
@@ -47,7 +47,10 @@ async def create(ask: Ask) -> web.StreamResponse:
 
 
 async def made(
-    ask: Ask, asked: CreateFromParamsAction, body: Mapping[str, Any], owner: Mapping[str, Any]
+    ask: Ask,
+    asked: CreateFromParamsAction | CreateFromTemplateAction,
+    body: Mapping[str, Any],
+    owner: Mapping[str, Any],
 ) -> web.StreamResponse:
     """Wait for it as the client wants it, and tell how it stands."""
     enqueue, wait = bool(body.get("enqueueOnly")), _number(body, "maxWaitSeconds")
@@ -55,7 +58,7 @@ async def made(
         async with permitted(ask):
             answer: CreatedSession = await ask.run(asked, settle_seconds=0.0 if enqueue else wait or None)
     except NameTaken as error:
-        raise await _existing(ask, error, asked.name, owner) from None
+        raise await _existing(ask, error, body.get("name"), owner) from None
     except (StartFailed, ResourceUnavailable, DependencyFailed) as error:
         return await _failed(ask, error, owner)
     session = answer.session_data

@@ -19,6 +19,7 @@ from graphql import (
 )
 
 from domain.errors import InvalidRequest
+from manager.compat.backendai.gql_lists import MOST_ROWS
 
 MOST_BYTES: Final = 32 * 1024
 MOST_TOKENS: Final = 3000
@@ -26,7 +27,6 @@ MOST_LISTS: Final = 8
 MOST_DEPTH: Final = 8
 #: In fields of the answer.
 MOST_COST: Final = 30_000
-MOST_ROWS: Final = 100
 #: Lists inside of rows, which have no limit of their own: containers of a session, groups of a user.
 _INNER_ROWS: Final = 8
 _INNER: Final = frozenset({"containers", "dependencies", "groups"})
@@ -131,9 +131,3 @@ def _count(value: Any) -> int:
 def _selects_rows(node: FieldNode) -> bool:
     """Lists without a limit have plural names."""
     return node.name.value.endswith("s")
-
-
-def checked_page(limit: int, offset: int) -> tuple[int, int]:
-    if not 1 <= limit <= MOST_ROWS or not 0 <= offset <= 10**9:
-        raise InvalidRequest(f"The limit is 1 to {MOST_ROWS}, and the offset not negative.", field="limit")
-    return limit, offset

@@ -23,12 +23,14 @@ from actions.views import KeypairData, ProjectData, SessionData, UserData
 from domain.errors import InvalidRequest, MoorageError
 from domain.principal import Principal, Role
 from manager.compat.backendai import gql_rows as rows
-from manager.compat.backendai.gql_limits import checked_page
 from manager.compat.backendai.minilang import BadExpression, filtered, ordered
+from manager.world import validated
 
 T = TypeVar("T")
 #: Lists are filtered and ordered here; of longer ones only so many are looked at, the newest.
 MOST_LOOKED_AT: Final = 10_000
+#: Rows of a page.
+MOST_ROWS: Final = 100
 _PAGE: Final = 1000
 #: Fields that are looked up row by row, at the same time.
 _AT_ONCE: Final = 4
@@ -55,7 +57,7 @@ class Lists:
 
     async def run(self, action: Any) -> Any:
         async with self._gate:
-            return await self._asker.run(action)
+            return await self._asker.run(validated(action))
 
     async def _once(self, name: str, find: Callable[[], Awaitable[T]]) -> T:
         if name not in self._found:
@@ -230,6 +232,12 @@ def paged(
     except BadExpression as error:
         raise InvalidRequest(str(error), field="filter") from None
     return fitting[offset : offset + limit], len(fitting)
+
+
+def checked_page(limit: int, offset: int) -> tuple[int, int]:
+    if not 1 <= limit <= MOST_ROWS or not 0 <= offset <= 10**9:
+        raise InvalidRequest(f"The limit is 1 to {MOST_ROWS}, and the offset not negative.", field="limit")
+    return limit, offset
 
 
 async def or_none(answer: Awaitable[T], *errors: type[MoorageError]) -> T | None:

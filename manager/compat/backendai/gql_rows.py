@@ -20,7 +20,9 @@ from actions.views import (
     UserData,
 )
 from actions.volumes import VolumeData
+from domain.resources import ResourceSlot
 from domain.session import ENDED, KernelState, Status
+from manager.compat.backendai.shapes import amounts, idle_checks
 from manager.rest.json import dumps
 
 _MIB: Final = 2**20
@@ -39,17 +41,6 @@ def text(value: Any) -> str:
 
 def time(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
-
-
-def slots(amounts: Mapping[str, int]) -> dict[str, str]:
-    """As Backend.AI writes amounts: CPUs, and memory in bytes, as text."""
-    out = {}
-    for name, amount in amounts.items():
-        if name == "cpu":
-            out[name] = f"{amount / _CPU:g}"
-        else:
-            out[name] = str(amount * _MIB if name in ("mem", "gpu-mem") else amount)
-    return out
 
 
 def image_parts(name: str) -> tuple[str, str, str]:
@@ -94,11 +85,11 @@ def session(s: SessionData, now: datetime) -> dict[str, Any]:
         "scaling_group": s.resource_group,
         "service_ports": None,
         "mounts": [mount.volume for mount in s.mounts],
-        "occupying_slots": text(slots(s.occupied_slots)),
-        "occupied_slots": text(slots(s.occupied_slots)),
-        "requested_slots": text(slots(s.requested_slots)),
+        "occupying_slots": text(amounts(s.occupied_slots)),
+        "occupied_slots": text(amounts(s.occupied_slots)),
+        "requested_slots": text(amounts(s.requested_slots)),
         "num_queries": s.execution_count,
-        "idle_checks": text(_idle_checks(s, now)),
+        "idle_checks": text(idle_checks(s, now)),
     }
 
 
@@ -108,17 +99,6 @@ def agents_of(s: SessionData) -> list[str]:
 
 def _resource_opts(s: SessionData) -> dict[str, Any]:
     return {} if s.shm_size is None else {"shmem": s.shm_size * _MIB}
-
-
-def _idle_checks(s: SessionData, now: datetime) -> dict[str, Any]:
-    remaining = None if s.expires_at is None else max(0.0, round((s.expires_at - now).total_seconds(), 1))
-    checks: dict[str, Any] = {
-        "session_lifetime": {"remaining": remaining, "remaining_time_type": "expire_after", "extra": None}
-    }
-    if s.idle_warning is not None:
-        due = max(0.0, round((s.idle_warning.due_at - now).total_seconds(), 1))
-        checks[s.idle_warning.checker] = {"remaining": due, "remaining_time_type": "expire_after", "extra": None}
-    return checks
 
 
 def container(s: SessionData, kernel: KernelData, metrics: KernelMetrics | None) -> dict[str, Any]:
@@ -141,7 +121,7 @@ def container(s: SessionData, kernel: KernelData, metrics: KernelMetrics | None)
         # no user reaches the host's engine, so its name there is the kernel's
         "container_id": None if kernel.agent is None else str(kernel.id),
         "resource_opts": text(_resource_opts(s)),
-        "occupied_slots": text({} if metrics is None else slots(metrics.held)),
+        "occupied_slots": text({} if metrics is None else amounts(metrics.held)),
         "preopen_ports": list(s.preopen_ports),
         "live_stat": use,
         "last_stat": use,
@@ -193,8 +173,8 @@ def agent(a: AgentData, cpu: float, mem_mib: float) -> dict[str, Any]:
         "architecture": a.architecture,
         "scaling_group": a.resource_group,
         "schedulable": a.schedulable,
-        "available_slots": text(slots(a.capacity)),
-        "occupied_slots": text(slots(a.used)),
+        "available_slots": text(amounts(a.capacity)),
+        "occupied_slots": text(amounts(a.used)),
         "addr": None,
         "first_contact": time(a.created_at),
         "lost_at": time(a.last_seen_at) if a.lost else None,
@@ -320,7 +300,7 @@ def policy(p: PolicyData) -> dict[str, Any]:
         "name": p.name,
         "created_at": time(p.created_at),
         "default_for_unspecified": "UNLIMITED",
-        "total_resource_slots": text(slots(held)),
+        "total_resource_slots": text(amounts(ResourceSlot.from_units(held))),
         "max_session_lifetime": limits.get("lifetime", 0),
         "max_concurrent_sessions": limits.get("sessions"),
         "max_vfolder_count": limits.get("volumes"),

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from manager.compat.backendai.ask import Ask
 
 #: Beside this file; each has `ROUTES: Final[tuple[Route, ...]]`.
-MODULES: Final = ("negotiation", "creation", "sessions", "runs", "streams", "files", "events", "gql")
+MODULES: Final = (
+    "negotiation", "creation", "sessions", "runs", "streams", "files", "events",
+    "gql", "pty", "tunnel", "services", "templates", "resources", "managing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
