@@ -26,6 +26,7 @@ from manager.rest.streams import permitted
 
 _MOST_FILES: Final = 1000
 _MOST_LISTED: Final = 100_000
+_SSH_KEY: Final = "id_container"
 _KINDS: Final = {"file": modes.S_IFREG, "directory": modes.S_IFDIR, "link": modes.S_IFLNK}
 
 
@@ -76,6 +77,8 @@ async def download(ask: Ask) -> web.StreamResponse:
     """A part for each path, each an uncompressed tar that holds it by its name."""
     paths = await _paths(ask)
     boundary = secrets.token_hex(16)
+    if paths == [_SSH_KEY]:
+        return await _ssh_key(ask, boundary)
     response: web.StreamResponse | None = None
     for path in paths:
         stream = await _opened(ask, path)
@@ -93,6 +96,14 @@ async def download(ask: Ask) -> web.StreamResponse:
     await ask.write(response, f"--{boundary}--\r\n".encode())
     await response.write_eof()
     return response
+
+
+async def _ssh_key(ask: Ask, boundary: str) -> web.StreamResponse:
+    """What `ssh` and `scp` fetch first; it is in no session."""
+    from manager.compat.backendai.sshd import key_archive
+
+    body = _part_head(boundary, _SSH_KEY) + await key_archive(ask) + f"\r\n--{boundary}--\r\n".encode()
+    return web.Response(body=body, headers={"Content-Type": f"multipart/mixed; boundary={boundary}"})
 
 
 async def _paths(ask: Ask) -> list[str]:
