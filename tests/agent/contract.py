@@ -221,6 +221,18 @@ class Contract:
         assert (done["reason"], done["signal"]) == ("killed", 9)
         assert not await subject.agent.kill(subject.where, run_id)
 
+    async def test_an_app_is_loaded_and_called(self, subject: Subject) -> None:
+        worker = Subject(subject.bed)
+        await worker.up(worker=True)
+        await worker.put("app.py", b"class App:\n    def run(self, given):\n        return given\n")
+        asked = '{"adapter": "class", "entry": "app:App", "path": "/home/work"}'
+        loaded = await worker.execute(asked, mode="load")
+        assert (loaded.done or {}).get("exit_code") == 0
+        read = await worker.execute('{"function": "run", "input": {"x": 1}}', mode="call")
+        results = [record.data for record in decode_records(read.records) if record.kind == "result"]
+        assert results == [{"output": {"x": 1}}]
+        await worker.down()
+
     async def test_code_is_completed(self, subject: Subject) -> None:
         found = await subject.agent.complete(subject.where, code="prin", row=0, col=4, line="prin", post="")
         assert any(text.startswith("print") for text in found["suggestions"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import tarfile
 from collections.abc import AsyncIterator
@@ -13,8 +14,8 @@ import docker
 import pytest
 import pytest_asyncio
 
-from agent.wire import decode_records
-from domain.errors import MoorageError, TransferFailed
+from agent.wire import Fact, RunRead, decode_records
+from domain.errors import AppNotLoaded, InvalidRequest, MoorageError, TransferFailed
 from domain.ids import RunId, uuid7
 from tests.agent.bed import RealBed
 from tests.agent.contract import Contract, Subject
@@ -261,3 +262,98 @@ async def test_many_come_up_at_once(bed: RealBed) -> None:
     facts = await asyncio.gather(*(subject.up() for subject in subjects))
     assert {fact.observed for fact in facts} == {"RUNNING"}
     await asyncio.gather(*(subject.down() for subject in subjects))
+
+
+# -- worker sessions -----------------------------------------------------------------------------------------------------
+APP = b"""
+import asyncio, os
+import moorage_session
+
+class App:
+    def setup(self):
+        self.count = 0
+
+    async def run(self, seconds):
+        self.count += 1
+        await asyncio.sleep(seconds)
+        return self.count
+
+    def eat(self):
+        self.eaten = bytearray(900 << 20)
+
+    def last(self):
+        moorage_session.end()
+        return "answered"
+"""
+LOAD = {"adapter": "class", "entry": "app:App", "path": "/home/work/app"}
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def worker(bed: RealBed) -> AsyncIterator[Subject]:
+    """A worker session, with the app loaded."""
+    subject = Subject(bed)
+    await subject.up(worker=True)
+    await subject.put("app/app.py", APP)
+    loaded = await subject.execute(json.dumps(LOAD), mode="load")
+    assert (loaded.done or {}).get("exit_code") == 0, (loaded, bed.log())
+    yield subject
+    await subject.down(generation=10_000)
+
+
+async def call(worker: Subject, function: str = "run", given: Any = None, **more: Any) -> RunRead:
+    return await worker.execute(json.dumps({"function": function, "input": given}), mode="call", **more)
+
+
+def results(read: RunRead) -> list[Any]:
+    return [record.data for record in decode_records(read.records) if record.kind == "result"]
+
+
+async def exit_of(bed: RealBed, worker: Subject) -> dict[str, Any]:
+    fact: Fact = await bed.fact(worker.kernel_id, "EXITED")
+    assert fact.exit is not None
+    return fact.exit
+
+
+async def test_an_app_outlives_its_agent_and_ends_its_session(bed: RealBed, worker: Subject) -> None:
+    assert results(await call(worker, given=0)) == [{"output": 1}]
+    with pytest.raises(InvalidRequest):
+        await worker.execute("1 + 1")
+    run_id = RunId(uuid7())
+    await call(worker, given=2, run_id=run_id, wait_seconds=0.0)
+    await bed.kill()
+    await bed.start()
+    _, done = await worker.output(run_id)
+    assert (done["reason"], done["exit_code"]) == ("finished", 0)
+    assert results(await call(worker, given=0)) == [{"output": 3}]
+    assert results(await call(worker, "last")) == [{"output": "answered"}]
+    ended = await exit_of(bed, worker)
+    assert (ended["reason"], ended["finished"], ended["exit_code"]) == ("ended", True, 0)
+    assert str(worker.kernel_id) not in bed.heard.runs  # the main work is no execution
+
+
+async def test_an_app_that_eats_its_memory_is_lost_and_said_to_be(bed: RealBed, worker: Subject) -> None:
+    read = await call(worker, "eat")
+    assert read.done is not None
+    assert (read.done["reason"], read.done["namespace_lost"]) == ("out_of_memory", True)
+    ended = await exit_of(bed, worker)
+    assert (ended["reason"], ended["finished"]) == ("worker_lost", False)
+    assert "ran out of memory" in ended["message"]
+    with pytest.raises(MoorageError):
+        await call(worker)
+
+
+async def test_a_call_ends_with_its_container(bed: RealBed, worker: Subject, engine: docker.DockerClient) -> None:
+    run_id = RunId(uuid7())
+    await call(worker, given=60, run_id=run_id, wait_seconds=0.0)
+    engine.containers.get(f"moorage-{worker.kernel_id.hex}-1").kill()
+    ended = await exit_of(bed, worker)
+    assert (ended["reason"], ended["finished"]) == ("killed", False)
+    await bed.heard.until(lambda: str(run_id) in bed.heard.runs)
+    assert bed.heard.runs[str(run_id)][0].reason == "worker_lost"
+
+
+async def test_another_attempt_begins_without_the_app(bed: RealBed, worker: Subject) -> None:
+    worker.attempt = 2
+    await worker.up(generation=2, worker=True)
+    with pytest.raises(AppNotLoaded):
+        await call(worker)
