@@ -184,7 +184,7 @@ class AlgorithmAdapter:
         return answer
 
     def _with_diagnostics(self, result: dict[str, Any]) -> dict[str, Any]:
-        diagnostics = getattr(self._algorithm, "diagnostics", None)
+        diagnostics: Any = getattr(self._algorithm, "diagnostics", None)
         published = diagnostics.get() if hasattr(diagnostics, "get") else {}
         return {**result, "diagnostics": published}
 

@@ -15,16 +15,19 @@ MAIN = "main-work"
 class Apps:
     """A worker session without a container: `load`, then `call`."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, inside: str | None = None) -> None:
         self.kernel = kernel
+        self._inside = inside or str(kernel.work)  #: where the working folder is for the app
 
     def write(self, source: str, name: str = "app") -> None:
         (self.kernel.work / f"{name}.py").write_text(source)
 
-    async def load(self, source: str, entry: str = "app:App", timeout: float | None = None, **more: Any) -> Output:
+    async def load(
+        self, source: str, entry: str = "app:App", *, timeout_seconds: float | None = None, **more: Any
+    ) -> Output:
         self.write(source)
-        asked = {"adapter": "class", "entry": entry, "path": str(self.kernel.work), **more}
-        return await self.kernel.run(json.dumps(asked), mode="load", timeout_seconds=timeout)
+        asked = {"adapter": "class", "entry": entry, "path": self._inside, **more}
+        return await self.kernel.run(json.dumps(asked), mode="load", timeout_seconds=timeout_seconds)
 
     async def loaded(self, source: str, **more: Any) -> None:
         out = await self.load(source, **more)

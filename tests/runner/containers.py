@@ -31,9 +31,15 @@ ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": "/packages"}
 
 @contextlib.asynccontextmanager
 async def container(
-    engine: docker.DockerClient, image: str, folder: Path, config: RunnerConfig | None = None, **options: Any
+    engine: docker.DockerClient,
+    image: str,
+    folder: Path,
+    config: RunnerConfig | None = None,
+    *,
+    more: dict[str, dict[str, str]] | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[Kernel, Container]]:
-    """A started container and its runner; removed at the end."""
+    """A started container and its runner; removed at the end. `more`: of the host's folders, as the engine has them."""
     runtime = await asyncio.to_thread(ensure_runtime, DATA)
     link_dir, work = folder / "link", folder / "work"
     work.mkdir(exist_ok=True)
@@ -56,6 +62,7 @@ async def container(
             str(link_dir): {"bind": LINK_IN_CONTAINER, "mode": "rw"},
             str(work): {"bind": "/home/work", "mode": "rw"},
             PACKAGES: {"bind": "/packages", "mode": "ro"},
+            **(more or {}),
         },
         **options,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ async def test_a_failing_call_leaves_the_app_as_it_is(apps: Apps) -> None:
     assert await apps.output(given=1) == 3
 
 
-CANNOT_BE_LOADED: tuple[tuple[str, dict[str, str], str, str], ...] = (
+CANNOT_BE_LOADED: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     ("import nothing_of_that_name", {}, "app_import_failed", "nothing_of_that_name"),
     ("def f(:", {}, "app_import_failed", "invalid syntax"),
     ("x = 1", {}, "app_import_failed", "has no App"),
@@ -134,7 +135,7 @@ async def test_a_load_that_failed_can_be_tried_again(apps: Apps) -> None:
 
 async def test_a_setup_that_never_returns_ends_by_its_timeout(apps: Apps) -> None:
     source = "import asyncio\nclass App:\n    async def setup(self):\n        await asyncio.sleep(60)\n"
-    out = await apps.load(source, timeout=0.1)
+    out = await apps.load(source, timeout_seconds=0.1)
     assert (out.done["reason"], out.done["exit_code"]) == ("timeout", 130)
     with pytest.raises(RunnerError):
         await apps.call()

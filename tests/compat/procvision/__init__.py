@@ -1,0 +1,1 @@
+"""The SDK of procvision, as its users have it."""
