@@ -76,8 +76,8 @@ class InferenceFront:
         except ConnectionError:
             raise
         except TimeoutError:
-            error = AgentUnavailable("It took too long, and it is not known whether it happened; ask again shortly.")
-            return self._refused(request, error, request_id)
+            late = AgentUnavailable("It took too long, and it is not known whether it happened; ask again shortly.")
+            return self._refused(request, late, request_id)
         except Exception as error:
             log.error("request %s: %s failed", request_id, request.method, exc_info=error)
             return self._refused(request, Internal(), request_id)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from uuid import NAMESPACE_URL, uuid5
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from actions.base import Action, Effect
+from domain.crash import reach
 from domain.errors import InvalidRequest
 from domain.principal import Principal
 from manager.rest.exchange import Exchange, Row
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from manager.compat.inference.links import Links
     from manager.rest.app import RestDoor
 
+R = TypeVar("R")
 PREFIX: Final = "/compat/inference"
 #: Of one call's body, input included.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -28,6 +32,17 @@ class Ask(Exchange):
     def __init__(self, door: RestDoor, request: BaseRequest, request_id: str, by: Principal, links: Links) -> None:
         super().__init__(door, request, request_id, cast(Row, None), {}, by)
         self.links = links
+
+    async def run(self, action: Action[Any, R], *, settle_seconds: float | None = 0.0) -> R:
+        """One request may run several actions, each with a key of its own."""
+        key = None if action.rules.effect is Effect.READ else self.idempotency_key
+        if key is not None:
+            key = f"inference-{uuid5(NAMESPACE_URL, key)}-{action.action_name}"
+        answer = await self.door.world.processor.run(
+            action, by=self.by, key=key, request_id=self.request_id, settle_seconds=settle_seconds
+        )
+        reach("api.answer.before")
+        return answer
 
     async def body(self, *, required: bool = True) -> dict[str, Any]:
         return await self.json(max_bytes=MAX_BODY_BYTES, required=required)
@@ -57,6 +72,6 @@ def base_of(request: BaseRequest) -> str:
     if scheme not in ("http", "https"):
         scheme = "https" if request.secure else "http"
     host = request.headers.get("Host", "")
-    if not host or not host.isascii() or any(c in host for c in "/\\@?# \t\"<>"):
+    if not host or not host.isascii() or any(c in host for c in '/\\@?# \t"<>'):
         raise InvalidRequest("The request names no host.", field="Host")
     return f"{scheme}://{host}{PREFIX}"

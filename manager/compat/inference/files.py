@@ -7,6 +7,7 @@ import posixpath
 import re
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
@@ -81,9 +82,7 @@ async def create(ask: Ask) -> web.StreamResponse:
         await make_folder(ask, str(file_id))
         path = f"{file_id}/{name}"
         until = time.time() + UPLOAD_SECONDS
-        token = ask.links.seal(
-            Link(purpose="upload", access_key=ask.by.access_key, path=path, size=size, until=until)
-        )
+        token = ask.links.seal(Link(purpose="upload", access_key=ask.by.access_key, path=path, size=size, until=until))
         told = described(ask, path)
         told |= {"size": size, "content_type": content_type, "upload_url": f"{ask.base}/files/upload/{token}"}
         made.append(told)
@@ -311,18 +310,14 @@ async def make_folder(ask: Ask, name: str) -> None:
     try:
         await ask.run(asked)
     except VolumeNotFound:
-        try:
+        with suppress(VolumeNameTaken):  # by another request of the same user
             await ask.run(CreateVolumeAction(name=VOLUME, quota_bytes=QUOTA))
-        except VolumeNameTaken:
-            pass  # by another request of the same user
         await ask.run(asked)
 
 
 async def remove(ask: Ask, path: str) -> bool:
     try:
-        await ask.run(
-            ManageVolumeFilesAction(volume=VOLUME, op="remove", path=path.partition("/")[0], recursive=True)
-        )
+        await ask.run(ManageVolumeFilesAction(volume=VOLUME, op="remove", path=path.partition("/")[0], recursive=True))
     except (VolumeNotFound, FileNotFound):
         return False
     return True

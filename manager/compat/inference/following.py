@@ -12,30 +12,33 @@ from aiohttp import web
 
 from actions import GetCallAction
 from domain.errors import MoorageError
-from manager.compat.inference import shapes
+from manager.compat.inference import files, shapes
 from manager.compat.inference.ask import Ask
-from manager.compat.inference.logs import Printed
+from manager.compat.inference.logs import Printed, logs_of
 from manager.compat.inference.records import call_records
 from manager.rest.json import dumps
 from manager.rest.streams import watched
 
 #: A client has enough of heartbeats alone after 30 s, so that it gets the task itself, and often enough.
 UPDATE_SECONDS: Final = 10.0
-#: An asynchronous client breaks on lines longer than 128 KiB. The end of a stream without the end of its task makes it ask
-#: for the task, which may be of any size.
+#: An asynchronous client breaks on lines longer than it buffers: 128 KiB, or 512. The end of a stream without the
+#: end of its task makes it ask for the task, which may be of any size.
 MAX_LINE_BYTES: Final = 100_000
 _WAITING_RECORDS: Final = 64
 HEADERS: Final = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Told = Callable[..., Awaitable[dict[str, Any]]]
 
 
-async def follow(ask: Ask, call: Any, told: Told, session_of: Callable[[Ask, Any], Awaitable[Any]]) -> web.StreamResponse:
+async def follow(
+    ask: Ask, call: Any, told: Told, session_of: Callable[[Ask, Any], Awaitable[Any]]
+) -> web.StreamResponse:
     response = await ask.begin(200, HEADERS)
     async with watched(ask) as watch:
         with contextlib.suppress(MoorageError):  # the answer has begun: its end without the task's says enough
             async with aclosing(_Following(ask, call, told, session_of).lines()) as lines:
                 async for line in lines:
-                    await ask.write(response, line)
+                    if line:
+                        await ask.write(response, line)
     if watch.reason in (None, "closing"):
         await response.write_eof()
     else:
@@ -56,21 +59,22 @@ class _Following:
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """The last one is that of the finished task, unless it is too long for one."""
-        following = asyncio.create_task(self._follow())
-        changed = asyncio.create_task(self._watch())
+        tasks = [] if self._over else [asyncio.create_task(self._follow()), asyncio.create_task(self._watch())]
         try:
-            if self._call.status == "queued":
-                self._session = await self._session_of(self._ask, self._call)
-            if not self._over:
+            if self._over:
+                self._printed.text = await logs_of(self._ask, self._call)
+            else:
+                if self._call.status == "queued":
+                    self._session = await self._session_of(self._ask, self._call)
                 yield await self._line()
             while not self._over:
                 async for line in self._next():
                     yield line
             yield await self._line()
         finally:
-            for task in (following, changed):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(following, changed, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def _over(self) -> bool:
@@ -116,7 +120,7 @@ class _Following:
     async def _line(self) -> bytes:
         task = await self._told(self._ask, self._call, logs=self._printed.text, session=self._session)
         if not self._over and self._partial is not None:
-            task["output"], task["status"] = self._partial, int(shapes.TaskStatus.RUNNING)
+            task["output"], task["status"] = files.told(self._ask, self._partial), int(shapes.TaskStatus.RUNNING)
         line = dumps(task)
         for name in () if self._over else ("input", "logs", "output"):
             if len(line) <= MAX_LINE_BYTES:

@@ -21,7 +21,7 @@ async def info(ask: Ask, session_id: object) -> Any:
     found = as_uuid(session_id) if isinstance(session_id, str) else None
     if found is None:
         raise SessionNotFound(f"There is no session '{str(session_id)[:80]}'; start one with session='new'.")
-    data = (await ask.run(GetSessionInfoAction(session_name=str(found)))).session_data
+    data = (await ask.run(GetSessionInfoAction(session_name=str(found)))).session_info
     if data.session_type is not SessionTypes.WORKER:
         raise SessionNotFound(f"The session {found} answers no calls; start one with session='new'.")
     return data

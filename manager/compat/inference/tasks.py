@@ -29,8 +29,12 @@ from manager.rest.streams import permitted
 #: A new session's idle time, in seconds.
 DEFAULT_TIMEOUT: Final = 60
 LONGEST_TIMEOUT: Final = 3600
+#: Of a session that is made for one call with files; time to take out what it has written.
+_ONCE_SECONDS: Final = 5
 #: A client that waits in its request gives up after 30 s.
 _HELD_SECONDS: Final = 20.0
+#: What a warm session answers at once need not be asked for again.
+_SHORT_SECONDS: Final = 0.05
 #: How long a call with files waits for its session to run.
 _BRING_SECONDS: Final = 20.0
 #: Read and let be: where it runs, and what it costs, is decided here.
@@ -43,7 +47,9 @@ async def run(ask: Ask) -> web.StreamResponse:
     if unknown := sorted(name for name in body.keys() - _KNOWN if body[name] is not None):
         raise InvalidRequest(f"'{unknown[0][:80]}' is not supported here; leave it out.", field=unknown[0][:80])
     if body.get("setup"):
-        raise InvalidRequest("'setup' is not given with a call here: deploy the app with these 'options'.", field="setup")
+        raise InvalidRequest(
+            "'setup' is not given with a call here: deploy the app with these 'options'.", field="setup"
+        )
     reference = parse_reference(body.get("app"))
     function = _function(body, reference)
     asked = body.get("session")
@@ -55,7 +61,7 @@ async def run(ask: Ask) -> web.StreamResponse:
     elif asked == "new":
         call = await _in_new(ask, reference, function, given, timeout, seconds)
     else:
-        call = await _in(ask, asked, reference, function, given, seconds)
+        call = await _in(ask, asked, reference, function, given, max(seconds, _SHORT_SECONDS))
     return ask.data(await told(ask, call) | ({"session_timeout": timeout} if asked == "new" else {}))
 
 
@@ -88,17 +94,20 @@ def _mounts(given: files.Taken) -> tuple[Mount, ...]:
 
 
 async def _once(ask: Ask, reference: AppReference, function: str, given: files.Taken, seconds: float) -> Any:
-    asked = CallAppAction(
-        app=_named(reference), function=function, input=given.value, wait=seconds, mounts=_mounts(given)
-    )
+    if given.paths:  # which are mounted when its session is made
+        return await _in_new(ask, reference, function, given, _ONCE_SECONDS, seconds)
+    asked = CallAppAction(app=_named(reference), function=function, input=given.value)
+    call = (await ask.run(asked)).call
+    if not seconds:
+        return call
     async with permitted(ask):
-        return (await ask.run(asked)).call
+        return (await ask.run(GetCallAction(call_id=call.id, wait=seconds))).call
 
 
 async def _in_new(
-    ask: Ask, reference: AppReference, function: str, given: files.Taken, timeout: int | None, seconds: float
+    ask: Ask, reference: AppReference, function: str, given: files.Taken, idle: int | None, seconds: float
 ) -> Any:
-    asked = CreateFromParamsAction(app=_named(reference), idle_timeout=timeout, mounts=_mounts(given))
+    asked = CreateFromParamsAction(app=_named(reference), idle_timeout=idle, mounts=_mounts(given))
     session_id = str((await ask.run(asked)).session_data.id)
     try:
         return await _call(ask, session_id, function, given.value, seconds)
@@ -174,7 +183,7 @@ async def get(ask: Ask, task_id: str) -> web.StreamResponse:
 
 async def _session_of(ask: Ask, call: Any) -> Any:
     try:
-        return (await ask.run(GetSessionInfoAction(session_name=str(call.session_id)))).session_data
+        return (await ask.run(GetSessionInfoAction(session_name=str(call.session_id)))).session_info
     except SessionNotFound:
         return None
 

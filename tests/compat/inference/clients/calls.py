@@ -71,9 +71,14 @@ short = client.run({"app": "probe", "input": {}, "session": "new", "session_time
 while client.sessions.get(short)["status"] == "active":
     time.sleep(0.05)
 told["expired"] = client.sessions.get(short)["status"]
-for what in (lambda: client.run({"app": "probe", "input": {}, "session": short}), lambda: client.sessions.keepalive(short)):
+for what in (
+    lambda: client.run({"app": "probe", "input": {}, "session": short}),
+    lambda: client.sessions.keepalive(short),
+):
     try:
         what()
     except APIError as error:
-        told.setdefault("expired_calls", []).append([error.status_code, error.code, "session not found" in str(error).lower()])
+        told.setdefault("expired_calls", []).append(
+            [error.status_code, error.code, "session not found" in str(error).lower()]
+        )
 print(json.dumps(told))

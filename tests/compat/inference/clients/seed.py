@@ -25,9 +25,7 @@ session_id = result["session_id"]
 print(f"Session: {session_id}")
 result = client.run({"app": "my-app", "input": {"action": "process", "data": "..."}, "session": session_id})
 told["process"] = result["output"]
-result = client.run(
-    {"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 300}
-)
+result = client.run({"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 300})
 told["timeout"] = client.sessions.get(result["session_id"])["idle_timeout"]
 
 # -- Model loading ------------------------------------------------------------------------------------------------------
@@ -56,9 +54,7 @@ result = client.run(
     }
 )
 session_id = result["session_id"]
-client.run(
-    {"app": "browser-automation", "input": {"action": "click", "selector": "#login-btn"}, "session": session_id}
-)
+client.run({"app": "browser-automation", "input": {"action": "click", "selector": "#login-btn"}, "session": session_id})
 client.run(
     {
         "app": "browser-automation",
@@ -79,7 +75,11 @@ result = client.run(
     }
 )
 session_id = result["session_id"]
-messages = ["What is quantum computing?", "Can you give me a simple example?", "How is it different from classical computing?"]
+messages = [
+    "What is quantum computing?",
+    "Can you give me a simple example?",
+    "How is it different from classical computing?",
+]
 for msg in messages:
     result = client.run({"app": "chat-with-memory", "input": {"message": msg}, "session": session_id})
     print(f"Assistant: {result['output']['response']}")
@@ -104,7 +104,9 @@ for analysis in analyses:
     told.setdefault("analyses", []).append(result["output"])
 
 # -- Check session status, and explicit session close -----------------------------------------------------------------------
-session_id = client.run({"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 1})["session_id"]
+session_id = client.run({"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 1})[
+    "session_id"
+]
 while client.sessions.get(session_id)["status"] == "active":
     pass
 try:
@@ -160,21 +162,21 @@ manager = SessionManager(client, "my-app", timeout=600)
 result = manager.run({"action": "process", "data": "..."})
 first = manager.session_id
 client.sessions.end(first)
-told["recovered"] = [manager.run({"action": "process", "data": "again"})["output"]["items"], manager.session_id != first]
+told["recovered"] = [
+    manager.run({"action": "process", "data": "again"})["output"]["items"],
+    manager.session_id != first,
+]
 
 
 # -- Async sessions -----------------------------------------------------------------------------------------------------------
 async def session_workflow():
     client = async_inference(api_key="inf_...")
     # Create session
-    result = await client.run(
-        {"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 300}
-    )
+    result = await client.run({"app": "my-app", "input": {"action": "init"}, "session": "new", "session_timeout": 300})
     session_id = result["session_id"]
     # Run operations
     tasks = [
-        client.run({"app": "my-app", "input": {"action": "process", "id": i}, "session": session_id})
-        for i in range(10)
+        client.run({"app": "my-app", "input": {"action": "process", "id": i}, "session": session_id}) for i in range(10)
     ]
     # Note: These run sequentially on the same worker
     results = []

@@ -29,7 +29,9 @@ with tempfile.TemporaryDirectory() as folder:
     with urllib.request.urlopen(first["input"]["file"]) as answer:  # as apps and people read them, without a key
         told["by_address"] = answer.read().decode()
 
-told["data"] = read("data:text/plain;base64," + base64.b64encode(b"from a data URI").decode(), session=session)["output"]["content"]
+told["data"] = read("data:text/plain;base64," + base64.b64encode(b"from a data URI").decode(), session=session)[
+    "output"
+]["content"]
 told["base64"] = read(base64.b64encode(b"looks like base64").decode(), session=session)["output"]["content"]
 plain = client.run({"app": "probe", "input": {}, "session": "new"})["session_id"]  # had no file when it began
 uploaded = client.files.upload(b"bytes", UploadFileOptions(filename="b.bin", content_type="application/x-b"))
