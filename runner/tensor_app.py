@@ -37,6 +37,10 @@ class AppFailed(Exception):
         self.traceback = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-16384:]
 
 
+class BadOutput(Exception):
+    """The application gave what is no tensor, or too large."""
+
+
 class App:
     """`entry` is module:name: an async generator function, or a class with `run` (and `setup`, `close`). It is called with
     (prompt, tensor), and with start_at where it has such a parameter.
@@ -49,6 +53,7 @@ class App:
         # twice as many: a generator that is closed waits for its last step
         self._threads = ThreadPoolExecutor(2 * concurrency, thread_name_prefix="app")
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="app", daemon=True)
         self._made: Any = None
         self._run: Callable[..., Any] = lambda *_: None
         self.resume = "none"  #: own (it takes start_at), repeat (outputs are made again and dropped), none
@@ -56,7 +61,7 @@ class App:
 
     async def start(self) -> None:
         """Import, make, set up. Raises whatever the application raises."""
-        threading.Thread(target=self._loop.run_forever, name="app", daemon=True).start()
+        self._thread.start()
         await self.within(self._load())
 
     async def _load(self) -> None:
@@ -85,15 +90,19 @@ class App:
         if self._made is not None and (close := getattr(self._made, "close", None)) is not None:
             with contextlib.suppress(AppFailed, asyncio.TimeoutError):
                 await asyncio.wait_for(self.within(_called(close)), _CLOSE_SECONDS)
-        self._loop.call_soon_threadsafe(self._loop.stop)
         self._threads.shutdown(wait=False)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
 
-    def stream(self, prompt: str, body: Body, start_at: int) -> Run:
+    def stream(self, prompt: str, body: Body, start_at: int, most_bytes: int) -> Run:
         """One run of the generator. Raises BadTensor for what the application's library cannot hold."""
         kind = tensor_arrays.loaded_kind() if self._kind == "auto" else self._kind
         tensor = tensor_arrays.unpack(body, kind)
         asked = {"start_at": start_at} if self.resume == "own" else {}
-        return Run(self, lambda: self._run(prompt, tensor, **asked), skip=0 if asked else start_at)
+        skip = 0 if asked else start_at
+        return Run(self, lambda: self._run(prompt, tensor, **asked), skip=skip, most_bytes=most_bytes)
 
     async def within(self, work: Awaitable[Any]) -> Any:
         """On the application's event loop, in its own thread. Raises AppFailed for what the application raises."""
@@ -106,43 +115,43 @@ class App:
 class Run:
     """One output after the other, each made when it is asked for."""
 
-    def __init__(self, app: App, begin: Callable[[], Any], *, skip: int) -> None:
+    def __init__(self, app: App, begin: Callable[[], Any], *, skip: int, most_bytes: int) -> None:
         self._app = app
         self._begin = begin
         self._skip = skip
+        self._most_bytes = most_bytes
         self._source: Any = None
         self._single = False
         self._step_task: asyncio.Future[Any] | None = None  #: on the application's loop
         self._lock = threading.Lock()  #: of a generator that is not asynchronous
 
-    async def next(self) -> Any:
-        """The next output; END at the end. Raises AppFailed for what the application raises."""
+    async def next(self) -> Body:
+        """The next output, as bytes; None at the end. Raises AppFailed for what the application raises, BadOutput."""
         while self._skip:
             self._skip -= 1
-            if await self._step() is END:
-                return END
-        return await self._step()
+            if await self._step(wanted=False) is None:
+                return None
+        found: Body = await self._step()
+        return found
 
     async def close(self) -> None:
         """The generator's `finally` runs, wherever it is; one that does not end is let go."""
-        with contextlib.suppress(AppFailed, asyncio.TimeoutError):
+        with contextlib.suppress(AppFailed, asyncio.TimeoutError):  # what it says now, nobody hears
             if inspect.isgenerator(self._source):
                 await asyncio.wait_for(self._app.in_thread(self._close_plain), _CLOSE_SECONDS)
             else:
                 await asyncio.wait_for(self._app.within(self._close_async()), _CLOSE_SECONDS)
 
-    async def _step(self) -> Any:
+    async def _step(self, *, wanted: bool = True) -> Any:
         if self._source is None:
             # calling a generator function runs nothing of it; of any other, it is the application's work
             await self._app.within(self._start())
         if self._single:
-            value, self._source = self._source, END
-            return value
+            value, self._source = self._source, None if self._source is END else END
+            return None if value is END else self._packed(value)
         if inspect.isasyncgen(self._source):
-            return await self._app.within(self._step_async())
-        if inspect.isgenerator(self._source):
-            return await self._app.in_thread(self._step_plain)
-        return END
+            return await self._app.within(self._step_async(wanted))
+        return await self._app.in_thread(lambda: self._step_plain(wanted))
 
     async def _start(self) -> None:
         source = self._begin()
@@ -154,13 +163,26 @@ class Run:
         else:
             raise TypeError(f"The application gave a {type(source).__name__}; it is to be a generator of tensors.")
 
-    async def _step_async(self) -> Any:
+    async def _step_async(self, wanted: bool) -> Any:
         self._step_task = asyncio.ensure_future(_next_of(self._source))
-        return await self._step_task
+        value = await self._step_task
+        return self._packed(value) if wanted or value is END else True
 
-    def _step_plain(self) -> Any:
+    def _step_plain(self, wanted: bool) -> Any:
         with self._lock:
-            return next(self._source, END)
+            value = next(self._source, END)
+        return self._packed(value) if wanted or value is END else True
+
+    def _packed(self, value: Any) -> Body:
+        """In the application's thread: a device may be waited for."""
+        if value is END:
+            return None
+        if value is None:
+            raise BadOutput("The application gave None where a tensor is wanted.")
+        try:
+            return tensor_arrays.pack(value, self._most_bytes)
+        except moorage_tensors.BadTensor as error:
+            raise BadOutput(str(error)) from None
 
     async def _close_async(self) -> None:
         if self._step_task is not None and not self._step_task.done():
@@ -185,7 +207,7 @@ async def _guarded(work: Awaitable[Any]) -> Any:
     """Whatever it raises as AppFailed: a SystemExit would end the event loop."""
     try:
         return await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, BadOutput):
         raise
     except BaseException as error:
         raise AppFailed(error) from error
@@ -194,6 +216,8 @@ async def _guarded(work: Awaitable[Any]) -> Any:
 def _guarded_call(work: Callable[[], Any]) -> Any:
     try:
         return work()
+    except BadOutput:
+        raise
     except BaseException as error:
         raise AppFailed(error) from error
 

@@ -21,12 +21,13 @@ if __name__ == "__main__":  # `runner` is found, and none of its modules by a ba
 
 from runner.moorage_authorizers import AuthorizerBase, RateLimitAuthorizer, Refused, SignatureAuthorizer
 from runner.moorage_tensors import CONTENT_TYPE, BadFrame, BadTensor, CutOff, Frame, Limits, TooLarge, read_frame
-from runner.tensor_app import END, App, AppFailed, Run
-from runner.tensor_arrays import pack
+from runner.tensor_app import App, AppFailed, BadOutput, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from runner.moorage_tensors import Body
 
 HEAD_BYTES = 32 << 10
 _HEAD_SECONDS = 15.0
@@ -34,6 +35,7 @@ _BODY_SECONDS = 300.0
 #: Who takes nothing for so long is let go.
 _STALL_SECONDS = 300.0
 _LINGER_SECONDS = 2.0
+_CLOSE_SECONDS = 15.0
 _LINGER_BYTES = 64 << 20
 
 
@@ -79,20 +81,24 @@ class Server:
         self._active = 0
         self._served = 0
         self._server: asyncio.AbstractServer | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self, host: str, port: int) -> int:
         """The port that it listens on."""
         self._server = await asyncio.start_server(self._client, host, port, limit=HEAD_BYTES, backlog=128)
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def close(self) -> None:
+    def cut(self) -> None:
+        """Nothing is taken any more, and what is open breaks off: its clients go on elsewhere."""
         if self._server is not None:
             self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        for writer in self._open.values():
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        self.cut()
+        if self._open:
+            await asyncio.wait(set(self._open), timeout=_CLOSE_SECONDS)
 
     def info(self) -> dict[str, Any]:
         return {
@@ -106,7 +112,7 @@ class Server:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._open[task] = writer
         try:
             await self._answer(reader, writer)
         except Refusal as refusal:
@@ -118,7 +124,7 @@ class Server:
         except Exception as error:
             self._say(f"a connection failed: {type(error).__name__}: {error}")
         finally:
-            self._tasks.discard(task)
+            del self._open[task]
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -185,7 +191,7 @@ class Server:
     async def _stream(self, request: Frame, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         prompt, start_at = await self._checked(request)
         try:
-            run = self._app.stream(prompt, request.body, start_at)
+            run = self._app.stream(prompt, request.body, start_at, self._limits.payload_bytes)
         except BadTensor as error:
             raise Refusal(400, error.code, str(error)) from None
         request.body, request._payload = None, None  # the application has it, and may let it go
@@ -197,12 +203,8 @@ class Server:
         seq = start_at
         try:
             await self._send(writer, gone, Frame("open", seq, self.info()), request)
-            while (output := await self._next(run, gone)) is not END:
-                frame = Frame("tensor", seq, body=pack(output, self._limits.payload_bytes))
-                if frame.body is None:
-                    raise BadTensor("The application gave None where a tensor is wanted.")
-                del output
-                await self._send(writer, gone, frame, request)
+            while (output := await self._next(run, gone)) is not None:
+                await self._send(writer, gone, Frame("tensor", seq, body=output), request)
                 seq += 1
             await self._send(writer, gone, Frame("end", seq), request)
         except AppFailed as failed:
@@ -210,17 +212,18 @@ class Server:
             told = {"ename": failed.ename, "evalue": failed.evalue, "traceback": failed.traceback}
             told.update(code="application_error", message=f"The application raised {failed}."[:4096])
             await self._send(writer, gone, Frame("error", seq, told), request)
-        except BadTensor as error:
+        except BadOutput as error:
             self._say(f"output {seq}: {error}")
             await self._send(writer, gone, Frame("error", seq, {"code": "bad_output", "message": str(error)}), request)
         finally:
             gone.cancel()
             await run.close()
 
-    async def _next(self, run: Run, gone: asyncio.Future[None]) -> Any:
+    async def _next(self, run: Run, gone: asyncio.Future[None]) -> Body:
         step = asyncio.ensure_future(run.next())
+        both: set[asyncio.Future[Any]] = {step, gone}
         try:
-            await asyncio.wait({step, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not step.done():
                 raise Vanished
         finally:

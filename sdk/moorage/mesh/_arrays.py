@@ -155,4 +155,6 @@ def _to_numpy(tensor: Tensor) -> Any:
                 f"numpy has no {tensor.dtype} by itself: install ml_dtypes, or take such tensors as torch or raw."
             ) from None
         dtype = getattr(ml_dtypes, _ML_DTYPES[tensor.dtype])
+    if not len(tensor.data):
+        return numpy.empty(tensor.shape, dtype)
     return numpy.frombuffer(_own(tensor), dtype=numpy.uint8).view(dtype).reshape(tensor.shape)

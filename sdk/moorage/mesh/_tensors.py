@@ -77,7 +77,8 @@ class Tensor:
     __slots__ = ("data", "dtype", "shape")
 
     def __init__(self, dtype: str, shape: Sequence[int] | None, data: Any) -> None:
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
         size = ITEM_BYTES.get(dtype, 0)
         self.dtype = dtype
         self.shape: tuple[int, ...] = tuple(shape) if shape is not None else (len(view) // (size or 1),)

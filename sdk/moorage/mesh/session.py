@@ -81,11 +81,14 @@ class Session:
                 return
             except (NodeFailed, NoNodes) as error:
                 self._check_open()
-                failure = error
+                if isinstance(error, NoNodes) and failure is not None:
+                    error = NoNodes(f"{error} The last failure: {failure}")
+                else:
+                    failure = error
                 if outputs and not self._resumes:
                     raise StreamInterrupted(self._interrupted(outputs, error), outputs=outputs) from error
                 if attempt >= max_retries:
-                    raise
+                    raise error from None
             except CannotResume as error:
                 raise StreamInterrupted(self._interrupted(outputs, failure or error), outputs=outputs) from failure
             await self._pause(self._manager.get_retry_delay(attempt))
