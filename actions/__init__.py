@@ -13,8 +13,18 @@ from actions.administration import (
     RemoveAgentAction,
 )
 from actions.agents import CordonAgentAction, DrainAgentAction, UncordonAgentAction
+from actions.apps import DeleteAppAction, DeployAppAction, GetAppAction, ListAppsAction
 from actions.audit import ExportAuditAction, ListAuditAction, VerifyAuditAction
 from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, ScopeAction, SessionAction
+from actions.calls import (
+    CallAppAction,
+    CancelCallAction,
+    FollowCallAction,
+    GetCallAction,
+    KeepaliveSessionAction,
+    ListCallsAction,
+    StartCallAction,
+)
 from actions.clusters import CreateClusterAction
 from actions.credentials import (
     CreateKeypairAction,
@@ -183,6 +193,8 @@ __all__ = [
     "AliasImageAction",
     "AssignPolicyAction",
     "BatchAction",
+    "CallAppAction",
+    "CancelCallAction",
     "CancelTaskAction",
     "CheckAndTransitStatusAction",
     "CloneVolumeAction",
@@ -205,6 +217,7 @@ __all__ = [
     "CreateUserAction",
     "CreateVolumeAction",
     "CreateWebhookSecretAction",
+    "DeleteAppAction",
     "DeleteDomainAction",
     "DeleteKeypairAction",
     "DeletePolicyAction",
@@ -215,6 +228,7 @@ __all__ = [
     "DeleteTokenAction",
     "DeleteUserAction",
     "DeleteVolumeAction",
+    "DeployAppAction",
     "DestroySessionAction",
     "DownloadFileAction",
     "DownloadFilesAction",
@@ -229,12 +243,15 @@ __all__ = [
     "ExplainSessionAction",
     "ExportAuditAction",
     "FileUploadSpec",
+    "FollowCallAction",
     "FollowExecutionAction",
     "ForgetImageAction",
     "FsckAction",
     "FsckRepairAction",
     "GetAbusingReportAction",
     "GetAgentAction",
+    "GetAppAction",
+    "GetCallAction",
     "GetCommitStatusAction",
     "GetContainerLogsAction",
     "GetDependencyGraphAction",
@@ -259,10 +276,13 @@ __all__ = [
     "GetWatchRulesAction",
     "InterruptAction",
     "IssueSshCertificateAction",
+    "KeepaliveSessionAction",
     "KillExecutionAction",
     "LeaveVolumeAction",
     "ListAgentsAction",
+    "ListAppsAction",
     "ListAuditAction",
+    "ListCallsAction",
     "ListDeliveriesAction",
     "ListDevicesAction",
     "ListDomainsAction",
@@ -333,6 +353,7 @@ __all__ = [
     "ShutdownServiceAction",
     "SignInAction",
     "SignOutAction",
+    "StartCallAction",
     "StartServiceAction",
     "TakeDeviceOutAction",
     "UnassignPolicyAction",

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from actions.base import Effect, Rules, Work, action, any_user
 from actions.kernels import KernelGroup
-from actions.lifecycle import CreateFromParamsAction, checked_environ
+from actions.lifecycle import DEFAULT_SLOTS, CreateFromParamsAction, checked_environ
 from domain.errors import InvalidConfiguration
 from domain.principal import TokenScope
 from domain.resources import ResourceSlot
@@ -57,6 +57,6 @@ class CreateClusterAction(CreateFromParamsAction):
             role=name,
             count=count,
             image=image if role.image is None else await call.db.images.resolve(role.image),
-            slots=role.resource_slots or self.resource_slots,
+            slots=role.resource_slots or self.resource_slots or DEFAULT_SLOTS,
             environ=environ,
         )

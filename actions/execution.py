@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -148,14 +148,17 @@ def parse_run_id(text: str | UUID) -> RunId:
     )
 )
 class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
-    """Run code: `query` in the session's Python, `batch` as a shell command; `input` feeds a run, `continue` reads on.
+    """Run code: `query` in the session's Python, `batch` as a shell command, `call` a function of a worker session's app;
+    `input` feeds a run, `continue` reads on.
 
     `timeout` interrupts the run, then kills it (the session goes on); the answer is held until the run is done or
     waits for input, at most `wait` seconds. The same Idempotency-Key never starts a second run.
     """
 
     code: Annotated[str, Field(max_length=4 * 1024 * 1024)] = ""
-    mode: Literal["query", "batch", "input", "continue"] = "query"
+    mode: Literal["query", "batch", "call", "input", "continue"] = "query"
+    function: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "run"  #: with call
+    input: Any = None  #: of the function, with call
     opts: dict[str, Any] = field(default_factory=dict)
     run_id: UUID | None = None  #: of the run to feed or to read on
     timeout: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
@@ -168,6 +171,8 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
             raise InvalidRequest("Code must not contain NUL bytes.", field="code")
         if self.mode in ("query", "batch"):
             return await self._start(call, session, kernel_of(session, self.kernel))
+        if self.mode == "call":
+            return await self._call(call, session)
         if self.run_id is None:
             raise InvalidRequest(f"Mode '{self.mode}' needs the run_id of a running execution.", field="run_id")
         run_id, where = await _known_run(call, session, self.run_id)
@@ -220,6 +225,26 @@ class ExecuteSessionAction(SessionAction[Remote, RunOutput]):
             ask, POLL_SECONDS if self.wait is None else min(POLL_SECONDS, self.wait)
         )
         return await self._collect(call, where, call.run_id, first)
+
+    async def _call(self, call: Remote, session: Session) -> RunOutput:
+        """As `start_call` does, with the answer of an execution: its results hold partials, progress and the output."""
+        from actions.calling import place  # which reads runs as is done here
+
+        if self.code or self.kernel is not None:
+            raise InvalidRequest("Mode 'call' takes a function and its input, and no code or kernel.", field="code")
+        until = None if self.wait is None else call.service.monotonic() + self.wait
+        placed = await place(
+            call, session, self.function, self.input, self.timeout, action=self.action_name, wait=self.wait
+        )
+        await placed.delivered(until)
+        if not placed.row.delivered:
+            status = "queued" if placed.row.open else "done"
+            return RunOutput(run_id=placed.row.id, status=status, reason=placed.row.reason, error=placed.error)
+        wait = None if until is None else max(0.0, until - call.service.monotonic())
+        answer = await replace(self, wait=wait)._collect(call, placed.where, placed.row.id, placed.first)
+        if answer.status == "done":
+            await placed.result(1.0)
+        return answer
 
     def request_hash(self, session: Session) -> bytes:
         """What makes two requests the same one."""
@@ -471,13 +496,17 @@ class Killed(Result):
 
 @action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.AGENT, scope=TokenScope.SESSIONS))
 class KillExecutionAction(SessionAction[Remote, Killed]):
-    """Kill one run; its output so far is kept. A killed query takes the Python namespace with it."""
+    """Kill one run; its output so far is kept. A killed query takes the Python namespace with it.
+
+    With `grace_seconds` it is asked to end first (SIGTERM), and killed when it has not after so long.
+    """
 
     run_id: UUID
+    grace_seconds: Annotated[float, Field(ge=0, le=600)] | None = None
 
     async def run(self, call: Remote, session: Session, /) -> Killed:
         run_id, where = await _known_run(call, session, self.run_id)
-        return Killed(killed=await call.agents.kill(where, run_id))
+        return Killed(killed=await call.agents.kill(where, run_id, self.grace_seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

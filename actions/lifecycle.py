@@ -42,6 +42,7 @@ from actions.options import checked_callback, checked_options
 from actions.reallocation import change_resources
 from actions.resizing import resize
 from actions.views import SessionData, SessionResult
+from actions.workers import check_idle_timeout, check_same_app, employed
 from agent.wire import KernelSpec
 from domain.dependency import MOST_RETRY_DELAY_SECONDS, is_skip
 from domain.errors import (
@@ -74,6 +75,7 @@ from domain.session import (
     Status,
 )
 from domain.volumes import MOST_MOUNTS, Mount
+from repositories.apps import App
 from repositories.image import Image
 from repositories.kernels import settle
 from repositories.session import NewKernel
@@ -103,10 +105,10 @@ class CreatedSession(SessionResult):
 class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     """Queue a session for the given image and resources; it runs as soon as a host has room."""
 
-    image: Annotated[str, Field(min_length=1, max_length=512)]
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None  #: the app's, of a session that answers calls
     name: str | None = None  #: generated when left out
     architecture: str | None = None  #: the image's, when left out
-    resource_slots: ResourceSlot = DEFAULT_SLOTS
+    resource_slots: ResourceSlot | None = None  #: the app's, or 1 CPU and 1 GiB, when left out
     session_type: SessionTypes = SessionTypes.INTERACTIVE
     cluster_mode: ClusterMode = ClusterMode.SINGLE_NODE
     cluster_size: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -135,6 +137,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
     callback_url: str | None = None  #: is sent a signed request whenever something happens to the session
     idle_timeout: Seconds | None = None  #: it ends after so many seconds without a call or run
+    app: Annotated[str, Field(min_length=1, max_length=160)] | None = None  #: that a worker session loads: NAME or NAME@2
     resource_group: Annotated[str, Field(min_length=1, max_length=64)] | None = None  #: `default`, or the first allowed
     agent: Annotated[str, Field(min_length=1, max_length=256)] | None = None  #: on this host; for administrators
     host_labels: Mapping[str, str] | None = None  #: only on hosts that have all of them
@@ -149,7 +152,12 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         return self.name
 
     async def run(self, call: Work, /) -> CreatedSession:
+        asked, app = await employed(call, self)
+        return await asked._make(call, app)
+
+    async def _make(self, call: Work, app: App | None) -> CreatedSession:
         name = check_session_name(self.name) if self.name is not None else f"session-{call.new_id().hex[-12:]}"
+        assert self.image is not None
         if self.session_type is SessionTypes.SYSTEM and not call.by.is_admin:
             raise PermissionDenied("Only administrators create system sessions.")
         image = await call.db.images.resolve(self.image)
@@ -169,7 +177,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         places = await places_of(call, self.mounts)
         groups = await self._groups(call, image)
         check_groups(groups)
-        shm_mib = _checked_shm(self.shm_size, *(_checked_slots(group.slots) for group in groups))
+        shm_mib = _checked_shm(self.shm_size, *(check_slots(group.slots) for group in groups))
         sizes = [group.slots for group in groups for _ in range(group.count)]
         place = await checked_place(call, self, project=project, image=image, sizes=sizes)
         environ, notices = checked_environ(self.environ or {})
@@ -218,10 +226,13 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         made = await call.db.sessions.create(session, kernels, member=member, chosen=chosen)
         if made is None:
             await call.db.identity.project_id(project, domain=call.owner.domain, member=member)  # is there one at all?
-            return await self._reuse(call, name, image)
+            return await self._reuse(call, name, image, app)
+        if app is not None:
+            await call.db.calls.employ(made, app.id, app.version, app.definition, app.name)
+            call.announce("workers", session.id)
         if places:
             await call.db.volumes.mount(session.id, places)
-        if await arrange(call, session, self, service) or places:
+        if await arrange(call, session, self, service) or places or app is not None:
             made = await call.db.sessions.get(session.id)
         call.announce("queue")
         call.announce("sessions", session.id)
@@ -231,7 +242,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         """The main kernel's group first."""
         sizes = (("main", 1), ("worker", self.cluster_size - 1))
         return [
-            KernelGroup(role=role, count=count, image=image, slots=self.resource_slots)
+            KernelGroup(role=role, count=count, image=image, slots=self.resource_slots or DEFAULT_SLOTS)
             for role, count in sizes
             if count
         ]
@@ -239,7 +250,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     def _kernel(self, session: Session, kernel_id: KernelId, owner: Principal) -> NewKernel:
         return _kernel(session, kernel_id, owner)
 
-    async def _reuse(self, call: Work, name: str, image: Image) -> CreatedSession:
+    async def _reuse(self, call: Work, name: str, image: Image, app: App | None) -> CreatedSession:
         if not self.reuse_if_exists:
             raise NameTaken(
                 f"You already have a live session named '{name}'; choose another name, or pass reuse_if_exists.",
@@ -251,6 +262,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
                 f"The live session '{name}' is a {there.session_type} one of '{there.image}', which is not what you ask for.",
                 name=name,
             )
+        check_same_app(there, app)
         return CreatedSession(session_data=SessionData.of(there), created=False)
 
     async def settled(self, service: Service, answer: CreatedSession, seconds: float | None) -> CreatedSession:
@@ -266,7 +278,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
         return CreatedSession(session_data=SessionData.of(session), created=answer.created)
 
 
-def _checked_slots(slots: ResourceSlot) -> ResourceSlot:
+def check_slots(slots: ResourceSlot) -> ResourceSlot:
     if not slots.get("cpu"):
         raise InvalidResources("A session needs some CPU; ask for at least cpu=0.001.")
     if slots.get("mem", 0) < MIN_MEMORY_MIB:
@@ -319,6 +331,7 @@ def _kernel(session: Session, kernel_id: KernelId, owner: Principal) -> NewKerne
         uid=owner.uid,
         gid=owner.gid,
         lease_seconds=session.agent_lease_seconds,
+        worker=session.session_type is SessionTypes.WORKER,
     )
     return NewKernel(id=kernel_id, role="main", index=1, slots=session.requested_slots, spec=spec.pack())
 
@@ -372,7 +385,7 @@ class ModifySessionAction(SessionAction[Work, SessionResult]):
         }
         changes = {column: value for column, value in given.items() if value is not None}
         if self.idle_timeout is not None:
-            changes["idle_timeout_seconds"] = self.idle_timeout or None
+            changes["idle_timeout_seconds"] = check_idle_timeout(session, self.idle_timeout) or None
         if self.callback_url is not None:
             callback = await checked_callback(call, self.callback_url, session) if self.callback_url else None
             changes["callback_url"] = callback

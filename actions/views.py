@@ -9,9 +9,19 @@ from typing import Any
 from uuid import UUID
 
 from actions.base import Result
+from domain.apps import EndReason, WorkerState
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.resources import ResourceSlot
-from domain.session import ClusterMode, KernelState, OnAgentLost, Session, SessionKernel, SessionTypes, Status
+from domain.session import (
+    ANSWERING,
+    ClusterMode,
+    KernelState,
+    OnAgentLost,
+    Session,
+    SessionKernel,
+    SessionTypes,
+    Status,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,15 @@ class MountData:
     def of(cls, stored: Mapping[str, Any]) -> MountData:
         told = {name: stored[name] for name in ("path", "subpath", "read_only")}
         return cls(volume=stored["name"], volume_id=UUID(stored["volume"]), **told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOfSession:
+    """The app that a worker session has loaded."""
+
+    id: UUID
+    name: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +146,12 @@ class SessionData:
     bytes_out: int
     notices: tuple[Mapping[str, Any], ...]
     idle_warning: IdleWarning | None = None  #: it will be ended, unless it is used
+    app: AppOfSession | None = None  #: of a worker session; what follows is, too
+    ready_at: datetime | None = None  #: since when its app is loaded and it takes calls
+    open_calls: int = 0  #: that wait or run
+    call_count: int = 0  #: that have ended, and were not cancelled
+    last_call_at: datetime | None = None
+    end_reason: EndReason | None = None  #: ended, expired, lost
     kernels: tuple[KernelData, ...] = ()  #: the main one first
 
     @classmethod
@@ -184,15 +209,31 @@ class SessionData:
             status_changed_at=s.status_changed_at,
             started_at=s.started_at,
             ended_at=s.ended_at,
-            expires_at=s.expires_at,
+            expires_at=_expires_at(s),
             last_activity_at=s.last_activity_at,
             execution_count=s.execution_count,
             bytes_in=s.bytes_in,
             bytes_out=s.bytes_out,
             notices=s.notices,
             idle_warning=None if s.idle_warning is None else IdleWarning.of(s.idle_warning),
+            app=None if s.worker is None else _app_of(s.worker),
+            ready_at=s.worker and s.worker.ready_at,
+            open_calls=s.worker.open_calls if s.worker else 0,
+            call_count=s.worker.call_count if s.worker else 0,
+            last_call_at=s.worker and s.worker.last_call_at,
+            end_reason=s.end_reason,
             kernels=tuple(KernelData.of(kernel) for kernel in s.kernels),
         )
+
+
+def _app_of(worker: WorkerState) -> AppOfSession:
+    return AppOfSession(id=UUID(worker.app["id"]), name=worker.app["name"], version=worker.app["version"])
+
+
+def _expires_at(s: Session) -> datetime | None:
+    """The end of its lifetime, or that of a worker session's idle time when it comes first."""
+    idle = s.worker.idle_until_at if s.worker is not None and s.status in ANSWERING else None
+    return min((at for at in (s.expires_at, idle) if at is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class IdleFacts:
     started_at: datetime
     used_at: datetime  #: the last call, or its start
     busy: bool  #: something that somebody started runs in it
-    idle_timeout_seconds: float | None  #: its own
+    idle_timeout_seconds: float | None  #: its own; of a worker session, a limit of its owner's that is shorter
     timeout_seconds: float | None  #: its own lifetime,
     expires_at: datetime | None  #: which ends it then, whatever is said here
     exempt: bool = False
@@ -94,8 +94,10 @@ _LEFT_ALONE: Final = frozenset({SessionTypes.BATCH, SessionTypes.SYSTEM, Session
 
 
 def _timeout(facts: IdleFacts, settings: Settings, watched: bool) -> float | None:
-    """Its own; else what holds for all."""
+    """Its own; else what holds for all. A worker session's own ends it exactly then (repositories.due), unwarned."""
     rule = settings["idle_no_call"]
+    if facts.session_type is SessionTypes.WORKER:
+        return facts.idle_timeout_seconds
     return facts.idle_timeout_seconds or (rule["timeout_seconds"] if watched and rule["enabled"] else None)
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
+from domain.apps import EndReason, WorkerState
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.resources import ResourceSlot
 
@@ -364,3 +365,5 @@ class Session:
     notices: tuple[Mapping[str, Any], ...] = ()
     #: {checker, reason, warned_at, due_at}: it will be ended then, unless it is used
     idle_warning: Mapping[str, Any] | None = None
+    worker: WorkerState | None = None  #: of a worker session
+    end_reason: EndReason | None = None  #: of a worker session that has ended, or is about to

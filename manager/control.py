@@ -30,6 +30,7 @@ from manager.tails import Tails
 from manager.tasks import TaskLoop, Tools
 from manager.vault import AuditSeal, Vault
 from manager.webhooks import Callbacks, Webhooks, WebhookSettings
+from manager.workers import Workers
 from repositories.clusters import DEFAULT_POOL
 from repositories.database import Database
 from repositories.upkeep import Retention
@@ -71,6 +72,7 @@ class Control:
         )
         self.dependencies = Dependencies(database, herald, clock=clock)
         self.inference = Inference(database, herald, agents, clock=clock)
+        self.workers = Workers(database, herald, agents, clock=clock)
         self.services = ServiceKeeper(database, herald, agents, clock=clock)
         self.deadlines = Deadlines(database, herald, clock=clock)
         self.lost_agents = LostAgents(database, herald, clock=clock, lease_seconds=lease_seconds)
@@ -102,6 +104,8 @@ class Control:
             ("services", self.services),
             ("sessions", self.services),
             ("sessions", self.inference),
+            ("sessions", self.workers),
+            ("runs", self.workers),
             ("agents", self.scheduler),
             ("agents", self.drains),
             ("dispatch", self.dispatcher),
@@ -118,6 +122,7 @@ class Control:
             self.dispatcher,
             self.dependencies,
             self.inference,
+            self.workers,
             self.services,
             self.deadlines,
             self.lost_agents,
@@ -135,6 +140,7 @@ class Control:
 
     async def run(self) -> None:
         forget = [self._herald.subscribe(topic, loop.wake) for topic, loop in self._wakes]
+        forget.append(self._herald.subscribe("workers", self.workers.meet))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.ingest.run(), name="ingest")
@@ -145,6 +151,7 @@ class Control:
                 end()
             await self.dispatcher.close()
             await self.inference.close()
+            await self.workers.close()
             await self.services.close()
             await self.tasks.close()
             await self.webhooks.close()

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 #: queue: something may be schedulable; dispatch: an intent has changed; sessions: rows have changed; events: rows wait
 #: for their seq; identity: users, keypairs, policies; images; agents; runs: executions have finished; tasks;
+#: workers: worker sessions have something to load or to answer;
 #: trust: the certificate of an agent does not count any more.
 TOPICS: Final = frozenset(
     {
@@ -39,6 +40,7 @@ TOPICS: Final = frozenset(
         "tasks",
         "trust",
         "webhooks",
+        "workers",
     }
 )
 #: Nobody's session waits for these: in a burst they are told less often.

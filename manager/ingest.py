@@ -191,6 +191,8 @@ class Ingest:
             finished = await finish_runs(connection, reports, now=self._clock())
         reach("control.runs.after")
         self._announce_runs(finished.sessions)
+        if finished.loads:
+            self._herald.announce("sessions", *finished.loads)
         for agent_id, run_id in finished.refused:
             await self._refusals.record(agent_id, "report_runs", f"run {run_id}")
 

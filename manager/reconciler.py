@@ -73,6 +73,8 @@ def reason_of(due: DueSession, blocked: Mapping[SessionId, Blocked]) -> str:
     seconds = f"{due.seconds:g} s" if due.seconds is not None else "the time that was given"
     if due.due is Due.LIFETIME:
         return f"its lifetime of {seconds} is over"
+    if due.due is Due.IDLE:
+        return f"nobody called it for its idle_timeout of {seconds}"
     if due.due is Due.WORK:
         return f"batch_timeout: its work was not done within {seconds}"
     why = blocked.get(due.session_id)

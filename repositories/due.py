@@ -18,6 +18,7 @@ class Due(StrEnum):
     WAIT = "wait"  #: max_wait, in the queue
     LIFETIME = "lifetime"  #: timeout, from RUNNING on
     WORK = "work"  #: batch_timeout, from RUNNING on
+    IDLE = "idle"  #: idle_timeout of a worker session, since it was ready or called
     STATUS = "status"  #: the status was meant to pass
 
 
@@ -26,7 +27,7 @@ class DueSession:
     session_id: SessionId
     status: Status
     due: Due
-    seconds: float | None  #: the wait, lifetime or batch_timeout that was asked for
+    seconds: float | None  #: the wait, lifetime, batch_timeout or idle_timeout that was asked for
 
     @property
     def event(self) -> Event:
@@ -51,7 +52,35 @@ async def take_due(connection: Connection, *, now: datetime, limit: int = 200) -
         now,
         limit,
     )
-    return [_due(row) for row in rows]
+    return [_due(row) for row in rows] + await _take_idle(connection, now, limit, {row["id"] for row in rows})
+
+
+#: Of a worker session that is called meanwhile, the row of `workers` has changed: it is looked at again under the lock.
+_IDLE: Final = f"""
+    FROM workers w JOIN sessions s ON s.id = w.session_id
+    WHERE w.idle_until_at IS NOT NULL AND w.ready_attempt = s.attempt AND s.status IN ({_WORKING})
+"""
+
+
+async def _take_idle(connection: Connection, now: datetime, limit: int, others: set[object]) -> list[DueSession]:
+    rows = await connection.fetch(
+        f"""
+        SELECT s.id, s.status, s.idle_timeout_seconds {_IDLE} AND w.idle_until_at <= $1
+        ORDER BY s.id LIMIT $2 FOR NO KEY UPDATE OF s, w SKIP LOCKED
+        """,
+        now,
+        limit,
+    )
+    return [
+        DueSession(
+            session_id=SessionId(row["id"]),
+            status=Status(row["status"]),
+            due=Due.IDLE,
+            seconds=row["idle_timeout_seconds"],
+        )
+        for row in rows
+        if row["id"] not in others
+    ]
 
 
 async def next_due(connection: Connection) -> datetime | None:
@@ -60,7 +89,8 @@ async def next_due(connection: Connection) -> datetime | None:
         f"""
         SELECT (SELECT min(expires_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_EXPIRING})),
             (SELECT min(work_until_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_WORKING})),
-            (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_PASSING}))
+            (SELECT min(deadline_at) FROM sessions WHERE {tables.NOT_FINAL} AND status IN ({_PASSING})),
+            (SELECT min(w.idle_until_at) {_IDLE})
         """
     )
     return min((at for at in times or () if at is not None), default=None)

@@ -40,7 +40,8 @@ async def candidates(
     rows = await connection.fetch(
         f"""
         SELECT s.id, s.name, s.user_id, s.domain, s.project_id, s.session_type, s.started_at, s.last_activity_at,
-            s.timeout_seconds, s.expires_at, least(s.idle_timeout_seconds, l.most) AS idle_timeout_seconds,
+            s.timeout_seconds, s.expires_at, CASE WHEN s.session_type <> 'worker' OR l.most < s.idle_timeout_seconds
+                THEN least(s.idle_timeout_seconds, l.most) END AS idle_timeout_seconds,
             x.session_id IS NOT NULL AS exempt,
             w.checker, w.warned_at, w.due_at,
             s.id IN (SELECT session_id FROM executions WHERE status = 'running') AS busy

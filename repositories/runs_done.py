@@ -34,7 +34,13 @@ _FINISH: Final = """
             reason = EXCLUDED.reason, finished_at = EXCLUDED.finished_at, last_seq = EXCLUDED.last_seq,
             output_bytes = EXCLUDED.output_bytes
             WHERE e.status = 'running' AND e.kernel_id = EXCLUDED.kernel_id AND e.agent_id = EXCLUDED.agent_id
-        RETURNING run_id, session_id, mode, exit_code, signal, reason, output_bytes, finished_at
+        RETURNING run_id, session_id, attempt, mode, exit_code, signal, reason, output_bytes, finished_at
+    ), loaded AS (
+        UPDATE workers w SET ready_attempt = d.attempt, ready_at = $12::timestamptz,
+            idle_until_at = CASE WHEN w.open_calls = 0
+                THEN $12::timestamptz + make_interval(secs => s.idle_timeout_seconds) END
+        FROM done d JOIN sessions s ON s.id = d.session_id AND s.attempt = d.attempt
+        WHERE d.mode = 'load' AND d.exit_code = 0 AND d.reason = 'finished' AND w.session_id = d.session_id
     ), counted AS (
         UPDATE sessions s SET execution_count = s.execution_count + d.runs, bytes_out = s.bytes_out + d.bytes,
             activity = s.activity + 1, last_activity_at = greatest(s.last_activity_at, d.finished_at)
@@ -48,8 +54,8 @@ _FINISH: Final = """
                 'signal', d.signal, 'reason', d.reason, 'output_bytes', d.output_bytes))
         FROM done d JOIN theirs s ON s.id = d.session_id
     )
-    SELECT DISTINCT session_id, NULL::text AS agent_id, NULL::uuid AS run_id FROM done
-    UNION ALL SELECT NULL, t.agent_id, t.run_id FROM told t JOIN executions e USING (run_id)
+    SELECT session_id, bool_or(mode = 'load') AS load, NULL::text AS agent_id, NULL::uuid AS run_id FROM done GROUP BY 1
+    UNION ALL SELECT NULL, false, t.agent_id, t.run_id FROM told t JOIN executions e USING (run_id)
     WHERE (e.kernel_id, e.agent_id) IS DISTINCT FROM (t.kernel_id, t.agent_id)
 """
 
@@ -59,6 +65,7 @@ class Finished:
     """What reports of ended runs did."""
 
     sessions: frozenset[SessionId] = frozenset()  #: whose rows are different now
+    loads: frozenset[SessionId] = frozenset()  #: those of them that have loaded their app, or have failed to
     refused: tuple[tuple[AgentId, UUID], ...] = ()  #: agents speaking of runs not their own
 
 
@@ -93,6 +100,7 @@ async def finish_runs(connection: Connection, reports: Sequence[tuple[AgentId, R
     found = await connection.fetch(_FINISH, *([row[at] for row in rows] for at in range(11)), now)
     return Finished(
         sessions=frozenset(SessionId(row["session_id"]) for row in found if row["session_id"] is not None),
+        loads=frozenset(SessionId(row["session_id"]) for row in found if row["load"]),
         refused=tuple((AgentId(row["agent_id"]), row["run_id"]) for row in found if row["run_id"] is not None),
     )
 

@@ -11,7 +11,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import asyncpg
 
-from domain.errors import NameTaken, PreconditionFailed, SessionEnded, SessionNotFound, SessionNotReady, WrongStatus
+from domain.apps import EndReason, WorkerState
+from domain.errors import (
+    NameTaken,
+    PreconditionFailed,
+    SessionEnded,
+    SessionExpired,
+    SessionNotFound,
+    SessionNotReady,
+    WrongStatus,
+)
 from domain.ids import AccessKey, AgentId, KernelId, SessionId
 from domain.names import as_uuid
 from domain.resources import ResourceSlot
@@ -51,13 +60,22 @@ _COLUMNS: Final = """
     c.members, a.slots AS occupied,
     CASE WHEN s.status IN ('RUNNING', 'RUNNING_DEGRADED') THEN (
         SELECT jsonb_build_object('checker', i.checker, 'reason', i.reason, 'warned_at', i.warned_at, 'due_at', i.due_at)
-        FROM idle_warnings i WHERE i.session_id = s.id) END AS idle_warning
+        FROM idle_warnings i WHERE i.session_id = s.id) END AS idle_warning,
+    w.app, CASE WHEN w.ready_attempt = s.attempt THEN w.ready_at END AS ready_at, w.idle_until_at, w.open_calls, w.call_count,
+    w.last_call_at,
+    CASE WHEN w.session_id IS NOT NULL AND s.status IN ('TERMINATING', 'TERMINATED', 'CANCELLED', 'ERROR') THEN (
+        SELECT CASE WHEN h.event = 'expire' THEN 'expired' WHEN h.event IN ('destroy', 'force') OR s.exit_code = 0 THEN 'ended'
+            ELSE 'lost' END
+        FROM status_history h WHERE h.session_id = s.id AND h.attempt = s.attempt
+            AND h.event IN ('destroy', 'finish', 'expire', 'fail', 'force', 'skip', 'move')
+        ORDER BY h.version LIMIT 1) END AS end_reason
 """
 #: The main kernel says where the session is; what it holds is what the allocations say, of all its kernels.
 _FROM: Final = """
     sessions s
     JOIN projects p ON p.id = s.project_id
     LEFT JOIN kernels k ON k.id = s.main_kernel_id
+    LEFT JOIN workers w ON s.session_type = 'worker' AND w.session_id = s.id
     LEFT JOIN LATERAL (
         SELECT jsonb_agg(jsonb_build_array(m.id, m.role, m.idx, m.agent_id, m.observed,
                 m.seen_generation < m.generation)
@@ -161,7 +179,13 @@ def session_from_row(row: Mapping[str, Any]) -> Session:
             for kernel_id, role, index, agent_id, observed, pending in row["members"]
             or [(row["main_kernel_id"], "main", 1, row["agent_id"], row["observed"], row["pending"])]
         ),
+        worker=_worker(row) if row["app"] is not None else None,
+        end_reason=None if row["end_reason"] is None else EndReason(row["end_reason"]),
     )
+
+
+def _worker(row: Mapping[str, Any]) -> WorkerState:
+    return WorkerState(**{name: row[name] for name in WorkerState.__slots__})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,6 +396,15 @@ class SessionRepository:
             if now.status in FINAL:
                 raise SessionEnded(status=now.status)
             raise PreconditionFailed(version=now.version)
+        if session.worker is not None and "idle_timeout_seconds" in changes:  # what is left changes with it
+            await self._connection.execute(
+                """
+                UPDATE workers SET idle_until_at = idle_until_at + make_interval(secs => $2)
+                WHERE session_id = $1 AND idle_until_at IS NOT NULL
+                """,
+                session.id,
+                float(changes["idle_timeout_seconds"]) - (session.idle_timeout_seconds or 0.0),
+            )
         await self._connection.execute(
             """
             INSERT INTO events (at, type, session_id, user_id, domain, cause, data) VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -617,6 +650,10 @@ def like(glob: str) -> str:
 
 def wrong_status(session: Session) -> WrongStatus:
     """The refusal that says most: not ready yet, ended, or just not now."""
+    if session.end_reason is EndReason.EXPIRED:
+        return SessionExpired(
+            f"The session '{session.name}' has expired: {session.status_reason}; create a new one.", status=session.status
+        )
     if session.status in FINAL or session.status is Status.TERMINATING:
         return SessionEnded(
             f"The session '{session.name}' is {session.status}; restart it, or create a new one.", status=session.status

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from domain.principal import Principal, Role
 from domain.session import Session
+from repositories.apps import AppRepository
+from repositories.calls import CallRepository
 from repositories.credentials import CredentialRepository
 from repositories.database import Connection
 from repositories.dependencies import DependencyRepository
@@ -67,6 +69,15 @@ class Repositories:
 
     def services_of(self, session: Session) -> ServiceRepository:
         return ServiceRepository(self.connection, session.id, now=self.now, cause=self.cause)
+
+    @cached_property
+    def apps(self) -> AppRepository:
+        """As far as the owner may see them."""
+        return AppRepository(self.connection, self._owner, now=self.now)
+
+    @cached_property
+    def calls(self) -> CallRepository:
+        return CallRepository(self.connection, now=self.now, cause=self.cause)
 
     @cached_property
     def executions(self) -> ExecutionRepository:

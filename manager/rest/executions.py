@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
@@ -19,8 +19,9 @@ from actions import (
     ReadExecutionAction,
 )
 from actions.execution import RunFollower
-from agent.wire import Record, decode_records
+from agent.wire import Record, RunRead, decode_records
 from domain.errors import InvalidRequest, MoorageError
+from domain.ids import RunId
 from manager.rest import answers
 from manager.rest.answers import iso
 from manager.rest.auth import check_origin
@@ -85,11 +86,17 @@ async def read(exchange: Exchange) -> web.StreamResponse:
 async def _send(
     exchange: Exchange, follower: RunFollower, kind: str, source: AsyncGenerator[list[dict[str, Any]]]
 ) -> web.StreamResponse:
+    return await send_records(exchange, follower.run_id, kind, source)
+
+
+async def send_records(
+    exchange: Exchange, run_id: RunId, kind: str, source: AsyncGenerator[list[dict[str, Any]]]
+) -> web.StreamResponse:
     encode = _sse_line if kind == SSE else _line
     headers = SSE_HEADERS if kind == SSE else {"Content-Type": NDJSON, "Cache-Control": "no-store"}
-    response = await exchange.begin(200, {**headers, "X-Run-Id": str(follower.run_id)})
+    response = await exchange.begin(200, {**headers, "X-Run-Id": str(run_id)})
     async with watched(exchange) as watch:
-        await exchange.write(response, encode({"run_id": follower.run_id, "kind": "run"}))
+        await exchange.write(response, encode({"run_id": run_id, "kind": "run"}))
         try:
             # Lines of JSON have no heartbeat; only server-sent events know comments.
             beats = with_heartbeats(source, 15.0 if kind == SSE else 3600.0)
@@ -111,9 +118,13 @@ async def _send(
     return response
 
 
-async def _records(follower: RunFollower, *, binary: bool) -> AsyncGenerator[list[dict[str, Any]]]:
+def _records(follower: RunFollower, *, binary: bool) -> AsyncGenerator[list[dict[str, Any]]]:
+    return follow_run(follower.reads(), binary=binary)
+
+
+async def follow_run(source: AsyncIterator[RunRead], *, binary: bool) -> AsyncGenerator[list[dict[str, Any]]]:
     """Records as JSON, a list for each read; the last one is of kind `done` when the run is."""
-    async with aclosing(follower.reads()) as reads:  # type: ignore[type-var]
+    async with aclosing(source) as reads:  # type: ignore[type-var]
         async for piece in reads:
             found = [record_json(record, binary=binary) for record in decode_records(piece.records)]
             if piece.gap is not None:

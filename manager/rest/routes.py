@@ -11,7 +11,7 @@ from aiohttp import web
 
 import actions as a
 from actions.base import Action
-from manager.rest import answers, executions, files, graphs, information, reports, sign_ins, streams, terminals
+from manager.rest import answers, apps, executions, files, graphs, information, reports, sign_ins, streams, terminals
 from manager.rest.exchange import Exchange, decode_segment
 from manager.rest.json import MAX_BODY_BYTES, MAX_CODE_BODY_BYTES
 
@@ -22,6 +22,7 @@ PATH_FIELDS: Final[Mapping[str, str]] = {
     "run": "run_id",
     "task": "task_id",
     "token": "token_id",
+    "call": "call_id",
 }
 #: Never from outside: who asks is told by the credential, whose session by a parameter of its own.
 _HIDDEN: Final = frozenset({"access_key", "owner_access_key", "session_name"})
@@ -147,6 +148,22 @@ ROUTES: Final[tuple[Route, ...]] = (
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
          max_body_bytes=MAX_CODE_BODY_BYTES, query=("binary",), media=("application/json", NDJSON, SSE)),
+    _row("POST", f"{_S}/calls", a.StartCallAction, handler=apps.start_call, answer=attrgetter("call"),
+         max_body_bytes=MAX_CODE_BODY_BYTES),
+    _row("GET", f"{_S}/calls", a.ListCallsAction, answer=page),
+    _row("POST", f"{_S}/keepalive", a.KeepaliveSessionAction, answer=session_data, etag=True),
+    _row("GET", "/v1/calls/{call}", a.GetCallAction, handler=apps.get_call, answer=attrgetter("call"), head=False),
+    _row("GET", "/v1/calls/{call}/stream", a.FollowCallAction, handler=apps.follow_call, query=("binary",),
+         media=(NDJSON, SSE), head=False),
+    _row("POST", "/v1/calls/{call}/cancel", a.CancelCallAction, answer=attrgetter("call")),
+    # apps
+    _row("GET", "/v1/apps", a.ListAppsAction, answer=page, paged=True),
+    _row("POST", "/v1/apps", a.DeployAppAction, handler=apps.deploy, answer=attrgetter("app"), status=201,
+         hidden=frozenset({"archive"})),
+    _row("GET", "/v1/apps/{app}", a.GetAppAction, answer=attrgetter("app")),
+    _row("DELETE", "/v1/apps/{app}", a.DeleteAppAction, status=204),
+    _row("POST", "/v1/apps/{app}/calls", a.CallAppAction, status=201, max_body_bytes=MAX_CODE_BODY_BYTES,
+         answer=attrgetter("call")),
     _row("POST", f"{_S}/interrupt", a.InterruptAction),
     _row("POST", f"{_S}/complete", a.CompleteAction),
     _row("GET", f"{_S}/state", a.ListStateAction),
