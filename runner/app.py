@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 TYPE_CHECKING = False  # `typing` is not loaded for annotations only
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Call:
         self.body = body
         self.task: Any = None
         self.main = False  #: runs in the main thread outside of the loop: a plain function
+        self.thread = 0  #: in which it runs: a plain function beside other calls
         self.inside = False  #: the app's code is running
         self.cancelled = 0.0  #: when it was asked to end
         self.over = False
@@ -199,6 +201,7 @@ class Server:
         self._pending = False
         self._jobs: deque[tuple[Call, Callable[[], Any]]] = deque()  #: for the main thread, outside of the loop
         self._over = False
+        self._threads: ThreadPoolExecutor | None = None
         self._early: set[str] = set()  #: what was to be cancelled before it began
         self.logs = Logs(self.sender, self.calls, self._wake_flusher)
         session.flusher.outputs.append(self.logs)
@@ -326,33 +329,55 @@ class Server:
 
     async def _plainly(self, call: Call, function: Callable[[], Any]) -> Any:
         """A plain function: alone in the main thread, without a running loop; beside other calls in a thread of its own."""
-        if self.concurrency > 1 and self.adapter is not None:
-            context = contextvars.copy_context()
-            return await self.loop.run_in_executor(None, lambda: context.run(self._drained, call, function))
-        waiting = self.loop.create_future()
         context = contextvars.copy_context()
+        if self.concurrency > 1 and self.adapter is not None:
+            value, error = await self._in_thread(call, lambda: context.run(self._drained, call, function))
+        else:
+            value, error = await self._in_main(call, lambda: context.run(self._drained, call, function))
+        if error is not None:
+            raise error
+        return value
+
+    async def _in_main(self, call: Call, function: Callable[[], Any]) -> Any:
+        waiting = self.loop.create_future()
 
         def job() -> None:
+            call.main = True
             try:
-                call.main = True
-                value = context.run(self._drained, call, function)
-            except BaseException as error:
+                outcome = _outcome(function)
+            finally:
                 call.main = False
-                if not waiting.done():
-                    if isinstance(error, StopIteration):
-                        error = RuntimeError("the function raised StopIteration")
-                    waiting.set_exception(_Carried(error))
-            else:
-                call.main = False
-                if not waiting.done():
-                    waiting.set_result(value)
+            if not waiting.done():
+                waiting.set_result(outcome)
 
         self._jobs.append((call, job))
         self.loop.stop()
-        try:
-            return await waiting
-        except _Carried as carried:
-            raise carried.error from None
+        return await waiting
+
+    async def _in_thread(self, call: Call, function: Callable[[], Any]) -> Any:
+        """A thread that is to end is interrupted, and waited for: nothing of a call goes on when it is over."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="call")
+        lock = threading.Lock()
+
+        def job() -> Any:
+            call.thread = threading.get_ident()
+            try:
+                return _outcome(function)
+            finally:
+                with lock:
+                    call.thread = 0
+
+        running = self.loop.run_in_executor(self._threads, job)
+        while True:
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if running.done():
+                    raise
+                with lock:
+                    if call.thread:
+                        _interrupt(call.thread)
 
     def _drained(self, call: Call, function: Callable[[], Any]) -> Any:
         """A generator's items are partial outputs; the last one is the output."""
@@ -517,12 +542,21 @@ class Server:
         return call
 
 
-class _Carried(Exception):
-    """An exception on its way through a future, which takes no StopIteration and logs what nobody awaits."""
+def _outcome(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Value and exception: a future is not to carry an exception, for it takes no StopIteration."""
+    try:
+        return function(), None
+    except StopIteration:
+        return None, RuntimeError("the function raised StopIteration")
+    except BaseException as error:
+        return None, error
 
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
+
+def _interrupt(thread: int) -> None:
+    """Raise KeyboardInterrupt where that thread is, as soon as it is back in Python."""
+    import ctypes
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
 
 @contextlib.contextmanager

@@ -621,6 +621,8 @@ class Supervisor:
             run.stdin_eof = run.stdin_eof or eof
             self._feed_stdin(run)
             return {}
+        if run.mode in SERVING_MODES:
+            raise Refused("not_waiting_for_input", "A call has its input from the start; nothing can be fed to it.")
         if sum(len(data) for data, _ in run.typed) + len(body) > MAX_TYPED_AHEAD:
             raise Refused("resource_exhausted", "The code does not read its input; 4 MiB wait for it already.")
         run.typed.append((body, eof))
@@ -694,7 +696,7 @@ class Supervisor:
         if self._worker.state == "absent":
             raise Refused("no_python", "The image has no Python, so nothing can be completed.")
         # a worker that is only starting finds the question when it is ready
-        able = self._worker.state in ("starting", "ready")
+        able = self._worker.state in ("starting", "ready") and self._app is None
         if self._current is not None or self._queue or not able or len(self._completions) > 16:
             return {"suggestions": [], "start": 0, "end": 0, "busy": True}
         self._completion_id += 1

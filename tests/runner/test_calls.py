@@ -233,6 +233,17 @@ async def test_what_is_not_json_is_an_error(apps: Apps) -> None:
     assert await apps.output("give", "'x' * (4_000_000)") == "x" * 4_000_000
 
 
+async def test_what_is_no_business_of_an_app_is_refused(apps: Apps) -> None:
+    await apps.loaded(SLOW)
+    run = await apps.start("tidy", 60)
+    with pytest.raises(RunnerError) as refused:
+        await apps.kernel.link.send_input(run, b"typed")
+    assert refused.value.code == "not_waiting_for_input"
+    found = await apps.kernel.link.complete(code="prin", row=0, col=4, line="prin", post="")
+    assert (found["suggestions"], found["busy"]) == ([], True)
+    assert (await apps.kernel.run("echo beside", mode="batch")).stdout == "beside\n"
+
+
 async def test_plain_functions_have_a_loop_of_their_own(apps: Apps) -> None:
     await apps.loaded(SLOW)
     assert await apps.output("own_loop") == "same loop"
@@ -266,7 +277,9 @@ class App:
 
     def plain(self, seconds):
         print("in", threading.current_thread() is threading.main_thread())
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.01)
 
     async def endless(self):
         print("began")
@@ -286,6 +299,8 @@ async def test_calls_beside_each_other_have_their_own_logs(apps: Apps) -> None:
     endless = await apps.start("endless")
     await apps.kernel.until(endless, "stdout")
     assert (await apps.call("plain", 0)).stdout == "in False\n"
+    out = await apps.call("plain", 2, timeout_seconds=0.1)
+    assert (out.done["reason"], out.done["exit_code"]) == ("timeout", 130)
     assert (await apps.call("quick")).stdout == ""  # nobody knows whose it is: it is in the log
     await apps.kernel.link.interrupt(endless)
     assert (await apps.kernel.finish(endless)).done["reason"] == "interrupted"
