@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 PREFIX: Final = "/compat/inference"
-#: Of one call's body, input included.
-MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+#: Of one call's body. How long its input may be, the call says: a client writes it longer than it is.
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 
 
 class Ask(Exchange):
