@@ -183,6 +183,9 @@ class Server:
             except Refused as refused:
                 status = 429 if refused.code == "rate_limited" else 403
                 raise Refusal(status, refused.code, str(refused), refused.retry_after) from None
+            except Exception as error:
+                self._say(f"the authorizer failed: {type(error).__name__}: {error}")
+                raise Refusal(403, "authorization_refused", "The node's authorizer failed.") from None
         if start_at and self._app.resume == "none":
             raise Refusal(409, "cannot_resume", "The application cannot take a stream up where it broke off.")
         return prompt, start_at
