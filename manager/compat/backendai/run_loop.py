@@ -39,6 +39,7 @@ class RunLoop:
     raised: bool = False
     waiting: bool = False  #: for input
     password: bool = False
+    failed_build: int = 0  #: its exit code: what was not built is not run
     kept: bool = False  #: it was read from where it is kept between requests
 
     @classmethod
@@ -78,6 +79,9 @@ class RunLoop:
         """The next answer: after FLUSH_SECONDS, sooner when something is to be said of the run; `eager`: or printed."""
         if not self.begun:
             command = code if self.stage == "query" else self.commands.get(self.stage, "")
+            if self.failed_build:
+                why = {"kind": "stderr", "text": "Not run, because the build failed.\n"}
+                return self._done({"exit_code": self.failed_build, "reason": "finished"}, _showing(why))
             if not command and self.stage != "query":
                 return self._done({"exit_code": 0, "reason": "finished"}, Console())
             mode: Literal["query", "batch"] = "query" if self.stage == "query" else "batch"
@@ -126,6 +130,7 @@ class RunLoop:
     def _done(self, done: Mapping[str, Any], console: Console) -> dict[str, Any]:
         exit_code = exit_code_of(done, raised=self.raised)
         if self.stage in STAGES[:-1]:
+            self.failed_build = exit_code if self.stage == "build" else 0
             status = f"{self.stage}-finished"
             self.stage = STAGES[STAGES.index(self.stage) + 1]
             self.begun, self.next_seq, self.waiting = False, 0, False
@@ -144,3 +149,9 @@ class RunLoop:
             "options": options,
             "files": [],
         }
+
+
+def _showing(record: dict[str, Any]) -> Console:
+    console = Console()
+    console.add([record])
+    return console
