@@ -130,7 +130,7 @@ class DeployAppAction(ScopeAction[Work, AppResult]):
     image: Annotated[str, Field(min_length=1, max_length=512)]
     entry: Annotated[str, Field(max_length=256, pattern=_ENTRY)]  #: module:Class
     adapter: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "class"
-    path: Annotated[str, Field(max_length=1024, pattern=r"^/[^\0]*$")] | None = None  #: of the code, in the image
+    path: Annotated[str, Field(max_length=1024, pattern=r"^/[^\x00]*$")] | None = None  #: of the code, in the image
     options: Mapping[str, Any] = field(default_factory=dict)  #: for the adapter
     concurrency: Annotated[int, Field(ge=1, le=1000)] = 1  #: calls at once
     functions: Annotated[tuple[FunctionName, ...], Field(max_length=100)] = ()  #: that may be called; left out: all
