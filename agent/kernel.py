@@ -41,6 +41,7 @@ from agent.wire import Fact, KernelSpec, exit_record
 from domain.crash import reach
 from domain.isolation import Egress
 from domain.session import KernelState, Want
+from domain.volumes import is_at_home, may_be_mounted_at
 from runner.lease import EXIT_CODE as LEASE_OVER
 
 log = logging.getLogger("moorage.agent.kernel")
@@ -439,6 +440,7 @@ class Kernel:
 
     def _prepare(self, config: RunnerConfig) -> Any:
         self.folders.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folders.places.mkdir(mode=0o555, exist_ok=True)
         if (network := cluster.view(self.spec)) is not None:
             cluster.write_hosts(self.folders.hosts, network)
         if self.state.attempt > 1:  # the startup command runs again, under the same run id
@@ -917,6 +919,11 @@ class Kernel:
         ]
         if network is not None:
             mounts.append((self.folders.hosts, "/etc/hosts", True))
+        # volumes go to the places that they have at home, or over these
+        outside = [
+            path for mount in spec.mounts if not is_at_home(path := str(mount["path"])) and may_be_mounted_at(path)
+        ]
+        mounts += [(self.folders.places, path, True) for path in outside]
         return ContainerSpec(
             name=self.name,
             image=spec.image,

@@ -103,10 +103,10 @@ class Inside:
         self._fds.append(fd)
         return fd
 
-    def has(self, target: str) -> bool:
-        """Whether something is mounted there already."""
-        points = {line.split(" ")[4] for line in self._mountinfo.splitlines()}
-        return target.replace(" ", "\\040") in points
+    def count(self, target: str) -> int:
+        """How many things are mounted there already, each over the one before."""
+        shown = target.replace(" ", "\\040")
+        return sum(line.split(" ")[4] == shown for line in self._mountinfo.splitlines())
 
     def attach(self, mount: int, target: str) -> None:
         """The folder `target` must be there; a link on the way to it is refused."""

@@ -22,12 +22,13 @@ class Folders:
     results: Path  #: what is kept of the scratch folder, as long as the output
     private: Path  #: no container sees it: the hard link to the runner's socket
     hosts: Path  #: at /etc/hosts, of a kernel in a cluster
+    places: Path  #: empty; where volumes are to be mounted outside of the home folder
     image: Path  #: where the scratch folder is a disk of its own: what it is made of
 
     @classmethod
     def of(cls, data_dir: Path, kernel_id: str) -> Folders:
         root = data_dir / "kernels" / kernel_id.replace("-", "")
-        names = ("link", "work", "results", "private", "hosts", "work.img")
+        names = ("link", "work", "results", "private", "hosts", "places", "work.img")
         return cls(root, *(root / name for name in names))
 
     def discard(self, trash: Path) -> None:

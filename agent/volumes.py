@@ -33,7 +33,7 @@ from agent.client import FileStat
 from agent.jobs import Jobs, Progress
 from agent.rings import RunnerError
 from domain.crash import reach
-from domain.volumes import HOME
+from domain.volumes import HOME, is_at_home, may_be_mounted_at
 from runner.files import Files, Quota, Refused
 from runner.unpack import Limits, unpack
 
@@ -199,11 +199,15 @@ def mount_all(
             if mount["store"] != volumes.store:
                 raise mounts.MountFailed(f"the volume '{mount['name']}' is in a store that this host does not have")
             path = str(mount["path"])
-            if inside.has(path):
+            at_home = is_at_home(path)
+            if inside.count(path) > (0 if at_home else 1):
                 continue
             folder = volumes.descriptor(mount)
             opened.callback(os.close, folder)
-            _make_place(home, path, user)
+            if at_home:
+                _make_place(home, path, user)
+            elif not may_be_mounted_at(path) or not inside.count(path):  # the container was made with a place for it
+                raise mounts.MountFailed(f"{path} is no place for a volume")
             tree = mounts.clone(folder, read_only=bool(mount["read_only"]))
             opened.callback(os.close, tree)
             inside.attach(tree, path)

@@ -16,6 +16,12 @@ HOME: Final = "/home/work"
 MOST_MOUNTS: Final = 32
 #: Of users who have no uid of their own, and of everything in their sessions.
 EVERYBODY: Final = 1000
+#: Of the image and the system: nothing is mounted in them, nor at the top of the others that images have.
+_SYSTEM: Final = frozenset(
+    "bin boot dev etc lib lib32 lib64 libx32 lost+found moorage proc root run sbin sys usr var".split()
+)
+_OF_USERS: Final = ("/var/home/", "/var/tmp/")  # noqa: S108
+_TOPS: Final = frozenset({"/home", "/media", "/mnt", "/opt", "/srv", "/tmp", HOME})  # noqa: S108
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -54,7 +60,8 @@ class Mount:
     """A volume, or a folder in it, where a session sees it."""
 
     volume: str  #: name or id
-    path: str | None = None  #: below /home/work; the volume's name when left out
+    #: below /home/work, or an absolute path outside of the system's folders; the volume's name when left out
+    path: str | None = None
     subpath: str = ""
     read_only: bool = False
 
@@ -68,11 +75,27 @@ def check_volume_name(name: str) -> str:
 def mount_path(mount: Mount, name: str) -> str:
     """Where the volume of this name is mounted. Raises InvalidMount."""
     path = posixpath.normpath(posixpath.join(HOME, mount.path if mount.path is not None else name))
-    if not path.startswith(HOME + "/") or not _clean(path) or ".." in (mount.path or "").split("/"):
+    if not may_be_mounted_at(path) or ".." in (mount.path or "").split("/"):
         raise InvalidMount(
-            f"A volume is mounted below {HOME}, not at '{(mount.path or '')[:200]}'; write {HOME}/PATH.", field="mounts"
+            f"A volume is mounted below {HOME} or at a path outside of the system's folders such as /home/me/project, not at "
+            f"'{(mount.path or '')[:200]}'; write {HOME}/PATH.",
+            field="mounts",
         )
     return path
+
+
+def may_be_mounted_at(path: str) -> bool:
+    """Whether this is a normal absolute path at which a volume may be."""
+    top = path[1:].partition("/")[0]
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path or not _clean(path):
+        return False
+    if top.startswith(".") or (top in _SYSTEM and not path.startswith(_OF_USERS)):
+        return False
+    return bool(top) and path not in _TOPS
+
+
+def is_at_home(path: str) -> bool:
+    return path.startswith(f"{HOME}/")
 
 
 def mount_subpath(mount: Mount) -> str:
