@@ -17,7 +17,9 @@ KEPT = ROOT / "var" / "clients"
 def client_python(name: str) -> Path:
     """The interpreter of `requirements/clients/NAME.txt`. Several may ask at once."""
     wanted = REQUIREMENTS / f"{name}.txt"
-    place = KEPT / f"{name}-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]}"
+    alone = REQUIREMENTS / "alone" / f"{name}.txt"  # without what they depend on
+    text = wanted.read_bytes() + (alone.read_bytes() if alone.exists() else b"")
+    place = KEPT / f"{name}-{hashlib.sha256(text).hexdigest()[:12]}"
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -26,6 +28,8 @@ def client_python(name: str) -> Path:
             _uv("venv", "--quiet", "--python", sys.executable, str(place))
             options = ["--quiet", "--python", str(place / "bin" / "python"), "--require-hashes"]
             _uv("pip", "install", *options, "--requirement", str(wanted))
+            if alone.exists():
+                _uv("pip", "install", *options, "--no-deps", "--requirement", str(alone))
             (place / "ready").touch()
     return place / "bin" / "python"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +21,9 @@ from domain.principal import Principal
 from manager.compat.grpc.budget import Budget, OverBudget
 from manager.compat.grpc.callers import Callers
 from manager.compat.grpc.health import health_handler
-from manager.compat.grpc.links import Links
+from manager.compat.grpc.links import FRAME_BYTES, Links
 from manager.compat.grpc.methods import CLOSE, CREATE, METHODS, Method
-from manager.compat.grpc.relay import TOO_MUCH, Held, Refused, relay
+from manager.compat.grpc.relay import TOO_MUCH, Held, Message, Refused, relay
 from manager.compat.grpc.sessions import Sessions, meant, shown
 from manager.compat.grpc.wire import Malformed, flag, text, text_field
 
@@ -31,13 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("moorage.grpc")
 Code = grpc.StatusCode
-_SESSION_SECONDS: Final = 600.0
+_LARGE_BYTES: Final = 8 * 2**20
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.NOT_FOUND,
     409: Code.FAILED_PRECONDITION, 410: Code.NOT_FOUND, 413: Code.RESOURCE_EXHAUSTED, 422: Code.FAILED_PRECONDITION,
     429: Code.RESOURCE_EXHAUSTED, 500: Code.INTERNAL, 503: Code.UNAVAILABLE, 504: Code.DEADLINE_EXCEEDED,
 }  # fmt: skip
-Messages = AsyncIterator[bytes]
 
 
 class GrpcDoor:
@@ -53,6 +54,7 @@ class GrpcDoor:
         self._options = [
             ("grpc.max_receive_message_length", largest),
             ("grpc.max_send_message_length", largest),
+            ("grpc.http2.max_frame_size", FRAME_BYTES),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),
             # a client that has vanished is noticed, and its call cancelled
@@ -62,6 +64,7 @@ class GrpcDoor:
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ]
         self._servers: list[grpc.aio.Server] = []
+        self._tidying: asyncio.TimerHandle | None = None
         self._closing = asyncio.Event()
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
@@ -84,16 +87,17 @@ class GrpcDoor:
         await self._links.close()
 
     # -- one call --------------------------------------------------------------------------------------------------------
-    async def _call(self, user: str | None, method: Method, messages: Messages, context: Any) -> None:
+    async def _call(self, user: str | None, method: Method, _: object, context: Any) -> None:
         request_id = f"{self._prefix}-g{next(self._numbers):x}"
         try:
             by = await self._callers.principal(context, user)
             with self._budget.share(by.access_key) as share:
                 held = Held(share)
                 try:
-                    await self._answer(by, method, messages, context, held, request_id)
+                    await self._answer(by, method, context, held, request_id)
                 finally:
                     held.release()
+                    self._tidy_after(held)
             return
         except Refused as refused:
             refusal = refused
@@ -110,20 +114,27 @@ class GrpcDoor:
             refusal = Refused(Code.INTERNAL, f"Something failed here; tell your administrator: {request_id}.")
         await context.abort(refusal.code, refusal.details, tuple(refusal.trailing))
 
-    async def _answer(
-        self, by: Principal, method: Method, messages: Messages, context: Any, held: Held, request_id: str
-    ) -> None:
+    def _tidy_after(self, held: Held) -> None:
+        """What large messages took is the system's again when no more of them come for a moment."""
+        if held.most >= _LARGE_BYTES:
+            if self._tidying is not None:
+                self._tidying.cancel()
+            loop = asyncio.get_running_loop()
+            self._tidying = loop.call_later(1.0, lambda: loop.run_in_executor(None, _trim))
+
+    async def _answer(self, by: Principal, method: Method, context: Any, held: Held, request_id: str) -> None:
         await held.reserve(self._budget.largest)  # how large it is shows when it is there
-        message = await anext(aiter(messages), None)
-        if message is None:
+        if (data := await context.read()) is grpc.aio.EOF:
             raise Malformed
-        held.keep(len(message))
+        message = Message(data)
+        del data
+        held.keep(len(message.data))
         if method is CREATE:
             made = await self.sessions.create(by, request_id, context.time_remaining())
             await context.write(text(1, shown(made)))
             return
         if method is CLOSE:
-            await context.write(flag(1, await self._closed(by, message, request_id)))
+            await context.write(flag(1, await self._closed(by, message.data, request_id)))
             return
         session_id, message = await self._session_of(by, method, message, context, request_id)
         place = await self.sessions.place(by, session_id, request_id)
@@ -137,8 +148,8 @@ class GrpcDoor:
                 raise
 
     async def _session_of(
-        self, by: Principal, method: Method, message: bytes, context: Any, request_id: str
-    ) -> tuple[SessionId, bytes]:
+        self, by: Principal, method: Method, message: Message, context: Any, request_id: str
+    ) -> tuple[SessionId, Message]:
         if method.session_field is None:
             newest = await self.sessions.newest(by, request_id)
             if newest is None:
@@ -146,10 +157,10 @@ class GrpcDoor:
                     Code.FAILED_PRECONDITION, f"{method.name} is answered by a session: call CreateSession first."
                 )
             return newest, message
-        named = text_field(message, method.session_field)
+        named = text_field(message.data, method.session_field)
         if not named and method.makes_session:
             made = await self.sessions.create(by, request_id, context.time_remaining())
-            return made, message + text(method.session_field, shown(made))
+            return made, Message(message.take() + text(method.session_field, shown(made)))
         return meant(named), message
 
     async def _closed(self, by: Principal, message: bytes, request_id: str) -> bool:
@@ -161,10 +172,16 @@ class GrpcDoor:
         return await self.sessions.close(by, session_id, request_id)
 
 
+def _trim() -> None:
+    """The C library keeps what many small pieces were freed of, until it is told."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """Every call is taken as a stream, so that it is known who calls before a message is read."""
 
-    def __init__(self, call: Callable[[Method, Messages, Any], Awaitable[None]], closing: asyncio.Event) -> None:
+    def __init__(self, call: Callable[[Method, object, Any], Awaitable[None]], closing: asyncio.Event) -> None:
         self._call = call
         self._closing = closing
 

@@ -26,6 +26,8 @@ from manager.compat.grpc.budget import Share
 KEPT_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 10.0
 _BUFFER_BYTES: Final = 2**20
+#: Large messages come in large pieces, with less work for each byte.
+FRAME_BYTES: Final = 4 * 2**20
 #: What one message of the service may be longer than its own bytes, on the way.
 _FRAMES_BYTES: Final = 2**20
 Dial = Callable[[KernelAddress, int], Awaitable[socket.socket]]
@@ -40,6 +42,7 @@ class Link:
         self.calls = 0
         self.refused: str | None = None
         self.over = False
+        self.broken = False  #: the connection to the service ended while it was in use
         self.channel: grpc.aio.Channel
         self.share = share
         #: bytes that have come from the service, and no message of them has been read yet
@@ -106,6 +109,7 @@ class Link:
 
     def lost(self, end: _End) -> None:
         self._ends.discard(end)
+        self.broken = self.broken or bool(self.calls)
 
     async def close(self) -> None:
         if self._ending is not None:
@@ -132,11 +136,11 @@ class _End(asyncio.Protocol):
         self._opened = opened
         self._counts = counts
         self._peer: _End | None = None
+        self._early: list[bytes] = []  #: what came before there was another end: a preface, no more
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is one in all but its bases
         self.transport.set_write_buffer_limits(high=_BUFFER_BYTES)
-        self.transport.pause_reading()  # until the other end is there
         self._link.hold(self)
         if self._opened is not None:
             self._opened(self)
@@ -144,11 +148,13 @@ class _End(asyncio.Protocol):
     def join(self, other: _End) -> None:
         self._peer, other._peer = other, self
         for end in (self, other):
-            if not end.transport.is_closing():
-                end.transport.resume_reading()
-            else:
+            if end.transport.is_closing():
                 self.transport.abort()
                 other.transport.abort()
+        for end in (self, other):
+            early, end._early = end._early, []
+            for data in early:
+                end.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         if self._counts and not self._link.came(len(data)):
@@ -156,6 +162,8 @@ class _End(asyncio.Protocol):
             return
         if self._peer is not None:
             self._peer.transport.write(data)
+        else:
+            self._early.append(data)
 
     def pause_writing(self) -> None:
         if self._peer is not None and not self._peer.transport.is_closing():
@@ -186,6 +194,7 @@ class Links:
         self.options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", largest),
             ("grpc.max_receive_message_length", largest),
+            ("grpc.http2.max_frame_size", FRAME_BYTES),
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
@@ -216,7 +225,7 @@ class Links:
             yield link
         finally:
             link.end()
-            if link.refused is not None or link.over:
+            if link.refused is not None or link.over or link.broken:
                 self.drop(link)
 
     async def _open(self, key: Key, where: KernelAddress, share: Share) -> Link:

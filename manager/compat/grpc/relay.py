@@ -30,14 +30,27 @@ class Refused(Exception):
         self.trailing = trailing
 
 
-async def relay(context: Any, method: Method, message: bytes, held: Held, link: Link) -> None:
+class Message:
+    """One that is handed on: whoever takes it has the only reference, so that its memory is free when it was sent."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = [data]
+
+    @property
+    def data(self) -> bytes:
+        return self._data[0]
+
+    def take(self) -> bytes:
+        return self._data.pop()
+
+
+async def relay(context: Any, method: Method, message: Message, held: Held, link: Link) -> None:
     """Raises Refused with what the service says, or with why nothing was heard of it."""
     ask = link.channel.stream_stream(method.path)
     seconds = context.time_remaining()
     asked = ask(timeout=seconds, metadata=_passed_on(context.invocation_metadata() or ()))
     try:
-        await asked.write(message)
-        del message
+        await asked.write(message.take())
         await asked.done_writing()
         held.release()  # it is on its way
         while (answer := await asked.read()) is not grpc.aio.EOF:
@@ -65,6 +78,7 @@ class Held:
 
     def __init__(self, share: Share) -> None:
         self.share = share
+        self.most = 0  #: that a message of it had
         self._amount = 0
 
     async def reserve(self, amount: int) -> None:
@@ -74,11 +88,13 @@ class Held:
     def take(self, amount: int) -> None:
         self.share.take(amount)
         self._amount += amount
+        self.most = max(self.most, amount)
 
     def keep(self, amount: int) -> None:
         """So much of it, and no more."""
         self.share.release(self._amount - amount)
         self._amount = amount
+        self.most = max(self.most, amount)
 
     def release(self) -> None:
         self.keep(0)
@@ -91,8 +107,8 @@ async def _refused(asked: Any, code: grpc.StatusCode, link: Link) -> Refused:
     if link.refused is not None:
         details = f"The session's server cannot be reached at the moment ({link.refused}); ask again."
         code = grpc.StatusCode.UNAVAILABLE
-    elif code is grpc.StatusCode.UNAVAILABLE and not details:
-        details = "The session's server went away while it was asked."
+    elif code is grpc.StatusCode.UNAVAILABLE and link.broken:
+        details = "The session's server went away while it was asked; it may have run out of memory."
     return Refused(code, details, _passed_on(await asked.trailing_metadata() or ()))
 
 

@@ -1,0 +1,1 @@
+"""The real client of cuvis.ai against the gRPC front."""
