@@ -123,7 +123,7 @@ async def place(
     if session.status in _OVER:
         raise wrong_status(session)
     asked = asked_of(session, call.run_id, call.by.user_id, function, given, timeout)
-    where = main_kernel(session) if isis_ready(session) else None
+    where = main_kernel(session) if is_ready(session) else None
     async with call.service.reading(call) as single:  # one statement, its own transaction
         written = await single.db.calls.begin(
             session,
@@ -162,7 +162,7 @@ async def place(
     return placed
 
 
-def isis_ready(session: Session) -> bool:
+def is_ready(session: Session) -> bool:
     """Whether its app is loaded, and can be called."""
     return session.status in ANSWERING and session.worker is not None and session.worker.ready_at is not None
 
