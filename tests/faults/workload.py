@@ -45,6 +45,7 @@ class Town:
     homes: list[aio.Session] = field(default_factory=list)
     spare: aio.Session | None = None  #: is restarted again and again
     count: int = 0
+    written: set[str] = field(default_factory=set)  #: paths that somebody writes just now
 
     @classmethod
     @asynccontextmanager
@@ -174,15 +175,21 @@ async def process(town: Town) -> None:
 # -- files -------------------------------------------------------------------------------------------------------------
 @driver
 async def upload(town: Town) -> None:
-    session, path, data = town.home(), f"files/{town.rng.randrange(8)}", town.rng.randbytes(100_000)
-    while True:
-        try:
-            await session.files.write(path, data)
-            break
-        except moorage.errors.TransferFailed:  # "nothing was kept; repeat it": the SDK leaves that to the caller
-            await asyncio.sleep(0.1)
-    town.model.wrote(session, path, data)
-    expect(await session.files.read_bytes(path), data, f"I7 the file {path}")
+    session, data = town.home(), town.rng.randbytes(100_000)
+    # of two who write one file at once, either may be the last, whoever is answered last
+    path = town.rng.choice([path for n in range(8) if (path := f"files/{n}") not in town.written])
+    town.written.add(path)
+    try:
+        while True:
+            try:
+                await session.files.write(path, data)
+                break
+            except moorage.errors.TransferFailed:  # "nothing was kept; repeat it": the SDK leaves that to the caller
+                await asyncio.sleep(0.1)
+        town.model.wrote(session, path, data)
+        expect(await session.files.read_bytes(path), data, f"I7 the file {path}")
+    finally:
+        town.written.discard(path)
 
 
 @driver
