@@ -156,7 +156,7 @@ class Run:
     async def _start(self) -> None:
         source = self._begin()
         if inspect.isawaitable(source):
-            self._step_task = asyncio.ensure_future(source)
+            self._step_task = asyncio.ensure_future(_guarded(source))
             self._source, self._single = await self._step_task, True
         elif inspect.isasyncgen(source) or inspect.isgenerator(source):
             self._source = source
@@ -164,7 +164,7 @@ class Run:
             raise TypeError(f"The application gave a {type(source).__name__}; it is to be a generator of tensors.")
 
     async def _step_async(self, wanted: bool) -> Any:
-        self._step_task = asyncio.ensure_future(_next_of(self._source))
+        self._step_task = asyncio.ensure_future(_guarded(_next_of(self._source)))
         value = await self._step_task
         return self._packed(value) if wanted or value is END else True
 
@@ -207,7 +207,7 @@ async def _guarded(work: Awaitable[Any]) -> Any:
     """Whatever it raises as AppFailed: a SystemExit would end the event loop."""
     try:
         return await work
-    except (asyncio.CancelledError, BadOutput):
+    except (asyncio.CancelledError, AppFailed, BadOutput):
         raise
     except BaseException as error:
         raise AppFailed(error) from error
@@ -216,7 +216,7 @@ async def _guarded(work: Awaitable[Any]) -> Any:
 def _guarded_call(work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except BadOutput:
+    except (AppFailed, BadOutput):
         raise
     except BaseException as error:
         raise AppFailed(error) from error
