@@ -225,6 +225,7 @@ class Server:
                 continue  # raised in a task of the app's own, which has it as its end
             while self._jobs:
                 self._run_plain(*self._jobs.popleft())
+        self.session.flusher.flush()
 
     def _on_readable(self) -> None:
         for header, body in self._take_in():

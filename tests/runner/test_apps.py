@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,15 @@ async def test_only_a_worker_session_loads_apps(kernel: Kernel) -> None:
         await kernel.run('{"adapter": "class", "entry": "a:B"}', mode="load")
     assert refused.value.code == "app_not_loaded"
     assert (await kernel.run("1 + 1")).results == [{"text/plain": "2"}]
+
+
+async def test_the_example_of_the_documentation_works(apps: Apps) -> None:
+    text = (Path(__file__).parents[2] / "docs/apps.md").read_text()
+    await apps.loaded(text.partition("```python\n")[2].partition("```")[0])
+    assert await apps.output(given="x") == {"seen": 1, "given": "x"}
+    assert await apps.output("double", 4) == 8
+    counted = (await apps.call("count", 3)).results
+    assert [result["partial"] for result in counted if "partial" in result] == [0, 1, 2]
+    assert counted[-1] == {"output": 2}
+    assert await apps.output("close") == "bye"
+    assert (await apps.main())["reason"] == "ended"
