@@ -1,4 +1,7 @@
-"""`python -m bench [NAME...]`: benchmarks side by side with their references; one table, and JSON in bench/results/."""
+"""`python -m bench [--awake] [NAME...]`: benchmarks side by side with their references; one table, and JSON in bench/results/.
+
+`--awake` keeps the processors from halting (bench/awake.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import sys
 from contextlib import nullcontext
 
+from bench.awake import awake
 from bench.installation import installation
 from bench.report import Row, save, show
 
@@ -42,6 +46,9 @@ def load(words: list[str]) -> int:
 def main(wanted: list[str]) -> int:
     if wanted[:1] == ["load"]:
         return load(wanted[1:])
+    if wanted[:1] == ["--awake"]:
+        with awake():
+            return main(wanted[1:])
     if unknown := set(wanted) - set(NAMES):
         print(f"bench: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
