@@ -11,32 +11,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Final
 
-_SPIN: Final = "while True: pass"
+#: In a session of its own, of the lowest weight: where sessions share processors, idle is idle within one only.
+_SPIN: Final = """
+import os
+try:
+    with open("/proc/self/autogroup", "w") as weight: weight.write("19")
+except OSError: pass
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True: pass
+"""
 
 
 @contextmanager
 def awake() -> Iterator[None]:
     """Linux only; elsewhere OSError."""
-    spinning = [subprocess.Popen([sys.executable, "-S", "-c", _SPIN], preexec_fn=_yield_to_all) for _ in _processors()]
+    command = [sys.executable, "-I", "-S", "-c", _SPIN]
+    spinning = [subprocess.Popen(command, start_new_session=True) for _ in os.sched_getaffinity(0)]
     try:
         yield
     finally:
         for process in spinning:
             process.kill()
             process.wait()
-
-
-def _processors() -> set[int]:
-    return os.sched_getaffinity(0)
-
-
-def _yield_to_all() -> None:
-    # in a session of its own, of the lowest weight: where sessions share processors, idle is idle within one only
-    os.setsid()
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
