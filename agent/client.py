@@ -165,7 +165,9 @@ class AgentClient(Protocol):
         """SIGINT to one run or to whatever runs; False when nothing ran."""
         ...
 
-    async def kill(self, where: KernelAddress, run_id: RunId) -> bool: ...
+    async def kill(self, where: KernelAddress, run_id: RunId, grace_seconds: float | None = None) -> bool:
+        """SIGKILL to one run; with a grace SIGTERM, and SIGKILL when it has not ended by then. False when it did not run."""
+        ...
 
     async def complete(
         self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str

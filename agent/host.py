@@ -310,7 +310,7 @@ class Host:
 
     async def kill(self, arguments: Arguments) -> bool:
         _, link = self._running(arguments)
-        return await link.kill(arguments["run_id"])
+        return await link.kill(arguments["run_id"], arguments.get("grace_seconds"))
 
     async def complete(self, arguments: Arguments) -> Arguments:
         _, link = self._running(arguments)

@@ -531,8 +531,8 @@ class AgentHub:
     async def interrupt(self, where: KernelAddress, run_id: RunId | None) -> bool:
         return bool(await self._ask(where, wire.INTERRUPT, {"run_id": str(run_id) if run_id else None}))
 
-    async def kill(self, where: KernelAddress, run_id: RunId) -> bool:
-        return bool(await self._ask(where, wire.KILL, {"run_id": str(run_id)}))
+    async def kill(self, where: KernelAddress, run_id: RunId, grace_seconds: float | None = None) -> bool:
+        return bool(await self._ask(where, wire.KILL, {"run_id": str(run_id), "grace_seconds": grace_seconds}))
 
     async def complete(
         self, where: KernelAddress, *, code: str, row: int, col: int, line: str, post: str

@@ -243,8 +243,11 @@ class RunnerLink(asyncio.Protocol):
         """SIGINT to one run, or to all that run; False when nothing ran."""
         return bool((await self._ask({"op": "interrupt", "run": run})).get("interrupted"))
 
-    async def kill(self, run: str) -> bool:
-        """SIGKILL to one run (its worker, or its process group); False when it does not run."""
+    async def kill(self, run: str, grace_seconds: float | None = None) -> bool:
+        """SIGKILL to one run (its worker, or its process group), with a grace after SIGTERM; False when it does not run."""
+        if grace_seconds is not None:
+            asked = {"op": "terminate", "run": run, "grace_seconds": grace_seconds}
+            return bool((await self._ask(asked)).get("running"))
         return bool((await self._ask({"op": "kill", "run": run})).get("killed"))
 
     async def terminate(self, run: str, grace_seconds: float) -> None:

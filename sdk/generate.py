@@ -67,11 +67,11 @@ def main() -> int:
 
 
 def generated() -> Iterator[tuple[Path, str]]:
-    yield PACKAGE / "errors.py", errors()
-    yield PACKAGE / "_models.py", models()
     for source in sorted((PACKAGE / "aio").glob("*.py")):
         if source.name not in TWINS:
             yield PACKAGE / "sync" / source.name, blocking(source)
+    yield PACKAGE / "errors.py", errors()
+    yield PACKAGE / "_models.py", models()
     for name, copy in SHARED.items():
         yield PACKAGE / "mesh" / f"{copy}.py", shared(name)
 

@@ -620,6 +620,19 @@ kill = KillExecutionAction(session_name="train", run_id=RUN_ID)
         then_audit=None,
     ),
     more={
+        "what_is_given_time_is_asked_to_end_first": TestScenario(
+            given=(a_session(), a_run()),
+            agent=knows(Run()),
+            do=KillExecutionAction(session_name="train", run_id=RUN_ID, grace_seconds=5),
+            answer=lambda a: a.killed,
+            then_agent=("kill",),
+        ),
+        "no_time_without_end": TestScenario(
+            given=(a_session(), a_run()),
+            do=KillExecutionAction(session_name="train", run_id=RUN_ID, grace_seconds=601),
+            error=InvalidRequest,
+            then_audit=None,
+        ),
         "what_is_over_cannot_be_killed": TestScenario(
             given=(a_session(), a_run()),
             agent=knows(Run().end()),

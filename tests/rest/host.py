@@ -181,7 +181,7 @@ class MemoryHost:
             run.end(130, "interrupted")
         return bool(running)
 
-    async def kill(self, where: KernelAddress, run_id: RunId) -> bool:
+    async def kill(self, where: KernelAddress, run_id: RunId, grace_seconds: float | None = None) -> bool:
         self._called("kill")
         run = self.runs[str(run_id)]
         if run.done is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +244,93 @@ async def test_the_async_side(here: Installation) -> None:
             assert s.name in [found.name async for found in client.sessions.iterate()]
 
 
+def test_ensure_finds_the_session_or_makes_it_anew(client: moorage.Client) -> None:
+    small: Any = {"cpu": 0.1, "mem": "128m"}
+    with client.sessions.ensure("of-many", **small) as first:
+        with ThreadPoolExecutor() as threads:
+            others = list(threads.map(lambda _: client.sessions.ensure("of-many", **small), range(4)))
+        assert {other.id for other in others} == {first.id}
+        assert [first.created, *(other.created for other in others)] == [True, False, False, False, False]
+        first.destroy(wait=False)
+        with client.sessions.ensure("of-many", **small) as second:  # its name is free when the first has gone
+            assert (second.created, second.status) == (True, "RUNNING")
+            assert second.id != first.id
+
+
+def squared(number: int) -> dict[str, int]:
+    import os
+
+    if number == 3:
+        raise ValueError("three")
+    if number == 5:
+        os._exit(1)
+    print("at", number)
+    return {"square": number * number}
+
+
+def test_work_is_spread_over_sessions_and_told_in_order(client: moorage.Client) -> None:
+    before = [session.id for session in client.sessions.list()]
+    found = list(client.map(squared, range(9), sessions=3, cpu=0.1, mem="128m"))
+    assert [outcome.input for outcome in found] == list(range(9))
+    assert [outcome.value["square"] for outcome in found if outcome.ok] == [0, 1, 4, 16, 36, 49, 64]
+    with pytest.raises(errors.CommandFailed, match="three"):
+        found[3].check()
+    with pytest.raises(errors.CommandFailed, match="crashed"):
+        found[5].check()
+    assert found[1].run is not None
+    assert found[1].run.stdout == "at 1\n"
+    endless = client.map("result = item + offset", count(), sessions=2, setup="offset = 10", cpu=0.1, mem="128m")
+    assert [next(endless).check() for _ in range(10)] == list(range(10, 20))
+    endless.close()
+    assert [session.id for session in client.sessions.list()] == before
+
+
+def test_work_on_a_session_of_ones_own_leaves_it(client: moorage.Client, s: moorage.Session) -> None:
+    def prepare(session: moorage.Session) -> None:
+        session.files.write("factor.txt", "3")
+
+    work = "result = item * int(open('factor.txt').read())"
+    assert [one.check() for one in client.map(work, [1, 2], sessions=[s], setup=prepare)] == [3, 6]
+    bad = list(client.map("result = item", [object(), 1], sessions=[s]))
+    assert isinstance(bad[0].error, errors.InvalidRequest)
+    assert bad[1].value == 1
+    slow = client.map("import time; time.sleep(item); result = item", [0, 600, 600], sessions=[s])
+    assert next(slow).ok
+    slow.close()  # what ran is ended
+    assert s.run_code("'alive'").text == "'alive'"
+    with pytest.raises(errors.CommandFailed, match="ZeroDivisionError"):
+        next(client.map("result = 1", [1], sessions=[s], setup="1 / 0"))
+    with pytest.raises(TypeError, match="uses variables from around it"):
+        client.map(lambda_of(1), [1])
+
+
+def lambda_of(number: int) -> Any:
+    def inner(item: int) -> int:
+        return item + number
+
+    return inner
+
+
+async def test_mapping_is_called_off_with_its_task(here: Installation) -> None:
+    async with aio.Client(config=here.environ["MOORAGE_CONFIG"]) as client:
+        begun = asyncio.Event()
+
+        async def work() -> None:
+            async for outcome in client.map(WAITS, [0, 600], sessions=1, name="called-off", cpu=0.1, mem="128m"):
+                assert outcome.ok
+                begun.set()
+
+        task = asyncio.create_task(work())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await client.sessions.match("called-off") == []
+
+
+WAITS = "import time; time.sleep(item); result = item"
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 def test_run_from_nothing_to_nothing(here: Installation) -> None:
     done = here("run", "--rm", "--cpu", "1", "--mem", "256m", "-c", "print('hello')\n1 + 1")
@@ -283,6 +373,39 @@ def test_ctrl_c_stops_what_runs_there(here: Installation, s: moorage.Session) ->
     assert b"KeyboardInterrupt" in err
     assert process.returncode != 0
     assert s.run_code("'alive'").text == "'alive'"
+
+
+@pytest.mark.parametrize(
+    ("script", "signals", "exit_code"),
+    [
+        ("trap 'echo asked; exit 9' TERM; echo ready; sleep 60 & wait", [signal.SIGTERM], 9),
+        ("trap '' INT; echo ready; sleep 60 & wait; wait", [signal.SIGINT, signal.SIGINT], 137),
+    ],
+)
+def test_signals_go_to_what_runs_there(
+    here: Installation, script: str, signals: list[signal.Signals], exit_code: int
+) -> None:
+    run = [*MOORAGE, "run", "--rm", "--name", "signalled", "--cpu", "0.1", "--mem", "128m", "--", script]
+    process = subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=here.environ)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for number in signals:
+        process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == (b"asked\n" if exit_code == 9 else b"")
+    assert process.returncode == exit_code
+    assert "signalled" not in here("ps", "-q").stdout
+
+
+def test_whoever_is_told_to_end_leaves_no_session_behind(here: Installation) -> None:
+    with moorage.Client(config=here.environ["MOORAGE_CONFIG"]) as client:
+        seen = [event.id for event in client.events(follow=False)][-1]
+        run = [*MOORAGE, "run", "--name", "not-yet", "--starts-at", "+90m", "-c", "1", "--json"]
+        process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=here.environ)
+        assert any(event.type == "session.pending" for event in client.events(after=seen))
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == (b"", b"")
+        assert process.returncode == 143
+        assert client.sessions.match("not-yet") == []
 
 
 def test_administration(here: Installation) -> None:

@@ -120,9 +120,10 @@ class Execution:
         answer = await self._transport.request("POST", path, params=self._owner, json={"run_id": self.run_id})
         return bool(decoded(answer).get("interrupted"))
 
-    async def kill(self) -> bool:
-        """End it at once; whether there was something to end."""
-        answer = await self._transport.request("POST", f"{self._path}/kill", params=self._owner)
+    async def kill(self, *, grace: float | None = None) -> bool:
+        """End it at once; whether there was something to end. With a `grace`, SIGTERM, and the end after so many seconds."""
+        fields = _wire.body(grace_seconds=grace)
+        answer = await self._transport.request("POST", f"{self._path}/kill", params=self._owner, json=fields or None)
         return bool(decoded(answer).get("killed"))
 
     @property

@@ -171,8 +171,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as problem:
-        from moorage.cli.terminal import report
+    except BaseException as problem:
+        from moorage.cli.terminal import Stopped, report
 
-        code = report(problem, as_json="--json" in given)
+        if isinstance(problem, Stopped):
+            code = 128 + problem.number
+        elif isinstance(problem, Exception):
+            code = report(problem, as_json="--json" in given)
+        else:
+            raise
     sys.exit(code if isinstance(code, int) else 0)

@@ -69,11 +69,14 @@ def execution_output(session: str, run_id: str, follow: bool, from_seq: int, as_
 @execution_command.command("kill")
 @session_argument
 @click.argument("run_id", metavar="RUN")
+@click.option(
+    "--grace", type=click.FloatRange(0, 600), metavar="SECONDS", help="Ask it by SIGTERM; kill it after so long."
+)
 @json_option
-def execution_kill(session: str, run_id: str, as_json: bool) -> None:
+def execution_kill(session: str, run_id: str, grace: float | None, as_json: bool) -> None:
     """End an execution at once."""
     with connect() as client:
-        killed = client.sessions.get(session).executions.get(run_id).kill()
+        killed = client.sessions.get(session).executions.get(run_id).kill(grace=grace)
     if as_json:
         print_json({"run_id": run_id, "killed": killed})
     else:

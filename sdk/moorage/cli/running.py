@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 
 TIMED_OUT = 124
+#: Sent to us, and passed on to what runs in the session.
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: What is asked to end by SIGTERM has so long.
+GRACE_SECONDS = 10.0
 
 
 def work_options(function: F) -> F:
@@ -73,14 +78,14 @@ def run_command(
     moorage run --rm --gpu 1 -f train.py
     moorage run --name demo -- python -m http.server
 
-    A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
+    A single COMMAND is given to the shell. Ctrl-C interrupts what runs, SIGTERM ends it; a second one kills it.
     With --retries, --batch-timeout or --keep the COMMAND becomes a batch session, which ends with it.
     """
     mode, text = work(command, code, file)
     asked = creation_fields(**fields)
     if is_batch(asked):
         return _run_batch(name, remove, command, timeout, as_json, asked)
-    with connect() as client:
+    with terminal.signals(terminal.stop, signal.SIGTERM, signal.SIGHUP), connect() as client:
         session = client.sessions.create(name, wait=False, **asked)
         ended = remove
         try:
@@ -110,12 +115,12 @@ def _run_batch(
     if timeout is not None:
         raise click.UsageError("The time of a batch session is bounded by --batch-timeout.")
     _, text = work(command, None, None)
-    with connect() as client:
+    with terminal.signals(terminal.stop, signal.SIGTERM, signal.SIGHUP), connect() as client:
         session = client.sessions.create(name, session_type="batch", startup_command=text, wait=False, **fields)
         shown = Work(session, as_json=as_json, stdin=False)
         try:
             code = follow_batch(session, shown.attach)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, terminal.Stopped):
             if remove:
                 _end(session)
             else:
@@ -174,7 +179,7 @@ def exec_command(
     moorage exec -it demo                    a shell on this terminal; with -- COMMAND, that
     moorage exec demo --all -- hostname      on every kernel of a cluster, its name before each line
 
-    A single COMMAND is given to the shell. Ctrl-C interrupts what runs; a second one kills it.
+    A single COMMAND is given to the shell. Ctrl-C interrupts what runs, SIGTERM ends it; a second one kills it.
     """
     if tty:
         if code is not None or file or detach or everywhere or as_json:
@@ -285,9 +290,11 @@ class Work:
         self._figure_count = 0
         self._collector = Collector()
         self._execution: Execution | None = None
-        self._interrupts = 0
+        self._mode = ""
+        self._signalled = 0
 
     def run(self, mode: Any, text: str, timeout: float | None) -> RunResult:
+        self._mode = mode
         opts = {"stdin": False} if mode == "batch" and not self._stdin else None
         records = self._executions.stream(text, mode=mode, timeout=timeout, opts=opts, binary=True)
         return self._show(records, feed=mode == "batch")
@@ -313,7 +320,7 @@ class Work:
                 elif not self._as_json:
                     _show_record(record)
         result = self._collector.result()
-        if result.trouble and not self._as_json:
+        if result.trouble and not self._as_json and not self._signalled:
             note(f"moorage: {result.trouble}")
         return result
 
@@ -335,24 +342,23 @@ class Work:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C goes to what runs; the second kills it, the third leaves it alone."""
-        if threading.current_thread() is not threading.main_thread():
+        """What we are sent goes to what runs: Ctrl-C interrupts it, SIGTERM ends it; the second kills, the third leaves it."""
+        with terminal.signals(self._signal, *PASSED_ON):
             yield
-            return
-        before = signal.signal(signal.SIGINT, self._interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += 1
-        if self._execution is None or self._interrupts > 2:
-            raise KeyboardInterrupt
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled += 1
+        if self._execution is None or self._signalled > 2:
+            terminal.stop(number, frame)
+        assert self._execution is not None
         # not here: a handler must not wait
-        ask = self._execution.interrupt if self._interrupts == 1 else self._execution.kill
-        if self._interrupts == 2:
+        if self._signalled == 2:
             note("moorage: killing it")
+            ask: Any = self._execution.kill
+        elif number == signal.SIGINT or self._mode == "query":  # an interpreter has no milder end than an interrupt
+            ask = self._execution.interrupt
+        else:
+            ask = partial(self._execution.kill, grace=GRACE_SECONDS)
         threading.Thread(target=_quietly, args=(ask,), daemon=True).start()
 
     def _feed(self) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -258,6 +261,35 @@ def waiting(text: str, *, shown: bool = True) -> Iterator[Callable[[str], None]]
 
     with Console(stderr=True).status(printable(text)) as status:
         yield lambda text: status.update(printable(text))
+
+
+class Stopped(BaseException):
+    """This process was told to end by a signal; as an exception, so that what was begun is put away first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler: end as after an exception."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped(number)
+
+
+@contextmanager
+def signals(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these so, for a while. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def exit_code(problem: MoorageError) -> int:

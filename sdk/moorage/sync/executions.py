@@ -121,9 +121,10 @@ class Execution:
         answer = self._transport.request("POST", path, params=self._owner, json={"run_id": self.run_id})
         return bool(decoded(answer).get("interrupted"))
 
-    def kill(self) -> bool:
-        """End it at once; whether there was something to end."""
-        answer = self._transport.request("POST", f"{self._path}/kill", params=self._owner)
+    def kill(self, *, grace: float | None = None) -> bool:
+        """End it at once; whether there was something to end. With a `grace`, SIGTERM, and the end after so many seconds."""
+        fields = _wire.body(grace_seconds=grace)
+        answer = self._transport.request("POST", f"{self._path}/kill", params=self._owner, json=fields or None)
         return bool(decoded(answer).get("killed"))
 
     @property

@@ -227,24 +227,30 @@ class Crew:
             session.wait_ready()
         if not place.ready:
             if isinstance(self._setup, str):
-                place.session.run_code(self._setup, check=True)
+                (self._to_its_end(place, place.session.executions.start(self._setup))).check()
             elif self._setup is not None:
                 _io.result_of(self._setup(place.session))
-            place.session.run_code(self._definition, check=True)
+            (self._to_its_end(place, place.session.executions.start(self._definition))).check()
             place.ready = True
         return place.session
+
+    def _to_its_end(self, place: Place, begun: Execution) -> RunResult:
+        place.running = begun  # first this, then the look: whoever ends the work does it the other way round
+        if self._ending:
+            self._stop(place)
+        try:
+            return begun.wait()
+        finally:
+            place.running = None
 
     def _outcome(self, place: Place, begun: Execution | MoorageError, index: int, item: Any) -> Mapped:
         if isinstance(begun, MoorageError):
             return Mapped(index=index, input=item, error=begun)
-        place.running = begun
         try:
-            result = begun.wait()
+            result = self._to_its_end(place, begun)
         except MoorageError as problem:
             place.ready = False
             return Mapped(index=index, input=item, error=problem)
-        finally:
-            place.running = None
         if result.trouble:
             place.ready = False  # its interpreter may be another one now
         try:
