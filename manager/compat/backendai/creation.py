@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from actions import CreateFromParamsAction, CreateFromTemplateAction, GetSessionInfoAction, ListImagesAction
-from actions.lifecycle import CreatedSession
+from actions.lifecycle import DEFAULT_SLOTS, CreatedSession
 from actions.views import SessionData
 from domain.errors import (
     DependencyFailed,
@@ -130,7 +130,7 @@ def fields_of(body: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """The fields of the creation; what was not said is left out."""
     config = _object(body, "config")
     fields: dict[str, Any] = {
-        "image": body.get("image") or body.get("lang"),
+        "image": shapes.image_name(body.get("image") or body.get("lang")),
         "name": body.get("name") or body.get("clientSessionToken"),
         "session_type": kind_of(body.get("type")),
         "architecture": _ARCHITECTURES.get(str(body.get("architecture")), body.get("architecture")),
@@ -151,14 +151,14 @@ def fields_of(body: Mapping[str, Any], now: datetime) -> dict[str, Any]:
 
 def config_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of `config`: resources, environment, mounts, and where it is to run."""
-    slots = shapes.resources(_object(config, "resources"))
+    slots = shapes.resources(_object(config, "resources"), otherwise=DEFAULT_SLOTS)
     shm = _object(config, "resource_opts").get("shmem")
     agents = _list(config, "agentList") or _list(config, "agent_list")
     if len(agents) > 1:
         raise InvalidRequest("One host is named for a session, and Moorage finds those of its other containers.")
     environ = _object(config, "environ")
     return {
-        "resource_slots": slots or None,
+        "resource_slots": slots,
         "shm_size": None if shm is None else shapes.memory_mib(shm, "shmem"),
         "environ": {str(name): str(value) for name, value in environ.items()} or None,
         "mounts": mounts_of(config) or None,

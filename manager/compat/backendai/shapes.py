@@ -17,6 +17,8 @@ from domain.resources import ResourceSlot, parse_memory_mib
 from domain.session import Status
 
 MIB: Final = 1024 * 1024
+#: Where an image is from that names no registry, as engines read names.
+USUAL_REGISTRY: Final = "index.docker.io"
 _BARE: Final = re.compile(r"\d{1,20}")
 #: Slots that have another name there.
 _THEIRS: Final = {"gpu": "cuda.device", "gpu-mem": "cuda.mem"}
@@ -24,8 +26,8 @@ _OURS: Final = {"cuda.device": "gpu", "cuda.mem": "gpu-mem", "gpu": "gpu", "gpu-
 
 
 # -- what comes in -------------------------------------------------------------------------------------------------------
-def resources(given: Mapping[str, Any]) -> ResourceSlot:
-    """`{"cpu": "1", "mem": "512m"}`; a bare number of memory is bytes there, and MiB here."""
+def resources(given: Mapping[str, Any], otherwise: ResourceSlot) -> ResourceSlot:
+    """`{"cpu": "1", "mem": "512m"}`; a bare number of memory is bytes there, and MiB here. `otherwise`: what is not named."""
     amounts: dict[str, Any] = {}
     for name, value in given.items():
         if value is None:
@@ -40,7 +42,7 @@ def resources(given: Mapping[str, Any]) -> ResourceSlot:
             amounts["gpu"] = value
         else:
             amounts[_OURS.get(name, name)] = value
-    return ResourceSlot(amounts)
+    return ResourceSlot({**otherwise.to_json(), **amounts})
 
 
 def memory_mib(value: Any, name: str = "mem") -> int:
@@ -49,6 +51,11 @@ def memory_mib(value: Any, name: str = "mem") -> int:
     if isinstance(value, str) and _BARE.fullmatch(value.strip()):
         return math.ceil(int(value) / MIB)
     return parse_memory_mib(value, name)
+
+
+def image_name(given: Any) -> Any:
+    """Lists name the registry of images that name none themselves, as that client does; here they are without it."""
+    return given.removeprefix(f"{USUAL_REGISTRY}/") if isinstance(given, str) else given
 
 
 # -- what goes out -------------------------------------------------------------------------------------------------------
