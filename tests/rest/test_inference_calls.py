@@ -102,6 +102,18 @@ async def test_a_task_is_told_of_as_it_goes_on(warm: Installation) -> None:
     assert session["app"] == "blur@1"
 
 
+async def test_what_a_quick_task_has_yielded_is_told_afterwards(warm: Installation) -> None:
+    alice = warm.caller("alice")
+    task, run = await called(warm, alice)
+    for number in range(3):
+        run.say("result", {"partial": number})
+    run.say("result", {"output": 3})
+    run.end()
+    assert (await alice.get(f"{FRONT}/tasks/{task['id']}?wait")).status == 200
+    told = [(line["status"], line["output"]) async for line in lines_of(alice, task)]
+    assert [one for one in told if one[1] is not None] == [(7, 0), (7, 1), (7, 2), (10, 3)]
+
+
 async def test_what_fails_says_how(warm: Installation) -> None:
     alice = warm.caller("alice")
     task, run = await called(warm, alice)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from actions import GetCallAction
 from domain.errors import MoorageError
 from manager.compat.inference import files, shapes
 from manager.compat.inference.ask import Ask
-from manager.compat.inference.logs import Printed, logs_of
+from manager.compat.inference.logs import Printed, kept_records
 from manager.compat.inference.records import call_records
 from manager.rest.json import dumps
 from manager.rest.streams import watched
@@ -62,7 +63,10 @@ class _Following:
         tasks = [] if self._over else [asyncio.create_task(self._follow()), asyncio.create_task(self._watch())]
         try:
             if self._over:
-                self._printed.text = await logs_of(self._ask, self._call)
+                async with aclosing(kept_records(self._ask, self._call)) as pieces:
+                    async for records in pieces:
+                        async for line in self._tell(records):
+                            yield line
             else:
                 if self._call.status == "queued":
                     self._session = await self._session_of(self._ask, self._call)
@@ -98,13 +102,18 @@ class _Following:
             if self._status is not before and not self._over:
                 yield await self._line()
             return
+        async for line in self._tell(records):
+            yield line
+
+    async def _tell(self, records: list[dict[str, Any]]) -> AsyncGenerator[bytes]:
+        """A line for each partial output, and one for what was printed."""
         said = self._printed.add(records)
         for record in records:
             if record["kind"] == "call":
                 self._call = record["data"]
             elif record["kind"] == "result" and "partial" in record["data"]:
                 self._partial, said = record["data"]["partial"], False
-                yield await self._line()
+                yield await self._line(running=True)
         if said and not self._over:
             yield await self._line()
 
@@ -117,12 +126,19 @@ class _Following:
     def _status(self) -> shapes.TaskStatus:
         return shapes.status_of(self._call, self._session)
 
-    async def _line(self) -> bytes:
-        task = await self._told(self._ask, self._call, logs=self._printed.text, session=self._session)
-        if not self._over and self._partial is not None:
+    async def _line(self, *, running: bool = False) -> bytes:
+        """`running`: of the time before its end, which may be over."""
+        running = running or not self._over
+        call = (
+            replace(self._call, status="running", finished_at=None, error=None)
+            if running and self._over
+            else self._call
+        )
+        task = await self._told(self._ask, call, logs=self._printed.text, session=self._session)
+        if running and self._partial is not None:
             task["output"], task["status"] = files.told(self._ask, self._partial), int(shapes.TaskStatus.RUNNING)
         line = dumps(task)
-        for name in () if self._over else ("input", "logs", "output"):
+        for name in ("input", "logs", "output") if running else ():
             if len(line) <= MAX_LINE_BYTES:
                 break
             task[name] = [] if name == "logs" else None

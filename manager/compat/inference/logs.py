@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from actions import ReadExecutionAction
@@ -29,18 +30,25 @@ class Printed:
 
 async def logs_of(ask: Ask, call: Any) -> str:
     """Empty where they are not kept any more."""
-    printed, from_seq = Printed(), 0
-    try:
-        for _ in range(_MOST_READS):
-            piece = await ask.run(
-                ReadExecutionAction(
-                    session_name=str(call.session_id), run_id=call.id, from_seq=from_seq, max_bytes=_READ_BYTES
-                )
-            )
-            printed.add(piece.records)
-            if not piece.records:
-                break
-            from_seq = piece.next_seq
-    except MoorageError:
-        return printed.text  # it has not begun, or its host does not answer; the task is told all the same
+    printed = Printed()
+    async with aclosing(kept_records(ask, call)) as pieces:
+        async for records in pieces:
+            printed.add(records)
     return printed.text
+
+
+async def kept_records(ask: Ask, call: Any) -> AsyncGenerator[list[dict[str, Any]]]:
+    """What a call has said by now, in pieces; nothing, where it has not begun or its host does not answer."""
+    from_seq = 0
+    with suppress(MoorageError):
+        for _ in range(_MOST_READS):
+            asked = ReadExecutionAction(
+                session_name=str(call.session_id), run_id=call.id, from_seq=from_seq, max_bytes=_READ_BYTES
+            )
+            piece = await ask.run(asked)
+            if not piece.records:
+                return
+            yield piece.records
+            if piece.status == "done" and piece.records[-1]["kind"] == "done":
+                return
+            from_seq = piece.next_seq
