@@ -252,7 +252,10 @@ class Placed:
         service = self.call.service
         while self.row.open and not self.row.delivered:
             seconds = None if until is None else max(0.0, until - service.monotonic())
-            self.session = await service.wait_for_session(self.session.id, self._can_go_on, seconds)
+            if not self._can_go_on(self.session):
+                if seconds == 0.0:
+                    break
+                self.session = await service.wait_for_session(self.session.id, self._can_go_on, seconds)
             async with service.reading(self.call) as reading:
                 if is_ready(self.session):
                     await reading.db.calls.deliver(self.row.id)

@@ -139,6 +139,67 @@ def a_run(session_id: SessionId = ID, *, run_id: UUID = RUN_ID, **columns: Any) 
     return a_row("executions", **{**row, **columns})
 
 
+APP: Final = UUID("33333333-0000-7000-8000-000000000001")
+CALL: Final = UUID("44444444-0000-7000-8000-000000000001")
+
+
+def an_app(*, owner: Principal = ALICE, version: int = 1, scope: Mapping[str, Any] | None = None, **said: Any) -> Given:
+    """An app of a class that is in its image, `blur`."""
+
+    async def put(connection: Connection) -> None:
+        row = {"id": APP, "name": "blur", "version": version, "created_by": owner.user_id}
+        await insert(connection, "apps", {**row, **(scope or {"user_id": owner.user_id})})
+        made = {"image": IMAGE, "entry": "app:App", "path": "/opt/app", "idle_timeout": 60.0, **said}
+        row = {"app_id": APP, "version": version, "definition": made, "by_access_key": owner.access_key}
+        await insert(connection, "app_versions", row)
+
+    return Given(put=put)
+
+
+def a_worker(
+    status: Status = Status.RUNNING, *, ready: bool = True, app: Mapping[str, Any] | None = None, **columns: Any
+) -> Given:
+    """A worker session of the app `blur`, which is loaded, and not called."""
+    session = a_session(status, **{"session_type": "worker", "idle_timeout_seconds": 60.0, **columns})
+
+    async def put(connection: Connection) -> None:
+        await session.put(connection)
+        made = {"id": str(APP), "name": "blur", "version": 1, "image": IMAGE, "entry": "app:App", "path": "/opt/app"}
+        row: dict[str, Any] = {
+            "session_id": columns.get("id", ID),
+            "app_id": APP,
+            "app_version": 1,
+            "app": {**made, "concurrency": 1, "functions": [], **(app or {})},
+        }
+        if ready:
+            row |= {"ready_attempt": 1, "ready_at": NOW, "idle_until_at": NOW + timedelta(seconds=60)}
+        await insert(connection, "workers", row)
+
+    return Given(put=put)
+
+
+def a_call(session_id: SessionId = ID, *, run: bool = True, **columns: Any) -> Given:
+    """A call of that session, delivered, and not over."""
+    row = {
+        "id": CALL,
+        "session_id": session_id,
+        "user_id": ALICE.user_id,
+        "request_hash": b"",
+        "function": "run",
+        "input": "1",
+        "input_bytes": 1,
+        "created_at": NOW,
+        **columns,
+    }
+
+    async def put(connection: Connection) -> None:
+        await insert(connection, "calls", row)
+        if run:
+            await a_run(session_id, run_id=CALL, mode="call").put(connection)
+
+    return Given(put=put)
+
+
 def a_row(table: str, **columns: Any) -> Given:
     async def put(connection: Connection) -> None:
         await insert(connection, table, columns)
@@ -297,6 +358,8 @@ _NAMES: Final = {
     "volumes": "name",
     "registries": "host",
     "session_templates": "name",
+    "apps": "name",
+    "calls": "function",
     "services": "name",
     "service_instances": "name",
     "service_tickets": "kind",
@@ -349,6 +412,8 @@ def _name_of(table: str, key: str, row: Mapping[str, Any], all_rows: Rows) -> st
     if table == "status_history":
         session = all_rows.get(f"sessions {row['session_id']}", {})
         return f"{session.get('name')} {row['event'] or 'create'} {row['target']}"
+    if table == "workers":
+        return str(all_rows.get(f"sessions {row['session_id']}", {}).get("name"))
     if table in ("kernels", "allocations", "quota_uses"):
         session_id = row.get("session_id") or all_rows.get(f"kernels {row.get('kernel_id')}", {}).get("session_id")
         who = str(all_rows.get(f"sessions {session_id}", {}).get("name"))
