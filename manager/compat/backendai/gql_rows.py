@@ -22,7 +22,7 @@ from actions.views import (
 from actions.volumes import VolumeData
 from domain.resources import ResourceSlot
 from domain.session import ENDED, KernelState, Status
-from manager.compat.backendai.shapes import amounts, idle_checks
+from manager.compat.backendai.shapes import USUAL_REGISTRY, amounts, idle_checks
 from manager.rest.json import dumps
 
 _MIB: Final = 2**20
@@ -30,8 +30,6 @@ _CPU: Final = 1000
 _ROLES: Final[Mapping[str, str]] = {"domain_admin": "admin"}
 #: Backend.AI counts requests over so many seconds.
 _RATE_WINDOW_SECONDS: Final = 900
-#: Where an image is from that names no registry, as engines read names.
-_USUAL_REGISTRY: Final = "index.docker.io"
 
 
 def text(value: Any) -> str:
@@ -47,7 +45,7 @@ def image_parts(name: str) -> tuple[str, str, str]:
     """(registry, name, tag)."""
     registry, slash, rest = name.partition("/")
     if not slash or not ("." in registry or ":" in registry or registry == "localhost"):
-        registry, rest = _USUAL_REGISTRY, name
+        registry, rest = USUAL_REGISTRY, name
     path, _, tag = rest.partition("@")[0].rpartition(":")
     return (registry, path, tag) if path and "/" not in tag else (registry, rest, "latest")
 

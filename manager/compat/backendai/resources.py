@@ -148,7 +148,8 @@ async def month(ask: Ask) -> web.StreamResponse:
     until = (since + timedelta(days=32)).replace(day=1)
     projects = (await ask.run(ListProjectsAction())).items
     chosen = [p for p in projects if not groups or str(p.id) in groups or p.name in groups]
-    return ask.answer([await _usage(ask, project, since, until) for project in chosen])
+    found = [await _usage(ask, project, since, until) for project in chosen]
+    return ask.answer([one for one in found if one])
 
 
 async def period(ask: Ask) -> web.StreamResponse:

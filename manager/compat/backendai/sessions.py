@@ -119,7 +119,8 @@ async def logs(ask: Ask) -> web.StreamResponse:
 
 async def apps(ask: Ask) -> web.StreamResponse:
     session = await session_of(ask)
-    return ask.answer(shapes.service_ports(await labels_of(ask, session.image), session.preopen_ports))
+    labels = await labels_of(ask, session.image)
+    return ask.answer(shapes.service_ports(labels, session.preopen_ports, session.id))
 
 
 async def match(ask: Ask) -> web.StreamResponse:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from actions.kinds import BUILT_IN, LABEL_PREFIX, kind_of
+from actions.services import prefix_of
 from actions.views import SessionData
 from domain.errors import InvalidConfiguration, InvalidResources
 from domain.resources import ResourceSlot, parse_memory_mib
@@ -85,9 +86,14 @@ def status(session: SessionData) -> str:
     return _STATUS.get(session.status, str(session.status))
 
 
-def service_ports(labels: Mapping[str, str], preopened: Iterable[int] = ()) -> list[dict[str, Any]]:
-    """The apps that `app` can be asked for: those that the image declares, those that everybody knows, opened ports."""
-    found: dict[str, dict[str, Any]] = {}
+def service_ports(
+    labels: Mapping[str, str], preopened: Iterable[int] = (), session_id: UUID | None = None
+) -> list[dict[str, Any]]:
+    """The apps that `app` can be asked for: those that the image declares, those that everybody knows, opened ports.
+
+    With `session_id`, programs that know only the path at which the proxy serves them say where that is.
+    """
+    found: dict[str, dict[str, Any]] = {"sshd": {"name": "sshd", "protocol": "tcp", "ports": [22]}}
     declared = [label.removeprefix(LABEL_PREFIX) for label in labels if label.startswith(LABEL_PREFIX)]
     for name in (*sorted(declared), *sorted(BUILT_IN)):
         try:
@@ -96,6 +102,8 @@ def service_ports(labels: Mapping[str, str], preopened: Iterable[int] = ()) -> l
             continue  # a label that nobody can read
         if kind.port is not None and name not in found:
             found[name] = {"name": name, "protocol": kind.protocol, "ports": [kind.port]}
+            if kind.keep_prefix and session_id is not None:
+                found[name]["url_template"] = "http://{host}:{port}" + prefix_of(session_id, name)
     for port in preopened:
         found.setdefault(str(port), {"name": str(port), "protocol": "preopen", "ports": [port]})
     return list(found.values())

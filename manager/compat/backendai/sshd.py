@@ -72,6 +72,7 @@ async def login(ask: Ask) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 async def _serve(ask: Ask, session: SessionData, key: asyncssh.SSHKey, there: socket.socket) -> None:
     """Until the client goes: then its end of the pair is closed."""
+    asyncssh.set_log_level("WARNING")
     with contextlib.suppress(asyncssh.Error, OSError, TimeoutError):
         connection = await asyncssh.run_server(
             there,

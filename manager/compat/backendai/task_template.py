@@ -61,7 +61,7 @@ def _session(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
     kind = kind_of(spec.get("session_type"))
     return {
-        "image": kernel.get("image"),
+        "image": shapes.image_name(kernel.get("image")),
         "architecture": kernel.get("architecture"),
         "session_type": None if kind is None else str(kind),
         "bootstrap_script": run.get("bootstrap") or None,
