@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import IO, Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from actions.base import Effect, Reading, Result, Rules, ScopeAction, Work, action, any_user, anyone
 from actions.lifecycle import check_slots, checked_environ
@@ -142,7 +142,8 @@ class DeployAppAction(ScopeAction[Work, AppResult]):
     description: Annotated[str, Field(max_length=2000)] = ""
     scope: AppScope = AppScope.USER
     project: str | None = None  #: with scope project
-    archive: Archive | None = None  #: of the code; it is unpacked into /home/work/app
+    #: of the code; it is unpacked into /home/work/app. In JSON there is none: it is a part of its own
+    archive: Annotated[Archive | None, WithJsonSchema({"type": "null"})] = None
 
     def target(self) -> str | None:
         return self.name

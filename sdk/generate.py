@@ -114,6 +114,8 @@ def errors() -> str:
 
     names = sorted(error.__name__ for error in all_errors())
     client_side = [
+        "CallCancelled",
+        "CallFailed",
         "CommandFailed",
         "MoorageError",
         "NotConfigured",
@@ -149,6 +151,7 @@ MODELS = {
     "IdleWarning": ("IdleWarning", "Why and when a session will be ended, unless it is used.", {"checker", "due_at"}),
     "KernelData": ("Kernel", "One container of a session.", {"id", "name"}),
     "MountData": ("Mount", "A volume, where a session sees it.", {"volume", "path"}),
+    "AppOfSession": ("AppOfSession", "The app that a worker session has loaded.", {"id", "name", "version"}),
     "SessionData": ("SessionInfo", "A session as it was when the server answered.", {"id", "name", "status"}),
     "ExecutionData": ("RunInfo", "An execution, without its output.", {"run_id", "status"}),
     "FileStat": ("FileStat", "A file of a session. `mode` is octal digits.", {"name", "type"}),
@@ -215,6 +218,9 @@ MODELS = {
     "SshAccess": ("SshAccess", "Where the SSH gateway is, and a certificate that opens a session.", {"port", "user"}),
     "TemplateVersion": ("TemplateVersion", "Who wrote which version of a template when.", {"version", "by", "at"}),
     "TemplateData": ("TemplateInfo", "A template, in one of its versions.", {"id", "name", "version"}),
+    "AppVersion": ("AppVersion", "Who deployed which version of an app when.", {"version", "by", "at"}),
+    "AppData": ("AppInfo", "An app, in one of its versions.", {"id", "name", "version"}),
+    "CallData": ("CallInfo", "A call as far as it has come.", {"id", "session_id", "function", "status"}),
     "DeliveryData": (
         "Delivery",
         "What a session's callback_url was sent, or is to be.",

@@ -124,12 +124,19 @@ async def follow_call(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _records(follower: CallFollower, *, binary: bool) -> AsyncGenerator[list[dict[str, Any]]]:
-    """Those of its run, and at last one of kind `call`."""
+    """Those of its run, with an end also when it never ran, and at last one of kind `call`."""
+    done, next_seq = False, max(1, follower.from_seq)
     async with aclosing(follow_run(follower.reads(), binary=binary)) as pieces:
         try:
             async for piece in pieces:
+                done, next_seq = piece[-1]["kind"] == "done", piece[-1]["seq"] + 1
                 yield piece
         except MoorageError as error:
             if error.code != "run_not_found":  # it is not kept any more; how it ended is
                 raise
-    yield [{"kind": "call", "data": await follower.result()}]
+    call = await follower.result()
+    if not done:
+        exit_code = 0 if call.status == "completed" else None
+        data = {"exit_code": exit_code, "signal": None, "reason": call.reason}
+        yield [{"seq": next_seq, "kind": "done", "time": None, "data": data}]
+    yield [{"kind": "call", "data": call}]

@@ -106,6 +106,7 @@ _PROBLEM: Final = {
 }
 #: What the paths' names and the handlers' own parameters are.
 _PATH_NAMES: Final = {
+    "app": "An app's name or id, with or without @VERSION.",
     "session": "A session's id, or its name among the caller's live sessions.",
     "run": "The id of an execution.",
     "path": "A path, relative to /home/work unless it begins with an encoded slash (%2F).",
@@ -554,7 +555,13 @@ _BY_ACTION: Final[dict[str, tuple[str, ...]]] = {
     "shutdown_service": ("service_not_found",),
     "open_service": ("service_not_found",),
     "open_port": ("kernel_not_found",),
+    "start_call": ("input_too_large", "function_unknown", "not_a_worker", "session_ended", "session_expired"),
+    "keepalive_session": ("session_expired",),
+    "deploy_app": ("invalid_app", "invalid_name", "image_not_found", "quota_exceeded", "invalid_resources"),
+    "delete_app": ("still_in_use",),
+    "call_app": ("app_not_found", "function_unknown", "input_too_large"),
     "create_from_params": (
+        "app_not_found",
         "invalid_name",
         "name_taken",
         "image_not_found",
@@ -628,6 +635,8 @@ _BY_FAMILY: Final[dict[str, tuple[str, ...]]] = {
     "tokens": ("not_found",),
     "ssh-keys": ("ssh_key_not_found",),
     "volumes": ("volume_not_found", "volume_ambiguous"),
+    "apps": ("app_not_found",),
+    "calls": ("call_not_found",),
 }
 
 

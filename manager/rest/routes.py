@@ -153,7 +153,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("GET", f"{_S}/calls", a.ListCallsAction, answer=page),
     _row("POST", f"{_S}/keepalive", a.KeepaliveSessionAction, answer=session_data, etag=True),
     _row("GET", "/v1/calls/{call}", a.GetCallAction, handler=apps.get_call, answer=attrgetter("call"), head=False),
-    _row("GET", "/v1/calls/{call}/stream", a.FollowCallAction, handler=apps.follow_call, query=("binary",),
+    _row("GET", "/v1/calls/{call}/stream", a.FollowCallAction, handler=apps.follow_call, query=("binary", "follow"),
          media=(NDJSON, SSE), head=False),
     _row("POST", "/v1/calls/{call}/cancel", a.CancelCallAction, answer=attrgetter("call")),
     # apps

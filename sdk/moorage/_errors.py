@@ -78,6 +78,24 @@ class CommandFailed(MoorageError):
     default_message = "The command failed."
 
 
+class CallFailed(MoorageError):
+    """A call of an app ended without an output; `error` is the app's own: ename, evalue, traceback."""
+
+    code = "call_failed"
+    default_message = "The call failed."
+
+    @property
+    def error(self) -> Mapping[str, Any]:
+        return self.facts.get("error") or {}
+
+
+class CallCancelled(CallFailed):
+    """A call was cancelled before it had an output."""
+
+    code = "call_cancelled"
+    default_message = "The call was cancelled."
+
+
 class UnexpectedAnswer(MoorageError):
     """The answer is not one of Moorage: a proxy in between, another program, or a much newer server."""
 

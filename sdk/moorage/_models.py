@@ -16,9 +16,13 @@ __all__ = [
     "AbuseReport",
     "Agent",
     "AllowedScope",
+    "AppInfo",
+    "AppOfSession",
+    "AppVersion",
     "AuditEntry",
     "AuditVerdict",
     "AwaitedSession",
+    "CallInfo",
     "CommitStatus",
     "Completions",
     "Delivery",
@@ -132,6 +136,15 @@ class Mount(Model):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AppOfSession(Model):
+    """The app that a worker session has loaded."""
+
+    id: str
+    name: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo(Model):
     """A session as it was when the server answered."""
 
@@ -194,6 +207,12 @@ class SessionInfo(Model):
     bytes_out: int = 0
     notices: list[Notice] = field(default_factory=list)
     idle_warning: IdleWarning | None = None
+    app: AppOfSession | None = None
+    ready_at: datetime | None = None
+    open_calls: int = 0
+    call_count: int = 0
+    last_call_at: datetime | None = None
+    end_reason: str | None = None
     kernels: list[Kernel] = field(default_factory=list)
 
     _convert: ClassVar[Mapping[str, Convert]] = {
@@ -207,6 +226,9 @@ class SessionInfo(Model):
         "last_activity_at": when,
         "notices": many(Notice.from_json),
         "idle_warning": IdleWarning.from_json,
+        "app": AppOfSession.from_json,
+        "ready_at": when,
+        "last_call_at": when,
         "kernels": many(Kernel.from_json),
     }
 
@@ -846,6 +868,78 @@ class TemplateInfo(Model):
         "changed_at": when,
         "versions": many(TemplateVersion.from_json),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppVersion(Model):
+    """Who deployed which version of an app when."""
+
+    version: int
+    by: str
+    at: datetime
+    archive_bytes: int = 0
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"at": when}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppInfo(Model):
+    """An app, in one of its versions."""
+
+    id: str
+    name: str
+    scope: str = ""
+    of: str = ""
+    version: int
+    latest: int = 0
+    description: str = ""
+    image: str = ""
+    adapter: str = ""
+    entry: str = ""
+    path: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    concurrency: int = 0
+    functions: list[str] = field(default_factory=list)
+    resource_slots: dict[str, Any] | None = None
+    environ: dict[str, str] = field(default_factory=dict)
+    idle_timeout: float = 0.0
+    setup_timeout: float = 0.0
+    call_timeout: float | None = None
+    archive_bytes: int = 0
+    archive_sha256: str | None = None
+    created_at: datetime | None = None
+    changed_at: datetime | None = None
+    versions: list[AppVersion] = field(default_factory=list)
+
+    _convert: ClassVar[Mapping[str, Convert]] = {
+        "created_at": when,
+        "changed_at": when,
+        "versions": many(AppVersion.from_json),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallInfo(Model):
+    """A call as far as it has come."""
+
+    id: str
+    session_id: str
+    function: str
+    status: str
+    input: Any | None = None
+    output: Any | None = None
+    output_kept: bool = False
+    error: dict[str, Any] | None = None
+    progress: Any | None = None
+    partials: int = 0
+    reason: str | None = None
+    timeout: float | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancelling: bool = False
+
+    _convert: ClassVar[Mapping[str, Convert]] = {"created_at": when, "started_at": when, "finished_at": when}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Final
 
 from moorage._errors import (
+    CallCancelled,
+    CallFailed,
     CommandFailed,
     MoorageError,
     NotConfigured,
@@ -20,8 +22,15 @@ __all__ = [
     "AgentRevoked",
     "AgentUnavailable",
     "AlreadyExists",
+    "AppEnded",
+    "AppLoaded",
+    "AppNotFound",
+    "AppNotLoaded",
     "ArchiveRefused",
     "BY_CODE",
+    "CallCancelled",
+    "CallFailed",
+    "CallNotFound",
     "CommandFailed",
     "CommitFailed",
     "CommitInProgress",
@@ -39,6 +48,7 @@ __all__ = [
     "FileExists",
     "FileNotFound",
     "FilePermissionDenied",
+    "FunctionUnknown",
     "GpuModelUnknown",
     "GpuNotShared",
     "HostStorageFull",
@@ -46,7 +56,9 @@ __all__ = [
     "ImageNameTaken",
     "ImageNotFound",
     "ImageNotReady",
+    "InputTooLarge",
     "Internal",
+    "InvalidApp",
     "InvalidConfiguration",
     "InvalidImageName",
     "InvalidJson",
@@ -76,6 +88,7 @@ __all__ = [
     "NoShell",
     "NoVolumeStore",
     "NotARegularFile",
+    "NotAWorker",
     "NotConfigured",
     "NotFound",
     "NotWaitingForInput",
@@ -118,6 +131,7 @@ __all__ = [
     "ServiceUnknown",
     "ServiceUnreachable",
     "SessionEnded",
+    "SessionExpired",
     "SessionNotFound",
     "SessionNotReady",
     "ShareNotFound",
@@ -300,6 +314,16 @@ class RequestTooLarge(MoorageError):
     default_message = "The body is larger than this address takes; send files through the file routes."
 
 
+class InputTooLarge(RequestTooLarge):
+    """The input of a call has at most 4 MiB as JSON; put larger things into files of the session and name them."""
+
+    code = "input_too_large"
+    http_status = 413
+    default_message = (
+        "The input of a call has at most 4 MiB as JSON; put larger things into files of the session and name them."
+    )
+
+
 class InvalidConfiguration(MoorageError):
     """The session's parameters contradict each other or the image; change the named field."""
 
@@ -362,6 +386,22 @@ class GpuNotShared(InvalidResources):
     default_message = (
         "Devices are not shared here; ask for whole ones with gpu=1, or for a resource group that shares its devices."
     )
+
+
+class InvalidApp(InvalidConfiguration):
+    """The app makes no sense; the message says which part of it."""
+
+    code = "invalid_app"
+    http_status = 422
+    default_message = "The app makes no sense; the message says which part of it."
+
+
+class FunctionUnknown(InvalidConfiguration):
+    """The app has no such function; 'moorage app show NAME' lists those that may be called."""
+
+    code = "function_unknown"
+    http_status = 422
+    default_message = "The app has no such function; 'moorage app show NAME' lists those that may be called."
 
 
 class InvalidTemplate(InvalidConfiguration):
@@ -559,6 +599,22 @@ class StateKeyNotFound(NotFound):
     code = "state_key_not_found"
     http_status = 404
     default_message = "The session's state has no such key."
+
+
+class AppNotFound(NotFound):
+    """There is no such app, or it is not visible to you; 'moorage app ls' lists those that are."""
+
+    code = "app_not_found"
+    http_status = 404
+    default_message = "There is no such app, or it is not visible to you; 'moorage app ls' lists those that are."
+
+
+class CallNotFound(NotFound):
+    """There is no such call, or it is not yours, or it is no longer kept."""
+
+    code = "call_not_found"
+    http_status = 404
+    default_message = "There is no such call, or it is not yours, or it is no longer kept."
 
 
 class TaskNotFound(NotFound):
@@ -853,8 +909,48 @@ class SessionEnded(WrongStatus):
     """The session has ended; restart it, or create a new one."""
 
     code = "session_ended"
-    http_status = 409
+    http_status = 410
     default_message = "The session has ended; restart it, or create a new one."
+
+
+class SessionExpired(SessionEnded):
+    """The session has expired: nobody called it within its idle_timeout; create a new one."""
+
+    code = "session_expired"
+    http_status = 410
+    default_message = "The session has expired: nobody called it within its idle_timeout; create a new one."
+
+
+class AppEnded(SessionEnded):
+    """The app has ended its session; create a new one."""
+
+    code = "app_ended"
+    http_status = 410
+    default_message = "The app has ended its session; create a new one."
+
+
+class NotAWorker(WrongStatus):
+    """Only worker sessions are called; create one with app=NAME, or run code with mode 'query'."""
+
+    code = "not_a_worker"
+    http_status = 409
+    default_message = "Only worker sessions are called; create one with app=NAME, or run code with mode 'query'."
+
+
+class AppLoaded(Conflict):
+    """An app is loaded in this session already; create a new session for another one."""
+
+    code = "app_loaded"
+    http_status = 409
+    default_message = "An app is loaded in this session already; create a new session for another one."
+
+
+class AppNotLoaded(Conflict):
+    """No app is loaded in this session; a worker session loads its own when it starts."""
+
+    code = "app_not_loaded"
+    http_status = 409
+    default_message = "No app is loaded in this session; a worker session loads its own when it starts."
 
 
 class RequestInProgress(Conflict):
@@ -1305,6 +1401,7 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidImageName.code: InvalidImageName,
     UnsupportedMediaType.code: UnsupportedMediaType,
     RequestTooLarge.code: RequestTooLarge,
+    InputTooLarge.code: InputTooLarge,
     InvalidConfiguration.code: InvalidConfiguration,
     MountedTwice.code: MountedTwice,
     InvalidMount.code: InvalidMount,
@@ -1312,6 +1409,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     InvalidResources.code: InvalidResources,
     GpuModelUnknown.code: GpuModelUnknown,
     GpuNotShared.code: GpuNotShared,
+    InvalidApp.code: InvalidApp,
+    FunctionUnknown.code: FunctionUnknown,
     InvalidTemplate.code: InvalidTemplate,
     ResourcesImpossible.code: ResourcesImpossible,
     NoMatchingHosts.code: NoMatchingHosts,
@@ -1336,6 +1435,8 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     ImageNotFound.code: ImageNotFound,
     RunNotFound.code: RunNotFound,
     StateKeyNotFound.code: StateKeyNotFound,
+    AppNotFound.code: AppNotFound,
+    CallNotFound.code: CallNotFound,
     TaskNotFound.code: TaskNotFound,
     AgentNotFound.code: AgentNotFound,
     DeviceNotFound.code: DeviceNotFound,
@@ -1372,6 +1473,11 @@ BY_CODE: Final[dict[str, type[MoorageError]]] = {
     WrongStatus.code: WrongStatus,
     SessionNotReady.code: SessionNotReady,
     SessionEnded.code: SessionEnded,
+    SessionExpired.code: SessionExpired,
+    AppEnded.code: AppEnded,
+    NotAWorker.code: NotAWorker,
+    AppLoaded.code: AppLoaded,
+    AppNotLoaded.code: AppNotLoaded,
     RequestInProgress.code: RequestInProgress,
     PolicyInUse.code: PolicyInUse,
     NotWaitingForInput.code: NotWaitingForInput,

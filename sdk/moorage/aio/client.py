@@ -13,7 +13,9 @@ from moorage._shipped import Work
 from moorage.aio._transport import Transport, decoded
 from moorage.aio.access import Tokens, Webhooks
 from moorage.aio.admin import Agents, Images
+from moorage.aio.apps import Apps
 from moorage.aio.audit import Audit
+from moorage.aio.calls import AllCalls
 from moorage.aio.devices import Devices
 from moorage.aio.events import server_sent
 from moorage.aio.groups import ResourceGroups
@@ -77,6 +79,8 @@ class Client(ClientReports):
         self.domains = Domains(self._transport)
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
+        self.apps = Apps(self._transport)
+        self.calls = AllCalls(self._transport)
         self.quotas = Quotas(self._transport)
         self.policies = Policies(self._transport)
         self.resource_groups = ResourceGroups(self._transport)

@@ -15,7 +15,9 @@ from moorage.config import load_config
 from moorage.sync._transport import Transport, decoded
 from moorage.sync.access import Tokens, Webhooks
 from moorage.sync.admin import Agents, Images
+from moorage.sync.apps import Apps
 from moorage.sync.audit import Audit
+from moorage.sync.calls import AllCalls
 from moorage.sync.devices import Devices
 from moorage.sync.events import server_sent
 from moorage.sync.groups import ResourceGroups
@@ -78,6 +80,8 @@ class Client(ClientReports):
         self.domains = Domains(self._transport)
         self.tasks = Tasks(self._transport)
         self.templates = Templates(self._transport)
+        self.apps = Apps(self._transport)
+        self.calls = AllCalls(self._transport)
         self.quotas = Quotas(self._transport)
         self.policies = Policies(self._transport)
         self.resource_groups = ResourceGroups(self._transport)

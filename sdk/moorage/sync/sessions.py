@@ -21,6 +21,7 @@ from moorage.sync import _io
 from moorage.sync._transport import Transport, decoded
 from moorage.sync.batch import SessionBatch, dependencies, moment
 from moorage.sync.batch import Sessions as DependsOn
+from moorage.sync.calls import Calls, CallsApps
 from moorage.sync.executions import Commands, Executions, RunsCode
 from moorage.sync.files import Files
 from moorage.sync.kernels import SessionKernels
@@ -39,7 +40,7 @@ HOLD_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 86400.0
 
 
-class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
+class Session(RunsCode, CallsApps, SessionReports, SessionKernels, SessionBatch, SessionSnapshots, SessionSsh):
     """A session. As a context manager it is destroyed on exit.
 
     What it says of itself (`status`, `info`) is what the server said last; `refresh()` asks again.
@@ -56,6 +57,7 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         self.created = False
         self.executions = Executions(transport, self._base, self._owner)
         self.commands = Commands(self.executions)
+        self.calls = Calls(transport, self._base, self._owner)
         self.files = Files(transport, self._base, self._owner)
         self.pty = Ptys(transport, self._base, self._owner)
         self.services = Services(transport, self._base, self._owner)
@@ -256,6 +258,10 @@ class Session(RunsCode, SessionReports, SessionKernels, SessionBatch, SessionSna
         pages = self._transport.pages(f"{self._base}/deliveries", **self._owner, limit=limit)
         return [Delivery.from_json(item) for item in pages]
 
+    def keep_alive(self) -> Self:
+        """Let its idle time begin anew, as a call or a run would."""
+        return self._take(self._post("keepalive", {}))
+
     def check_status(self) -> TransitOutcome:
         """Compare its status with what its hosts say, and correct it."""
         fields = {"session_ids": [self.id]}
@@ -291,9 +297,10 @@ class Sessions:
         self,
         name: str | None = None,
         *,
-        image: str = "python",
-        cpu: float | str = 1,
-        mem: int | str = "1g",
+        image: str | None = None,
+        app: str | None = None,
+        cpu: float | str | None = None,
+        mem: int | str | None = None,
         gpu: float | str | None = None,
         gpu_mem: int | str | None = None,
         gpu_model: str | None = None,
@@ -341,6 +348,8 @@ class Sessions:
     ) -> Session:
         """Ask for a session, and wait until it is RUNNING.
 
+        With `app` ("NAME" or "NAME@2") it answers calls, and ends after `idle_timeout` seconds without one; what else is left
+        out is as the app says. Other sessions get the image "python", one CPU and 1 GiB.
         `resource_group`, `host_labels` (that its host has), `apart_from` (labels of sessions of yours that are not to be on
         its host) and `agent` (for administrators) say where it may run. `on_agent_lost="replace"` lets it begin anew elsewhere
         once its host has been silent for `agent_lease` seconds (60), after which that host ends it by itself.
@@ -352,9 +361,12 @@ class Sessions:
         behind. With `dry_run` nothing is made: the answer is an `Explanation` (see the method of this name).
         """
         number, model = _wire.gpus(gpu)
+        if app is None:
+            image, cpu, mem = image or "python", 1 if cpu is None else cpu, "1g" if mem is None else mem
         fields = _wire.body(
             name=name,
             image=image,
+            app=app,
             resource_slots=_wire.slots(cpu=cpu, mem=mem, gpu=number, **{"gpu-mem": gpu_mem}, **(resources or {})),
             gpu_model=gpu_model or model,
             session_type=session_type,
