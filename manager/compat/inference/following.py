@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,6 +20,7 @@ from manager.compat.inference.records import call_records
 from manager.rest.json import dumps
 from manager.rest.streams import watched
 
+log = logging.getLogger("moorage.inference")
 #: A client has enough of heartbeats alone after 30 s, so that it gets the task itself, and often enough.
 UPDATE_SECONDS: Final = 10.0
 #: An asynchronous client breaks on lines longer than it buffers: 128 KiB, or 512. The end of a stream without the
@@ -35,11 +36,13 @@ async def follow(
 ) -> web.StreamResponse:
     response = await ask.begin(200, HEADERS)
     async with watched(ask) as watch:
-        with contextlib.suppress(MoorageError):  # the answer has begun: its end without the task's says enough
+        try:
             async with aclosing(_Following(ask, call, told, session_of).lines()) as lines:
                 async for line in lines:
                     if line:
                         await ask.write(response, line)
+        except MoorageError as error:  # the answer has begun: its end without that of the task makes the client ask again
+            log.warning("request %s: the stream of %s broke off: %s", ask.request_id, call.id, error)
     if watch.reason in (None, "closing"):
         await response.write_eof()
     else:
@@ -56,6 +59,7 @@ class _Following:
         self._session: Any = None
         self._printed = Printed()
         self._partial: Any = None
+        self._told_at = 0.0
         self._queue: asyncio.Queue[list[dict[str, Any]] | MoorageError | None] = asyncio.Queue(_WAITING_RECORDS)
 
     async def lines(self) -> AsyncGenerator[bytes]:
@@ -87,7 +91,7 @@ class _Following:
     async def _next(self) -> AsyncGenerator[bytes]:
         """What is to be told after the next thing that happens, or after a while in which nothing does."""
         try:
-            async with asyncio.timeout(UPDATE_SECONDS):
+            async with asyncio.timeout_at(self._told_at + UPDATE_SECONDS):
                 records = await self._queue.get()
         except TimeoutError:
             await self._look()
@@ -128,6 +132,7 @@ class _Following:
 
     async def _line(self, *, running: bool = False) -> bytes:
         """`running`: of the time before its end, which may be over."""
+        self._told_at = asyncio.get_running_loop().time()
         running = running or not self._over
         call = (
             replace(self._call, status="running", finished_at=None, error=None)

@@ -56,7 +56,7 @@ class Installation:
         return httpx.Client(base_url=self.endpoint, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
 
     def deploy(self, name: str, archive: bytes, **more: Any) -> dict[str, Any]:
-        said = {"name": name, "image": "python", "entry": "app:App", **more}
+        said = {"name": name, "image": "python", "entry": "app:App", "scope": "domain", **more}
         with self.http() as http:
             answer = http.post(
                 "/v1/apps",
@@ -78,14 +78,19 @@ class Installation:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def packed(*folders: Path) -> bytes:
+def packed(folder: Path, packages: tuple[str, ...] = ()) -> bytes:
+    """An app's folder, with packages of the client's own environment beside it."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for folder in folders:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and "__pycache__" not in path.parts:
-                    archive.add(path, str(path.relative_to(folder)))
+    site = next(client_python("inference").parents[1].glob("lib/python*/site-packages")) if packages else folder
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as archive:
+        for root, tops in ((folder, folder.iterdir()), (site, (site / name for name in packages))):
+            for top in tops:
+                archive.add(top, str(top.relative_to(root)), filter=_source)
     return out.getvalue()
+
+
+def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if member.name.endswith("__pycache__") else member
 
 
 @pytest.fixture(scope="session")

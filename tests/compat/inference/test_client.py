@@ -10,9 +10,25 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.compat.inference.conftest import Installation
+from tests.compat.inference.conftest import HERE, Installation, packed
 
 pytestmark = pytest.mark.compat
+#: What the package needs that an app on its base class imports.
+PACKAGES = (
+    "inferencesh",
+    "inferencesh-0.36.0.dist-info",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_extensions.py",
+    "typing_inspection",
+    "tqdm",
+    "requests",
+    "urllib3",
+    "certifi",
+    "idna",
+    "charset_normalizer",
+)
 
 
 def test_a_session_from_its_first_call_to_its_end(installation: Installation) -> None:
@@ -136,6 +152,18 @@ def test_files_go_in_and_out(installation: Installation) -> None:
     assert told["longer"] == 400
     assert told["sealed"] == told["as_download"] == 403
     assert told["too_large"] == [413, "limit_exceeded"]
+
+
+@pytest.mark.full
+def test_an_app_on_the_base_class_of_the_package_runs_as_it_is(installation: Installation) -> None:
+    installation.deploy("typed", packed(HERE / "apps" / "typed", PACKAGES))
+    assert installation.client("clients/typed.py") == {
+        "first": 1,
+        "output": {"text": "AGAIN", "calls": 2},
+        "report": "again pixels",
+        "count": 2,
+        "invalid": True,
+    }
 
 
 @pytest.mark.full
