@@ -59,9 +59,9 @@ _ALIVE: Final = (KernelState.PREPARING, KernelState.PULLING, KernelState.RUNNING
 _MOST_NOTICES: Final = 20
 #: How the process of a worker session's app was lost, by the reason of its end.
 _WORKER_LOST: Final = {
-    "out_of_memory": "it ran out of memory",
-    "timeout": "a call heeded nothing after its timeout, and was killed",
-    "killed": "a call was killed",
+    "out_of_memory": "It ran out of memory.",
+    "timeout": "A call heeded nothing after its timeout, and was killed.",
+    "killed": "A call was killed.",
 }
 
 
@@ -709,10 +709,9 @@ class Kernel:
                 "finished", f"The startup command ended ({_how(done)}).", exit_code=_exit_code(done), finished=True
             )
         elif done.get("reason") == "ended":
-            ended = exit_record("ended", "The app has ended its session.", exit_code=0, finished=True)
+            ended = exit_record("ended", "It called moorage_session.end().", exit_code=0, finished=True)
         else:
-            why = _WORKER_LOST.get(str(done.get("reason")), _how(done))
-            said = f"The app's process was lost ({why}), and with it what it had in memory."
+            said = _WORKER_LOST.get(str(done.get("reason")), f"It ended with {_how(done)}.")
             ended = exit_record("worker_lost", said, exit_code=_exit_code(done))
         ended["signal"] = done.get("signal")
         return ended

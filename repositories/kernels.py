@@ -253,10 +253,14 @@ def reason_of(exit: Mapping[str, Any] | None, role: str = "main") -> str:
 
 _REASONS: Final = {
     "finished": "the session's work ended",
+    "ended": "the app ended its session",
+    "worker_lost": "the app's process was lost, and with it what it had in memory",
     "out_of_memory": "the session ran out of memory",
     "killed": "the session's container was killed",
     "disappeared": "the session's container was removed by someone else",
     "runner_lost": "the session's runner ended",
+    "ended": "the session's work ended",
+    "worker_lost": "the session's worker ended",
     "image_missing": "the host could not get the image",
     "create_failed": "the host could not create the container",
     "bootstrap_failed": "the bootstrap script failed",

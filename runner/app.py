@@ -38,6 +38,7 @@ FLUSH_SECONDS = 0.005
 PROGRESS_SECONDS = 0.1  #: between two records of progress
 STUBBORN_SECONDS = 0.5  #: after it was cancelled, asynchronous code that still blocks is interrupted
 _real_exit = os._exit
+_NOT_THE_APPS = (HERE, "<frozen", asyncio.__path__[0], importlib.__path__[0])
 
 CURRENT: contextvars.ContextVar[Any] = contextvars.ContextVar("moorage_call", default=None)
 
@@ -446,9 +447,10 @@ class Server:
 
     def _failure(self, error: BaseException) -> bytes:
         whole = json.loads(self.session.extras.failure(_without_our_frames(error)))
-        code = getattr(error, "moorage_code", None) or (error.code if isinstance(error, AppError) else None)
-        if code is not None:
-            whole["code"] = code
+        if isinstance(error, AppError):
+            whole.update(code=error.code, traceback=[])  # our own frames tell nobody anything
+        elif getattr(error, "moorage_code", None) is not None:
+            whole["code"] = error.moorage_code  # type: ignore[attr-defined]
         return json.dumps(whole).encode("utf-8", "replace")
 
     # -- the app ---------------------------------------------------------------------------------------------------------
@@ -626,9 +628,7 @@ def encoded(key: str, value: Any, rules: Any) -> bytes:
 def _without_our_frames(error: BaseException) -> BaseException:
     """The traceback begins at the app's own code."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_next is not None:
-        if not frames.tb_frame.f_code.co_filename.startswith((HERE, "<frozen", asyncio.__path__[0])):
-            break
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_NOT_THE_APPS):
         frames = frames.tb_next
     return error.with_traceback(frames)
 

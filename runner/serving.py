@@ -74,7 +74,9 @@ class Serving:
             self._state = "loading"
         self._queue.append(run)
         self.feed()
-        if run.status == "queued" and (self.active or len(self._queue) > 1):  # else it only waits for the worker's start
+        if run.status == "queued" and (
+            self.active or len(self._queue) > 1
+        ):  # else it only waits for the worker's start
             self._hands.record(run, ring.STATUS, b'{"status":"queued"}')
 
     def feed(self) -> None:

@@ -120,6 +120,8 @@ async def test_an_app_that_cannot_be_loaded_says_why(apps: Apps) -> None:
         out = await apps.load(source, **{"entry": f"{name}:App", **more})
         assert (out.error["code"], out.done["exit_code"], out.done["reason"]) == (code, 1, "finished"), source
         assert said in out.error["evalue"]
+        assert "runner/" not in "".join(out.error["traceback"])
+        assert "importlib" not in "".join(out.error["traceback"])
 
 
 async def test_a_load_that_failed_can_be_tried_again(apps: Apps) -> None:
