@@ -76,6 +76,23 @@ class RemoteManager:
         elif self._now() - at > self.config.update_period:
             await self.update(wait=False)
 
+    async def wait_for_nodes(self, count: int = 1, *, timeout: float = 60.0) -> None:  # noqa: ASYNC109 - an error of ours
+        """Until so many nodes answer, as after the start of their session. Raises NoNodes when they do not in time."""
+        until, pause = self._now() + timeout, 0.05
+        while True:
+            why: Exception | None = None
+            try:
+                await self.update()
+            except MoorageError as error:
+                why = error
+            there = [node for node in self.state.nodes.values() if node.identity is not None]
+            if len(there) >= count:
+                return
+            if self._now() > until:
+                raise NoNodes(f"{len(there)} of {count} nodes answer after {timeout:.0f} seconds. {why or ''}".strip())
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 1.5)
+
     async def _update(self) -> None:
         """Raises MoorageError when it cannot be known which nodes there are."""
         state = self.state

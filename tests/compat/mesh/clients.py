@@ -17,6 +17,7 @@ async def main(endpoint: str, access_key: str, secret_key: str, secret: str) -> 
     config = ClientConfig(session="model", endpoint=endpoint, access_key=access_key, secret_key=secret_key)
     remote_manager = RemoteManager(config)
     authorizer = SignatureAuthorizer(secret)
+    await remote_manager.wait_for_nodes(2)
     prompt, tensor = "3 0", torch.arange(8, dtype=torch.bfloat16).reshape(2, 4)
     outputs = []
 

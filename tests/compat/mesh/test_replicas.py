@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import moorage
 import numpy as np
@@ -22,16 +21,6 @@ pytestmark = pytest.mark.compat
 SIGNED = ("--secret-file", "/home/work/mesh-app/secret")
 
 
-def until_healthy(session: moorage.Session, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        services = session.services.list()
-        if services and [one.state for one in services[0].instances].count("healthy") == count:
-            return
-        assert time.monotonic() < deadline, services
-        time.sleep(0.1)
-
-
 def config_of(installation: Installation) -> ClientConfig:
     return ClientConfig(
         session="model",
@@ -42,12 +31,11 @@ def config_of(installation: Installation) -> ClientConfig:
 
 
 async def test_a_replica_is_killed_in_mid_stream(installation: Installation, serve: Serve, engine_host: str) -> None:
-    served = await asyncio.to_thread(serve, "model:Model", *SIGNED)
-    await asyncio.to_thread(until_healthy, served, 2)
+    await asyncio.to_thread(serve, "model:Model", *SIGNED)
     tensor = np.arange(6, dtype=np.uint8).reshape(2, 3)
     authorizer = SignatureAuthorizer(SECRET)
     async with RemoteManager(config_of(installation)) as remote_manager:
-        await remote_manager.update()
+        await remote_manager.wait_for_nodes(2)
         [worker] = [node for node in remote_manager.state.nodes.values() if node.name == "worker1"]
         worker.seconds = 0.0  # the session ends with its main kernel, and lives on without a worker
         outputs = []
@@ -81,8 +69,7 @@ def test_the_example_as_it_was_written(
     if entry.startswith("network"):
         mounts = [client.volumes.create("torch").name]
         client.volumes.get("torch").files.upload_folder(str(torch), "torch")
-    served = serve(entry, *SIGNED, mounts=mounts, mem="1g" if mounts else "128m")
-    until_healthy(served, 2)
+    serve(entry, *SIGNED, mounts=mounts, mem="1g" if mounts else "128m")
     keys = [installation.endpoint, installation.access_key, installation.secret_key, SECRET]
     command = [
         sys.executable,
@@ -105,3 +92,13 @@ def test_the_example_as_it_was_written(
         assert told[4][2] == [4.0 * number + 1 for number in range(8)]
     else:
         assert told[0][2] == [float(number) for number in range(8)]
+
+
+@pytest.mark.full
+def test_the_example_runs(installation: Installation, client: moorage.Client) -> None:
+    environ = {**os.environ, "MOORAGE_CONFIG": str(installation.config), "PYTHONPATH": "sdk"}
+    command = [sys.executable, "-W", "error", "examples/tensor_streams.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "Tensor('F32', [3]) [16.0, 32.0, 48.0]"
+    assert client.sessions.list() == []

@@ -1,6 +1,7 @@
 """What the replicas serve: tensors that grow, one for each word of the prompt and more."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from moorage_tensors import Tensor
 
@@ -10,7 +11,7 @@ class Model:
 
     repeatable = True
 
-    async def run(self, prompt, tensor):
+    async def run(self, prompt: str, tensor: Tensor) -> AsyncIterator[Tensor]:
         count, pause = prompt.split()
         for number in range(int(count)):
             data = bytes((byte + number) % 256 for byte in tensor.data)
