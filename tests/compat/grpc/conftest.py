@@ -1,0 +1,179 @@
+"""One installation with the gRPC front, a template whose sessions run the stand-in, and a project on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import moorage
+import pytest
+
+from bench.installation import MOORAGE
+from manager.up import _chosen_port as free_port
+from tests.compat.environments import ROOT, client_python
+
+HERE: Final = Path(__file__).parent
+#: On the front's and the host's side; no session may ever see it.
+SECRET: Final = "MOORAGE_TEST_SECRET"
+_CONFIGS: Final = {
+    "trainrun/first.yaml": "# @package _global_\nepochs: 2\npipeline: {nodes: [{factor: 3}]}\n",
+    "trainrun/leak.yaml": f"# @package _global_\nseen: ${{oc.env:{SECRET},nothing}}\nhome: ${{oc.env:HOME}}\n",
+    "pipeline/README": "",
+    "data/README": "",
+    "training/README": "",
+}
+
+
+@dataclass(frozen=True)
+class Front:
+    data_dir: Path
+    config: Path
+    endpoint: str
+    access_key: str
+    secret_key: str
+    port: int
+    project: Path
+    environ: dict[str, str] = field(repr=False, default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return f"{self.access_key}.{self.secret_key}"
+
+    @property
+    def configs(self) -> Path:
+        """Of the client: the sessions see the volume at this path."""
+        return self.project / "configs"
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The `moorage` command, as this installation's administrator."""
+        environ = {**os.environ, "MOORAGE_CONFIG": str(self.config)}
+        return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False)
+
+    def connect(self) -> moorage.Client:
+        return moorage.Client(endpoint=self.endpoint, access_key=self.access_key, secret_key=self.secret_key)
+
+    def begin(self, script: Path | str, *words: str, port: int = 0, key: str | None = None) -> subprocess.Popen[str]:
+        """A script with the client's interpreter."""
+        environ = {
+            **os.environ,
+            "ADDRESS": f"127.0.0.1:{port or self.port}",
+            "KEY": self.key if key is None else key,
+            "PYTHONPATH": str(HERE / "clients"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **self.environ,
+        }
+        command = [str(client_python("cuvis")), str(HERE / "clients" / script), *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+    def client(self, script: Path | str, *words: str, port: int = 0, key: str | None = None) -> str:
+        """What it prints."""
+        with self.begin(script, *words, port=port, key=key) as process:
+            out, err = process.communicate(timeout=150)
+        assert process.returncode == 0, f"{out}\n{err}"
+        return out
+
+    def said(self, script: str, *words: str, **more: Any) -> Any:
+        """What it prints last, as JSON."""
+        return json.loads(self.client(script, *words, **more).splitlines()[-1])
+
+    @contextmanager
+    def another(self, **settings: str | int) -> Iterator[int]:
+        """A further process of the front, set otherwise; its port."""
+        port = free_port(0)
+        with tempfile.TemporaryDirectory(prefix="moorage-grpc-front-") as name:
+            folder = Path(name)
+            (folder / "pki").symlink_to(self.data_dir / "pki")
+            shutil.copy(self.data_dir / "admin.json", folder)
+            lines = (self.data_dir / "manager.toml").read_text().splitlines()
+            settings |= {"grpc_port": port}
+            kept = [line for line in lines if line.split(" ")[0] not in settings]
+            added = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+            (folder / "manager.toml").write_text("\n".join([*kept, *added, ""]))
+            command = [MOORAGE, "manager", "--data-dir", str(folder), "--role", "grpc"]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stderr is not None
+                try:
+                    ready = "without a credential" if "grpc_users" in settings else "front listens"
+                    told = []
+                    for line in process.stderr:
+                        told.append(line)
+                        if ready in line:
+                            break
+                    else:
+                        pytest.fail("".join(told))
+                    yield port
+                finally:
+                    process.terminate()
+                    process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def front(engine_host: str, kernel_image: str) -> Iterator[Front]:
+    with tempfile.TemporaryDirectory(prefix="moorage-grpc-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        data_dir, config, project = folder / "data", folder / "config.toml", folder / "project"
+        _write_project(project)
+        environ = {**os.environ, "MOORAGE_CONFIG": str(config), "DOCKER_HOST": engine_host, SECRET: "the host's"}
+        up = [MOORAGE, "up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
+        done = subprocess.run([*up, "--front", "grpc"], capture_output=True, text=True, env=environ, check=False)
+        if done.returncode != 0:
+            log = data_dir / "log" / "moorage.log"
+            pytest.fail(f"moorage up: {done.stderr}\n{log.read_text()[-4000:] if log.exists() else ''}")
+        said = json.loads(done.stdout)
+        made = Front(
+            data_dir, config, said["endpoint"], said["access_key"], said["secret_key"], said["grpc_port"], project
+        )
+        try:
+            _furnish(made, folder)
+            yield made
+        finally:
+            subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
+
+
+def _write_project(project: Path) -> None:
+    for name, text in _CONFIGS.items():
+        path = project / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (project / "examples").mkdir()
+    shutil.copy(HERE / "clients" / "seed.py", project / "examples")
+
+
+def _furnish(front: Front, folder: Path) -> None:
+    """The server's packages in one volume, the project's configurations in another, and the template."""
+    packages = client_python("cuvis").parent.parent / "lib" / "python3.11" / "site-packages"
+    archive = folder / "server.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in [*packages.iterdir(), ROOT / "images/cuvis/moorage_cuvis.py", HERE / "standin.py"]:
+            if path.name not in ("cuvis_ai", "cuvis_ai_core"):
+                tar.add(path, path.name, filter=lambda one: None if "__pycache__" in one.name else one)
+    with front.connect() as client:
+        client.volumes.create("cuvis-server").files.unpack(archive)
+        client.volumes.create("configs").files.upload_folder(front.configs, ".")
+        client.templates.create("cuvis", _template(front))
+
+
+def _template(front: Front) -> dict[str, Any]:
+    command = ["python3", "-m", "moorage_cuvis", "--port", "{port}", "--service", "standin:Service"]
+    return {
+        "session": {
+            "image": "python",
+            "resource_slots": {"cpu": 1, "mem": "2g"},
+            "environ": {"PYTHONPATH": "/home/work/cuvis-server"},
+            "mounts": [
+                {"volume": "cuvis-server", "read_only": True},
+                {"volume": "configs", "path": str(front.configs), "read_only": True},
+            ],
+            "session_type": "inference",
+            "serves": {"name": "cuvis", "port": 50051, "command": command},
+        }
+    }
