@@ -259,8 +259,6 @@ _REASONS: Final = {
     "killed": "the session's container was killed",
     "disappeared": "the session's container was removed by someone else",
     "runner_lost": "the session's runner ended",
-    "ended": "the session's work ended",
-    "worker_lost": "the session's worker ended",
     "image_missing": "the host could not get the image",
     "create_failed": "the host could not create the container",
     "bootstrap_failed": "the bootstrap script failed",
