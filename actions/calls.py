@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from uuid import UUID
@@ -34,7 +35,7 @@ from actions.lifecycle import CreateFromParamsAction
 from actions.views import SessionResult
 from agent.wire import RunRead
 from domain.apps import SHORTEST_IDLE_SECONDS
-from domain.errors import CallNotFound, PermissionDenied, SessionNotFound
+from domain.errors import AgentUnavailable, CallNotFound, PermissionDenied, SessionNotFound
 from domain.ids import RunId
 from domain.principal import TokenScope
 from domain.session import ANSWERING, ANY_STATUS, Session
@@ -162,6 +163,9 @@ class CallFollower(Result):
         await placed.delivered(None)
         if not placed.row.delivered:
             return
+        if placed.row.open:  # it may have become a run just now, of which its host has not heard
+            with suppress(AgentUnavailable):
+                await placed.ask(0, 0.0)
         run = RunFollower(run_id=self.call_id, call=placed.call, session=placed.session, from_seq=self.from_seq)
         async for read in run.reads():
             yield read

@@ -368,6 +368,16 @@ async def test_what_is_followed_ends_with_the_call(database: Database) -> None:
     assert (await follower.result()).output == 7
 
 
+async def test_who_follows_brings_to_the_host_what_has_just_become_a_run(database: Database) -> None:
+    fake = FakeAgent()
+    script(Run().say("result", {"output": 7}).end())(fake)
+    processor = await stage(database, a_worker(), a_call(), fake=fake)
+    follower = await processor.run(follow, by=ALICE)
+    assert [read async for read in follower.reads()][-1].done is not None
+    assert fake.calls[0][0] == "execute"
+    assert (await follower.result()).output == 7
+
+
 cancel: Final = CancelCallAction(call_id=CALL)
 NEVER_RUN: Final = (
     "calls run: reason null -> interrupted",
