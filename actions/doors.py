@@ -36,6 +36,18 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "rename_session": ("rename", "sessions.Session.rename"),
         "restart_session": ("restart", "sessions.Session.restart"),
         "search_sessions": ("ps", "sessions.list"),
+        # apps and calls
+        "call_app": ("app call", "apps.call"),
+        "cancel_call": ("call cancel", "calls.Call.cancel"),
+        "delete_app": ("app rm", "apps.remove"),
+        "deploy_app": ("app deploy", "apps.deploy"),
+        "follow_call": ("call output", "calls.Call.records"),
+        "get_app": ("app show", "apps.get"),
+        "get_call": ("call show", "calls.Call.refresh"),
+        "keepalive_session": ("keepalive", "sessions.Session.keep_alive"),
+        "list_apps": ("app ls", "apps.list"),
+        "list_calls": ("call ls", "calls.Calls.list"),
+        "start_call": ("call start", "sessions.Session.call"),
         # executions
         "complete": ("complete", "sessions.Session.complete"),
         "execute_session": ("exec", "sessions.Session.run_code"),

@@ -21,6 +21,8 @@ _NUMBERS: Final = range(1, MANY + 1)
 NAMES: Final[Mapping[str, Sequence[str]]] = {
     "session": [str(thing_id("session", n)) for n in _NUMBERS],
     "volume": [str(thing_id("volume", n)) for n in _NUMBERS],
+    "app": [thing_name("app", n) for n in _NUMBERS],
+    "call": [str(thing_id("call", n)) for n in _NUMBERS],
     "template": [thing_name("template", n) for n in _NUMBERS],
     "user": [f"user-{n}@example.org" for n in _NUMBERS],
     "run": [str(thing_id("run", n)) for n in _NUMBERS],

@@ -92,6 +92,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "list or everybody's": Family("shhhh", "shhhh", "shhhh", "ssssh", "ssssh"),
     "see templates":  Family("onnnn", "onnnn", "ooonn", "oooon", "oooon"),
     "keep templates": Family("onnnn", "onnnn", "ooonn", "oooon", "fffff"),
+    "call apps":      Family("onnnn", "onnnn", "ooonn", "oooon", "fffff"),
+    "cancel calls":   Family("onnnn", "ofnnn", "ooonn", "oooon", "fffff"),
     "keep one's own": Family("onnnn", "onnnn", "onnnn", "onnnn", "fffff"),
     "groups":         Family("sshhh", "sshhh", "sshhh", "ssssh", "ssssh"),
     "see groups":     Family("oonnn", "oonnn", "oonnn", "oooon", "oooon"),
@@ -108,13 +110,14 @@ FAMILIES: Final[Mapping[str, Family]] = {
 _LOOK = (
     "get_session_info get_status_history explain_session get_container_logs list_executions read_execution "
     "follow_execution get_statistics get_metrics get_session_devices get_dependency_graph get_commit_status "
-    "list_deliveries get_abusing_report"
+    "list_deliveries get_abusing_report list_calls get_call follow_call"
 )
 _ENTER = (
     "execute_session interrupt complete kill_execution open_process issue_ssh_certificate list_files upload_files "
     "upload_files:form download_files download_file manage_files unpack_archive download_results start_service "
     "shutdown_service list_services open_service get_direct_access_info open_port commit_session "
-    "convert_session_to_image restart_session check_and_transit_status list_state get_state set_state delete_state"
+    "convert_session_to_image restart_session check_and_transit_status list_state get_state set_state delete_state "
+    "start_call keepalive_session"
 )
 #: action, or `action:variant` where it may be asked in more than one way -> family
 _BY_FAMILY: Final[Mapping[str, str]] = {
@@ -126,7 +129,7 @@ _BY_FAMILY: Final[Mapping[str, str]] = {
     "list": "search_sessions match_sessions",
     "list all": "search_sessions:all",
     "list for": "search_sessions:for match_sessions:for",
-    "told in reach": "read_events list_keypairs list_templates",
+    "told in reach": "read_events list_keypairs list_templates list_apps",
     "events of one": "read_events:one",
     "top all": "get_top:all",
     "list people": "list_users",
@@ -173,14 +176,16 @@ _BY_FAMILY: Final[Mapping[str, str]] = {
     "change files": "manage_volume_files",
     "list one's own": "list_volumes list_ssh_keys list_registries list_tokens",
     "list or everybody's": "list_volumes:all list_tasks list_images",
-    "see templates": "get_template",
-    "keep templates": "modify_template delete_template",
+    "see templates": "get_template get_app",
+    "keep templates": "modify_template delete_template delete_app",
+    "call apps": "call_app",
+    "cancel calls": "cancel_call",
     "keep one's own": "remove_ssh_key remove_registry",
     "groups": "list_resource_groups",
     "see groups": "get_resource_group",
     "anybody": "get_top list_shares get_usage get_watch_rules list_quotas who_am_i",
     "all but monitors": (
-        "add_ssh_key create_volume create_template create_keypair create_token create_webhook_secret set_registry"
+        "add_ssh_key create_volume create_template deploy_app create_keypair create_token create_webhook_secret set_registry"
     ),
     "leave": "leave_volume",
     "no sign-in": "sign_out",

@@ -81,6 +81,33 @@ async def add_template(connection: Connection, owner: Person, number: int) -> No
     await insert(connection, "session_template_versions", {**version, "by_access_key": owner.access_key})
 
 
+async def add_app(connection: Connection, owner: Person, number: int) -> None:
+    app_id = thing_id("app", number)
+    row = {"id": app_id, "name": thing_name("app", number), "created_by": owner.id, "user_id": owner.id}
+    await insert(connection, "apps", row)
+    said = {"image": "python", "entry": "app:App", "path": "/opt/app", "resource_slots": {"cpu": 1, "mem": 512}}
+    version = {"app_id": app_id, "version": 1, "definition": said, "by_access_key": owner.access_key}
+    await insert(connection, "app_versions", version)
+
+
+async def add_worker(connection: Connection, owner: Person, number: int) -> None:
+    """A worker session of that app, with a call that is over."""
+    by = Principal(user_id=owner.id, access_key=owner.access_key, domain=owner.domain, role=Role(owner.role))  # type: ignore[arg-type]
+    session_id: Any = thing_id("session", number)
+    columns = {"domain": owner.domain, "project_id": project_id(owner), "idle_timeout_seconds": 60.0}
+    made = a_session(
+        id=session_id, name=thing_name("session", number), owner=by, session_type="worker", **columns
+    )
+    await made.put(connection)
+    now = datetime.now(UTC)
+    app = {"id": str(thing_id("app", number)), "name": "app", "version": 1, "concurrency": 1, "functions": []}
+    row = {"session_id": session_id, "app_id": thing_id("app", number), "app_version": 1, "app": app}
+    await insert(connection, "workers", {**row, "ready_attempt": 1, "ready_at": now})
+    call = {"id": thing_id("call", number), "session_id": session_id, "user_id": owner.id, "function": "run"}
+    over = {"request_hash": b"", "status": "completed", "output": "1", "finished_at": now}
+    await insert(connection, "calls", {**call, **over})
+
+
 async def add_task(connection: Connection, owner: Person, number: int) -> None:
     row = {"id": thing_id("task", number), "action": "pull_image", "user_id": owner.id}
     await insert(connection, "tasks", row)
@@ -163,6 +190,8 @@ MAKERS: Final[Mapping[str, Maker]] = {
     "session": add_session,
     "volume": add_volume,
     "template": add_template,
+    "app": add_app,
+    "worker": add_worker,
     "task": add_task,
     "image": add_image,
     "user": add_user,

@@ -362,7 +362,7 @@ class Sessions:
         behind. With `dry_run` nothing is made: the answer is an `Explanation` (see the method of this name).
         """
         number, model = _wire.gpus(gpu)
-        if app is None:
+        if app is None and _template is None:
             image, cpu, mem = image or "python", 1 if cpu is None else cpu, "1g" if mem is None else mem
         fields = _wire.body(
             name=name,

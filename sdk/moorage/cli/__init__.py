@@ -36,8 +36,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "events": ("sessions", "Show what happens."),
         "rename": ("sessions", "Give a session another name."),
         "modify": ("sessions", "Change a session's settings."),
+        "keepalive": ("apps", "Let a session's idle time begin anew."),
         "restart": ("sessions", "Give a session new containers; its files stay."),
         "rm": ("sessions", "End sessions and free what they hold."),
+    },
+    "Apps": {
+        "app": ("apps", "Apps that answer calls: deploy, ls, show, rm, call."),
+        "call": ("apps", "Calls of worker sessions: start, ls, show, output, cancel."),
     },
     "Services": {
         "service": ("services", "Services of a session: start, stop, ls, url, access."),

@@ -189,6 +189,7 @@ def wait_for_running(session: Session, *, quiet: bool = False) -> None:
 @serving_options
 @click.option("--type", "session_type", default=None, help="interactive, batch, ... [default: interactive]")
 @click.option("--command", "startup_command", metavar="CMD", help="The main work of a batch session.")
+@click.option("--app", metavar="APP[@VERSION]", help="It answers calls with this app ('moorage app ls').")
 @click.option("--reuse", is_flag=True, help="If you have a live session of this name, take that one.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it runs.")
 @click.option("--dry-run", is_flag=True, help="Create nothing: say whether it would start now, and if not, why.")
@@ -198,6 +199,7 @@ def create_command(
     name_option: str | None,
     session_type: str | None,
     startup_command: str | None,
+    app: str | None,
     reuse: bool,
     no_wait: bool,
     dry_run: bool,
@@ -221,6 +223,8 @@ def create_command(
             given = {key: "true" if value is None else value for key, value in parameters}
             create = partial(client.sessions.create_from_template, template, given, version=template_version)
             fields = only_given(fields)
+        if app is not None:
+            fields = {**only_given(fields), "app": app}
         session = create(
             name=name,
             session_type=session_type or ("batch" if startup_command else "inference" if serving else None),
