@@ -62,8 +62,10 @@ class Call:
         self.thread = 0  #: in which it runs: a plain function beside other calls
         self.inside = False  #: the app's code is running
         self.cancelled = 0.0  #: when it was asked to end
+        self.timed_out = False  #: which is why
         self.over = False
-        self.logs = {STDOUT: "", STDERR: ""}
+        self.logs: dict[int, list[str]] = {STDOUT: [], STDERR: []}
+        self.log_size = 0
         self.progress: dict[str, Any] | None = None  #: not told yet
         self.told = 0.0
         self.timer = False
@@ -116,9 +118,10 @@ class Logs:
 
     def write(self, call: Call, kind: int, text: str) -> None:
         with self._lock:
-            call.logs[kind] += text
+            call.logs[kind].append(text)
+            call.log_size += len(text)
             self.dirty = True
-            if len(call.logs[kind]) >= MAX_LOG_BYTES:
+            if call.log_size >= MAX_LOG_BYTES:
                 self.flush_call(call)
         if text[-1:] == "\n" and time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self.flush_call(call)
@@ -134,10 +137,11 @@ class Logs:
     def flush_call(self, call: Call) -> None:
         self._flushed_at = time.monotonic()
         with self._sender.holding(), self._lock:
-            for kind, text in call.logs.items():
-                if text:
-                    call.logs[kind] = ""
-                    raw = text.encode("utf-8", "backslashreplace")
+            call.log_size = 0
+            for kind, pieces in call.logs.items():
+                if pieces:
+                    call.logs[kind] = []
+                    raw = "".join(pieces).encode("utf-8", "backslashreplace")
                     for at in range(0, len(raw), MAX_LOG_BYTES):
                         header = {"op": "output", "run": call.run, "kind": kind}
                         self._sender.send((header, raw[at : at + MAX_LOG_BYTES]))
@@ -255,7 +259,7 @@ class Server:
                 body = bytes(self._buffer[8 + header_length : end])
                 del self._buffer[:end]
                 if header.get("op") == "cancel":
-                    self._cancel(header["run"])
+                    self._cancel(header["run"], timed_out=bool(header.get("timed_out")))
                 else:
                     found.append((header, body))
         return found
@@ -271,13 +275,14 @@ class Server:
         elif op == "unload":
             self.loop.create_task(self._unload())
 
-    def _cancel(self, run: str) -> None:
+    def _cancel(self, run: str, *, timed_out: bool = False) -> None:
         call = self.calls.get(run)
         if call is None:  # it is over, or among the messages that have come just now
             self._early.add(run)
             return
         call.cancelled = call.cancelled or time.monotonic()
-        if call.task is not None:
+        call.timed_out = timed_out
+        if call.task is not None and not call.main:  # plain code gets KeyboardInterrupt by the signal
             self.loop.call_soon_threadsafe(call.task.cancel)
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -427,7 +432,11 @@ class Server:
                 error = bad
         if error is not None:
             interrupted = bool(call.cancelled) and isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
-            kind, body, exit_code = ERROR, self._failure(error), 130 if interrupted else 1
+            kind, body, exit_code = (
+                ERROR,
+                self._failure(error, call if interrupted else None),
+                130 if interrupted else 1,
+            )
         self._flush(call)
         call.over = True
         done = {"op": "done", "run": call.run, "exit_code": exit_code, "interrupted": interrupted}
@@ -445,10 +454,16 @@ class Server:
         if not self.session.flusher.awake:
             self.session.flusher.wake()
 
-    def _failure(self, error: BaseException) -> bytes:
+    def _failure(self, error: BaseException, stopped: Call | None) -> bytes:
+        """The JSON of an error record; the traceback of one that was `stopped` says where."""
         whole = json.loads(self.session.extras.failure(_without_our_frames(error)))
         if isinstance(error, AppError):
             whole.update(code=error.code, traceback=[])  # our own frames tell nobody anything
+        elif stopped is not None and stopped.timed_out:
+            said = "It ran longer than its timeout and was stopped."
+            whole.update(ename="TimeoutError", evalue=said, code="execution_timeout")
+        elif stopped is not None:
+            whole.update(evalue="It was cancelled.")
         elif getattr(error, "moorage_code", None) is not None:
             whole["code"] = error.moorage_code  # type: ignore[attr-defined]
         return json.dumps(whole).encode("utf-8", "replace")

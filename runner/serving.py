@@ -103,7 +103,7 @@ class Serving:
 
     def ask_to_end(self, run: Run) -> None:
         """Cancel its task. Plain code that blocks is interrupted by the signal; the worker knows which code that is."""
-        self._hands.to_worker({"op": "cancel", "run": run.id}, b"")
+        self._hands.to_worker({"op": "cancel", "run": run.id, "timed_out": run.timed_out}, b"")
         self._hands.signal_worker(signal.SIGINT)
         self._hands.later(INSIST_SECONDS, lambda: self._insist(run))
 

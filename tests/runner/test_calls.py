@@ -144,6 +144,8 @@ async def test_a_timeout_cancels_and_the_app_goes_on(apps: Apps) -> None:
     for function in ("tidy", "plain"):
         out = await apps.call(function, 60, timeout_seconds=0.1)
         assert (out.done["reason"], out.done["namespace_lost"]) == ("timeout", False)
+        assert (out.error["code"], out.error["ename"]) == ("execution_timeout", "TimeoutError")
+        assert "sleep" in "".join(out.error["traceback"])
     assert await apps.output("log") == []
 
 
