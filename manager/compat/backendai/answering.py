@@ -39,9 +39,13 @@ class BackendAiFront:
         by = NOBODY
         try:
             route, values = self._table.find("GET" if request.method == "HEAD" else request.method, path)
+            signed = None
             if not route.public:
-                by = await self._guard.admit(request, once=route.mutates)
-            still = partial(self._guard.still, by)
+                by, signed = await self._guard.admit(request)
+                self._door.rates.take(by)
+                if route.mutates:
+                    await self._guard.use(signed)
+            still = partial(self._guard.still, by, signed)
             derived = partial(self._guard.derived, by)
             response = await route.handler(Ask(self._door, request, request_id, route, values, by, still, derived))
         except ConnectionError:

@@ -34,6 +34,8 @@ _KINDS: Final[tuple[tuple[type[e.MoorageError], Prob], ...]] = (
     (e.TooManyRequests, Prob("rate-limit-exceeded", "You have reached your API query rate limit.")),
     (e.PermissionDenied, Prob("generic-forbidden", "Forbidden operation.")),
     (e.FileNotFound, Prob("object-not-found", "No such file.")),
+    (e.InvalidPath, _BAD_PARAMS),
+    (e.NotARegularFile, _BAD_PARAMS),
     (e.FilePermissionDenied, Prob("generic-forbidden", "Forbidden operation.")),
     (e.SessionNotFound, _NO_SESSION),
     (e.ImageNotFound, Prob("object-not-found", "No such environment image.")),

@@ -79,9 +79,11 @@ async def download(ask: Ask) -> web.StreamResponse:
     boundary = secrets.token_hex(16)
     if paths == [_SSH_KEY]:
         return await _ssh_key(ask, boundary)
+    if len(paths) > 1:  # all are looked for before anything is sent
+        await (await _opened(ask, paths)).aclose()
     response: web.StreamResponse | None = None
     for path in paths:
-        stream = await _opened(ask, path)
+        stream = await _opened(ask, [path])
         try:
             if response is None:  # from here on a failure can only break the answer off
                 response = await ask.begin(200, {"Content-Type": f"multipart/mixed; boundary={boundary}"})
@@ -115,8 +117,8 @@ async def _paths(ask: Ask) -> list[str]:
     return paths
 
 
-async def _opened(ask: Ask, path: str) -> Stream:
-    return await ask.run(DownloadFilesAction(**ask.session, paths=[path]))
+async def _opened(ask: Ask, paths: list[str]) -> Stream:
+    return await ask.run(DownloadFilesAction(**ask.session, paths=paths))
 
 
 def _part_head(boundary: str, path: str) -> bytes:

@@ -64,7 +64,7 @@ class SigningKeys:
 
 
 class Guard:
-    """`await guard.admit(request, once=...)` gives the principal, or raises what is wrong with the signature."""
+    """`await guard.admit(request)` gives the principal, or raises what is wrong with the signature; `use` takes it once."""
 
     def __init__(self, door: RestDoor, vault: Callable[[], Vault]) -> None:
         self._door = door
@@ -72,7 +72,7 @@ class Guard:
         #: what signatures of unknown keypairs are compared with, so that they take as long
         self._nobodys = secrets.token_urlsafe(32)
 
-    async def admit(self, request: BaseRequest, *, once: bool) -> Principal:
+    async def admit(self, request: BaseRequest) -> tuple[Principal, SignedRequest]:
         door = self._door
         try:
             signed = SignedRequest.of(request)
@@ -88,14 +88,14 @@ class Guard:
                 "Signature mismatch: the access key or the secret key is wrong, or this keypair may not sign requests."
             )
         door.authenticator.was_right(request, signed.access_key)
-        door.rates.take(by)
-        if once:
-            await self._use(signed)
-        return by
+        return by, signed
 
-    async def still(self, by: Principal) -> bool:
+    async def still(self, by: Principal, signed: SignedRequest | None) -> bool:
+        """Whether what was opened with this signature may stay open; without one nobody was asked for it."""
+        if signed is None:
+            return True
         now, secret = await self._who(by.access_key)
-        return now is not None and secret is not None and not now.lost(by)
+        return now is not None and secret is not None and signed.is_of(secret) and not now.lost(by)
 
     async def derived(self, by: Principal, about: str) -> bytes:
         """Of the keypair's secret. Raises Unauthenticated for a keypair that may not sign any more."""
@@ -108,7 +108,8 @@ class Guard:
         secret = await self._keys.secret(access_key)
         return None if by is None else replace(by, credential=Credential.SIGNATURE), secret
 
-    async def _use(self, signed: SignedRequest) -> None:
+    async def use(self, signed: SignedRequest) -> None:
+        """Raises Unauthenticated for a signature that was used before, at whichever manager."""
         async with self._door.world.database.transaction() as connection:
             first = await use_signature(connection, signed.signature, good_until=signed.good_until)
         if not first:
