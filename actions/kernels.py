@@ -10,6 +10,7 @@ from uuid import UUID
 from actions.device_requests import SHAREABLE, fit_together
 from domain.errors import InvalidConfiguration, NoAgents, ResourcesImpossible
 from domain.ids import KernelId
+from domain.limits import in_words
 from domain.placement import GPU_SHARE
 from domain.resources import ResourceSlot
 from domain.session import ClusterMode, Session
@@ -136,15 +137,22 @@ def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together
     most = {name: max(_most(free, name, together) for free in fleet) for name in slots}
     over = [name for name, amount in slots.items() if amount > most[name]] or list(slots)
     largest = ResourceSlot.from_units({name: most[name] for name in over}).to_json()
-    what = f"{slots.to_json()}" + (f" with GPUs of the model '{gpu_model}'" if gpu_model else "")
+    what = _words(dict(slots.items())) + (f" with GPUs of the model '{gpu_model}'" if gpu_model else "")
     if together > 1:
         what += f", which its {together} kernels need on one host"
     raise ResourcesImpossible(
         f"No host could ever hold {what}: the most that one has is "
-        + ", ".join(f"{name}={largest.get(name, 0)}" for name in over)
+        + _words({name: most[name] for name in over})
         + ("; ask for less." if together == 1 else "; ask for less, or for cluster_mode multi-node."),
         most={name: largest.get(name, 0) for name in over},
     )
+
+
+def _words(amounts: Mapping[str, int]) -> str:
+    """2 CPUs, 4 GiB of memory and 1 GPU"""
+    nouns = {"mem": "{} of memory", GPU_SHARE: "{} of one GPU", "cpu": "{}", "gpu": "{}"}
+    said = [nouns.get(name, f"{{}} {name}").format(in_words(name, amount)) for name, amount in amounts.items()]
+    return " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
 
 
 def _most(free: Mapping[str, int], name: str, together: int) -> int:

@@ -425,7 +425,7 @@ class TooManySshKeys(Conflict):
 
 
 class AlreadyExists(Conflict):
-    """There is one of this name already."""
+    """There is one of this name already; choose another name, or remove that one first."""
 
     code = "already_exists"
 

@@ -816,11 +816,11 @@ class TooManySshKeys(Conflict):
 
 
 class AlreadyExists(Conflict):
-    """There is one of this name already."""
+    """There is one of this name already; choose another name, or remove that one first."""
 
     code = "already_exists"
     http_status = 409
-    default_message = "There is one of this name already."
+    default_message = "There is one of this name already; choose another name, or remove that one first."
 
 
 class DependencyFailed(Conflict):
