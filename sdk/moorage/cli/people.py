@@ -129,6 +129,7 @@ def keypair_ls(user: str | None, as_json: bool) -> None:
     """List keypairs."""
     columns = {"ACCESS KEY": "access_key", "USER": "user", "ACTIVE": "active", "CREATED": "created_at"}
     columns |= {"ROTATED": "rotated_at", "OLD SECRET UNTIL": "previous_until", "REQUESTS/S": "requests_per_second"}
+    columns |= {"SIGNS SINCE": "signing_since"}
     with connect() as client:
         show_list(client.keypairs.list(user=user), columns, as_json=as_json, empty="No keypairs.")
 
