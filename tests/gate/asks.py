@@ -331,7 +331,7 @@ def _assignment(cell: Cell) -> str:
     return cell.path("/v1/policies/{policy}/assignments/user/") + f"{thing_name('user', cell.number)}@example.org"
 
 
-_LIMITS: Final = {"limits": {"sessions": 1000}}
+_LIMITS: Final = {"limits": {"sessions": 1_000_000}}
 _LIMIT_ASKS: Final[Mapping[str, Ask]] = {
     "list_quotas": Ask(),
     "list_quotas:of": Ask(things=("user",), query=lambda cell: f"of=user:{cell.email}"),

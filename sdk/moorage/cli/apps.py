@@ -58,7 +58,9 @@ def app_command() -> None:
 @click.option("--mem", metavar="SIZE", help="Their memory: 4g, or MiB. [default: 1g]")
 @click.option("--gpu", type=int, metavar="N", help="Their GPUs.")
 @click.option("-e", "--env", type=Label(), multiple=True, help="An environment variable (repeatable).")
-@click.option("--idle-timeout", type=float, metavar="SECONDS", help="They end so long after the last call. [default: 60]")
+@click.option(
+    "--idle-timeout", type=float, metavar="SECONDS", help="They end so long after the last call. [default: 60]"
+)
 @click.option("--setup-timeout", type=float, metavar="SECONDS", help="It is loaded within. [default: 600]")
 @click.option("--call-timeout", type=float, metavar="SECONDS", help="Of calls that name none.")
 @click.option("--description", help="What it is for.")
@@ -166,7 +168,9 @@ def app_rm(apps: tuple[str, ...], as_json: bool) -> None:
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the call after so long.")
 @click.option("--project", help="The project its session counts for.")
 @json_option
-def app_call(app: str, function: str, given: str | None, timeout: float | None, project: str | None, as_json: bool) -> int:
+def app_call(
+    app: str, function: str, given: str | None, timeout: float | None, project: str | None, as_json: bool
+) -> int:
     """Call an app without a session, and print its output as JSON: one is made for the call, and ends with it."""
     value = read_input(given)
     with connect() as client:
@@ -232,7 +236,11 @@ def call_show(call: str, wait: float, as_json: bool) -> None:
         print_json(info.to_json())
         return
     shown = {name: getattr(info, name) for name in ("id", "session_id", "function", "status", "reason")}
-    asked = {"asked": terminal.local_time(info.created_at), "progress": _json(info.progress), "input": _json(info.input)}
+    asked = {
+        "asked": terminal.local_time(info.created_at),
+        "progress": _json(info.progress),
+        "input": _json(info.input),
+    }
     details({**shown, **asked, "output": _json(info.output), "error": _error(info)})
 
 
@@ -296,7 +304,7 @@ def _show(record: Record) -> None:
 
 def _error(info: CallInfo) -> str:
     error = info.error or {}
-    return f"{error.get('ename')}: {error.get('evalue')}" if error else ""
+    return f"{error.get('ename')}: {error.get('evalue')}".rstrip(": ") if error else ""
 
 
 def _json(value: Any) -> str:

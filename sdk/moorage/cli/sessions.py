@@ -78,7 +78,7 @@ class Pairs(PairParameter):
 def creation_options(function: F) -> F:
     """What a session may be asked to be; the same for `create` and `run`."""
     options: list[Callable[[F], F]] = [
-        click.option("--image", default="python", show_default=True, help="Image or alias."),
+        click.option("--image", type=terminal.IMAGE, default="python", show_default=True, help="Image or alias."),
         click.option("--cpu", type=float, default=1, show_default=True, metavar="N", help="CPUs, also fractions."),
         click.option("--mem", default="1g", show_default=True, metavar="SIZE", help="Memory: 4g, or MiB."),
         click.option("--gpu", type=Gpus(), help="Whole GPUs, also of a model: 2, h100:1, h100."),
@@ -353,6 +353,10 @@ def info_command(session: str, gpus: bool, as_json: bool) -> None:
             "result": None if info.result in (None, "UNDEFINED") else info.result,
             "exit code": info.exit_code,
             "type": info.session_type,
+            "app": info.app and f"{info.app.name}@{info.app.version}",
+            "ready since": shown(info.ready_at),
+            "calls": info.app and f"{info.call_count} over, {info.open_calls} open",
+            "ended as": info.end_reason,
             "image": f"{info.image} ({info.architecture})" if info.architecture else info.image,
             "asked for": terminal.slots_text(info.requested_slots),
             "holds": terminal.slots_text(info.occupied_slots),

@@ -1,0 +1,266 @@
+"""Worker sessions on the manager's side: apps are brought and loaded, every call ends, and idle ones end in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from agent.wire import RunDone
+from domain.apps import load_run_id
+from domain.errors import AgentUnavailable
+from domain.ids import AgentId
+from domain.session import Status
+from manager.dispatcher import ConnectedAgents
+from manager.herald import Herald
+from manager.reconciler import Deadlines
+from manager.workers import Workers
+from repositories.database import Database
+from repositories.runs_done import finish_runs
+from tests.agent.fake import FakeAgent, Run
+from tests.control.fakes import Clock
+from tests.scenario import APP, CALL, HOST, ID, NOW, Given, a_call, a_row, a_worker, an_app, kernel_of, people_and_a_host
+
+LOAD = load_run_id(ID, 1)
+ARCHIVED = {"path": None}
+CHUNKS = tuple(a_row("app_chunks", app_id=APP, version=1, number=n, content=c) for n, c in enumerate((b"app.", b"py")))
+
+
+class Silent:
+    """A herald whom nobody hears: the loops below are stepped by hand."""
+
+    def announce(self, topic: str, *ids: object) -> None: ...
+
+
+async def put(database: Database, *given: Given) -> None:
+    async with database.transaction() as connection:
+        await people_and_a_host(connection)
+        for one in given:
+            await one.put(connection)
+
+
+def loop(database: Database, fake: FakeAgent, clock: Clock) -> Workers:
+    return Workers(database, cast(Herald, Silent()), cast(ConnectedAgents, fake), clock=clock)
+
+
+async def turn(*workers: Workers) -> None:
+    """One step of each, and all that it has begun."""
+    for one in workers:
+        await one.step()
+    await asyncio.gather(*(task for one in workers for task in tuple(one._at_work.values())))
+
+
+async def tell(database: Database, run_id: Any, *, exit_code: int = 0, now: datetime = NOW, **said: Any) -> None:
+    """The host says that a run is over."""
+    done = RunDone(
+        run_id=str(run_id), kernel_id=str(kernel_of(ID)), attempt=1, started_at=1.0, finished_at=2.0, exit_code=exit_code, **said
+    )
+    async with database.transaction() as connection:
+        await finish_runs(connection, [(AgentId(HOST), done)], now=now)
+
+
+async def value(database: Database, sql: str) -> Any:
+    async with database.reader() as connection:
+        return await connection.fetchval(sql)
+
+
+def asked(fake: FakeAgent) -> list[Any]:
+    return [(call[0], *call[2:3]) if call[0] == "execute" else call[0] for call in fake.calls]
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------------
+async def test_an_app_is_brought_loaded_and_ready(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, an_app(**ARCHIVED), *CHUNKS, a_worker(ready=False, app=ARCHIVED))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    assert asked(fake) == ["unpack", ("execute", "load")]
+    assert fake.files == {"/home/work/app/app.py": b""}
+    assert json.loads(fake.calls[-1][3])["path"] == "/home/work/app"
+    assert await value(database, "SELECT ready_at FROM workers") is None
+    await tell(database, LOAD, now=NOW + timedelta(seconds=3))
+    assert await value(database, "SELECT ready_attempt FROM workers") == 1
+    assert await value(database, "SELECT idle_until_at FROM workers") == NOW + timedelta(seconds=63)
+    await turn(workers)
+    assert len(fake.calls) == 2, "and nothing more is asked"
+
+
+async def test_of_several_managers_one_brings_it(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, an_app(**ARCHIVED), *CHUNKS, a_worker(ready=False, app=ARCHIVED))
+    await turn(*(loop(database, fake, clock) for _ in range(3)))
+    assert asked(fake).count("unpack") == 1
+    assert list(fake.runs) == [str(LOAD)]
+
+
+async def test_another_manager_goes_on_when_the_first_is_no_more(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, an_app(), a_worker(ready=False))
+    async with database.reader() as connection:
+        await connection.execute("UPDATE workers SET claimed_until = $1", NOW + timedelta(seconds=10))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    assert fake.calls == []
+    clock.turn(seconds=10)
+    await turn(workers)
+    assert asked(fake) == [("execute", "load")]
+
+
+async def test_a_load_that_nobody_knows_the_fate_of_is_asked_for_again(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, an_app(), a_worker(ready=False))
+    fake.fails_with = AgentUnavailable()
+    await turn(loop(database, fake, clock))
+    fake.fails_with = None
+    await turn(loop(database, fake, clock))
+    assert asked(fake) == [("execute", "load")] * 2
+    assert await value(database, "SELECT count(*) FROM executions") == 1
+
+
+async def test_an_app_that_does_not_load_ends_its_session_with_its_own_error(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    failed = {"ename": "ModuleNotFoundError", "evalue": "No module named 'x'", "traceback": ["here"]}
+    fake.script.append(Run().say("error", failed).end(1))
+    await put(database, an_app(), a_worker(ready=False), a_call(run=False))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    await tell(database, LOAD, exit_code=1)
+    await turn(workers)
+    assert await value(database, "SELECT status FROM sessions") == "TERMINATING"
+    said = "the app could not be loaded: ModuleNotFoundError: No module named 'x'"
+    assert await value(database, "SELECT status_reason FROM sessions") == said
+    assert json.loads(await value(database, "SELECT error FROM calls")) == {"code": "app_not_loaded", **failed}
+    assert await value(database, "SELECT open_calls FROM workers") == 0
+
+
+async def test_a_setup_without_end_is_named(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    fake.script.append(Run().end(None, reason="timeout"))
+    await put(database, an_app(), a_worker(ready=False, app={"setup_timeout": 5.0}))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    await tell(database, LOAD, exit_code=1, reason="timeout")
+    await turn(workers)
+    assert "its setup took longer than 5 s" in await value(database, "SELECT status_reason FROM sessions")
+
+
+async def test_a_hostile_archive_ends_the_session(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    hostile = a_row("app_chunks", app_id=APP, version=1, number=0, content=b"../../etc/passwd")
+    await put(database, an_app(**ARCHIVED), hostile, a_worker(ready=False, app=ARCHIVED))
+    await turn(loop(database, fake, clock))
+    assert asked(fake) == ["unpack"]
+    assert "the app's archive was refused" in await value(database, "SELECT status_reason FROM sessions")
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------------
+async def test_calls_that_waited_are_delivered_once_the_app_is_ready(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(ready=False), a_call(run=False))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    assert asked(fake) == [("execute", "load")]
+    await tell(database, LOAD)
+    assert await value(database, "SELECT idle_until_at FROM workers") is None, "for it is called"
+    await turn(workers)
+    assert asked(fake)[1:] == [("execute", "call")]
+    assert await value(database, "SELECT (status, output) FROM calls") == ("completed", "1")
+    assert await value(database, "SELECT idle_until_at FROM workers") == NOW + timedelta(seconds=60)
+    assert await value(database, "SELECT call_count FROM workers") == 1
+
+
+async def test_a_call_whose_manager_is_no_more_is_seen_to_its_end(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    fake.runs[str(CALL)] = Run(mode="call").say("result", {"output": [1]}).end()
+    await put(database, a_worker(), a_call())
+    await turn(loop(database, fake, clock))
+    assert fake.calls == [], "it may still be answered by whoever delivered it"
+    await tell(database, CALL)
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT (status, output) FROM calls") == ("completed", "[1]")
+
+
+async def test_a_delivery_that_got_lost_is_made_again(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(), a_call())
+    clock.turn(seconds=6)
+    await turn(loop(database, fake, clock))
+    assert asked(fake) == [("execute", "call")]
+    assert await value(database, "SELECT status FROM calls") == "completed"
+
+
+async def test_a_cancelled_call_is_interrupted_until_it_ends(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    fake.runs[str(CALL)] = Run(mode="call").say("stdout", b"at it")
+    await put(database, a_worker(), a_call(cancel_at=NOW))
+    clock.turn(seconds=6)
+    await turn(loop(database, fake, clock))
+    assert asked(fake)[0] == "interrupt"
+
+
+async def test_what_waits_for_a_session_that_ended_fails(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(Status.TERMINATED, status_reason="destroyed by its owner"), a_call(run=False))
+    await turn(loop(database, fake, clock))
+    error = json.loads(await value(database, "SELECT error FROM calls"))
+    assert (error["code"], "destroyed by its owner" in error["evalue"]) == ("session_ended", True)
+
+
+async def test_a_run_that_died_with_its_host_is_given_up(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(Status.TERMINATED), a_call())
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT status FROM calls") == "open", "its host may report it yet"
+    clock.turn(seconds=61)
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT (status, reason) FROM calls") == ("failed", "session_ended")
+    assert await value(database, "SELECT open_calls FROM workers") == 0
+
+
+async def test_a_new_attempt_begins_without_the_calls_of_the_one_before(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(attempt=2), a_call(run=False))
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT status FROM calls") == "failed"
+    assert asked(fake) == [("execute", "load")], "for what was loaded was the one before"
+
+
+# -- the end ---------------------------------------------------------------------------------------------------------------
+async def test_an_idle_session_ends_exactly_when_its_time_is_over(database: Database) -> None:
+    clock = Clock(NOW)
+    await put(database, a_worker())
+    deadlines = Deadlines(database, cast(Herald, Silent()), clock=clock)
+    assert await deadlines.step() == pytest.approx(60.0)
+    clock.turn(seconds=59.999)
+    assert await deadlines.step() == pytest.approx(0.001)
+    assert await value(database, "SELECT status FROM sessions") == "RUNNING"
+    clock.turn(seconds=0.001)
+    await deadlines.step()
+    assert await value(database, "SELECT status FROM sessions") == "TERMINATING"
+    assert await value(database, "SELECT status_reason FROM sessions") == "nobody called it for its idle_timeout of 60 s"
+
+
+async def test_one_that_is_called_does_not(database: Database) -> None:
+    clock = Clock(NOW)
+    await put(database, a_worker(), a_call())
+    deadlines = Deadlines(database, cast(Herald, Silent()), clock=clock)
+    clock.turn(seconds=3600)
+    assert await deadlines.step() is None
+    assert await value(database, "SELECT status FROM sessions") == "RUNNING"
+
+
+async def test_one_that_loads_does_not_either(database: Database) -> None:
+    clock = Clock(NOW)
+    await put(database, a_worker(ready=False))
+    clock.turn(seconds=3600)
+    assert await Deadlines(database, cast(Herald, Silent()), clock=clock).step() is None
+
+
+async def test_what_has_ended_is_not_looked_at_again(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(Status.TERMINATED))
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT idle_until_at FROM workers") is None
