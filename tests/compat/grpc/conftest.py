@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,8 @@ from typing import Any, Final
 import moorage
 import pytest
 
+from bench.grpc_front import front_process
 from bench.installation import MOORAGE
-from manager.up import _chosen_port as free_port
 from tests.compat.environments import ROOT, client_python
 
 HERE: Final = Path(__file__).parent
@@ -85,35 +85,9 @@ class Front:
         """What it prints last, as JSON."""
         return json.loads(self.client(script, *words, **more).splitlines()[-1])
 
-    @contextmanager
-    def another(self, **settings: str | int) -> Iterator[int]:
+    def another(self, **settings: str | int) -> AbstractContextManager[int]:
         """A further process of the front, set otherwise; its port."""
-        port = free_port(0)
-        with tempfile.TemporaryDirectory(prefix="moorage-grpc-front-") as name:
-            folder = Path(name)
-            (folder / "pki").symlink_to(self.data_dir / "pki")
-            shutil.copy(self.data_dir / "admin.json", folder)
-            lines = (self.data_dir / "manager.toml").read_text().splitlines()
-            settings |= {"grpc_port": port}
-            kept = [line for line in lines if line.split(" ")[0] not in settings]
-            added = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-            (folder / "manager.toml").write_text("\n".join([*kept, *added, ""]))
-            command = [MOORAGE, "manager", "--data-dir", str(folder), "--role", "grpc"]
-            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-                assert process.stderr is not None
-                try:
-                    ready = "without a credential" if "grpc_users" in settings else "front listens"
-                    told = []
-                    for line in process.stderr:
-                        told.append(line)
-                        if ready in line:
-                            break
-                    else:
-                        pytest.fail("".join(told))
-                    yield port
-                finally:
-                    process.terminate()
-                    process.stderr.close()
+        return front_process(self.data_dir, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench.grpc_front import free_port
 from tests.compat.grpc.conftest import Front
 
 pytestmark = pytest.mark.compat
@@ -30,9 +31,7 @@ def test_a_session_from_its_beginning_to_its_end(front: Front) -> None:
 
 
 def test_the_documented_examples_run_with_their_own_paths_and_no_credential(front: Front) -> None:
-    from manager.up import _chosen_port as free_port
-
-    own = free_port(0)
+    own = free_port()
     with front.another(grpc_users=f"{own}={front.access_key}"):
         said = front.client(front.project / "examples" / "seed.py", port=own, key="").splitlines()
     assert said[0].startswith("Session created: ")
