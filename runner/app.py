@@ -207,7 +207,7 @@ class Server:
         self._jobs: deque[tuple[Call, Callable[[], Any]]] = deque()  #: for the main thread, outside of the loop
         self._over = False
         self._threads: ThreadPoolExecutor | None = None
-        self._early: set[str] = set()  #: what was to be cancelled before it began
+        self._early: dict[str, bool] = {}  #: what was to be cancelled before it began, and whether for its timeout
         self.logs = Logs(self.sender, self.calls, self._wake_flusher)
         session.flusher.outputs.append(self.logs)
         space: Any = sys
@@ -278,7 +278,9 @@ class Server:
     def _cancel(self, run: str, *, timed_out: bool = False) -> None:
         call = self.calls.get(run)
         if call is None:  # it is over, or among the messages that have come just now
-            self._early.add(run)
+            if len(self._early) > 1000:
+                self._early.clear()
+            self._early[run] = timed_out
             return
         call.cancelled = call.cancelled or time.monotonic()
         call.timed_out = timed_out
@@ -308,8 +310,7 @@ class Server:
         self.calls[call.run] = call
         call.task = self.loop.create_task(self._run(call, start))
         if call.run in self._early:
-            self._early.clear()
-            self._cancel(call.run)
+            self._cancel(call.run, timed_out=self._early.pop(call.run))
 
     async def _run(self, call: Call, start: Callable[[Call], Any]) -> None:
         """In the call's own context: what the app starts from here prints as this call."""

@@ -136,6 +136,11 @@ async def test_a_call_can_be_interrupted_wherever_it_is(apps: Apps) -> None:
         out = await apps.kernel.finish(run)
         assert (out.done["reason"], out.done["exit_code"]) == ("interrupted", 130)
         assert ("tidied up" in out.stdout) == (function == "tidy")
+    for function in ("plain", "tidy"):  # and before it has begun
+        run = await apps.start(function, 60)
+        await apps.kernel.link.interrupt(run)
+        out = await apps.kernel.finish(run)
+        assert (out.done["reason"], out.done["exit_code"]) == ("interrupted", 130)
     assert await apps.output("log") == []
 
 
