@@ -24,6 +24,8 @@ MAX_MESSAGE_BYTES: Final = 1 << 20
 _WRITE_SECONDS: Final = 120.0
 #: A session that is restarted is waited for so long.
 _RESTART_SECONDS: Final = 120.0
+#: Of what is typed meanwhile.
+_KEPT_BYTES: Final = 64 * 1024
 
 
 def websocket(ask: Ask, *, most_bytes: int = MAX_MESSAGE_BYTES) -> web.WebSocketResponse:
@@ -58,6 +60,7 @@ class Terminal:
         self._rows, self._cols = 24, 80
         self._process: Process
         self._restarting: asyncio.Task[Process] | None = None
+        self._typed = bytearray()  #: while it restarts
 
     async def open(self) -> Process:
         opened: ProcessResult = await self._ask.run(
@@ -105,6 +108,9 @@ class Terminal:
                         return
                     await self._process.close()
                     self._process, self._restarting = await self._restarting, None
+                    if self._typed:
+                        await self._process.write(bytes(self._typed))
+                        self._typed.clear()
                 else:
                     await self._send(piece)
                 coming = asyncio.ensure_future(self._process.read())
@@ -147,8 +153,10 @@ class Terminal:
         match message:
             case {"type": "stdin", "chars": str(chars)}:
                 typed = _decoded(chars)
-                if self._restarting is None:  # what is typed meanwhile has nobody to go to
+                if self._restarting is None:
                     await self._process.write(typed)
+                elif len(self._typed) + len(typed) <= _KEPT_BYTES:
+                    self._typed += typed
             case {"type": "resize", "rows": int(rows), "cols": int(cols)} if 0 < rows < 10_000 and 0 < cols < 10_000:
                 self._rows, self._cols = rows, cols
                 if self._restarting is None:

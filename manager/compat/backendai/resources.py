@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -60,44 +60,41 @@ async def presets(ask: Ask) -> web.StreamResponse:
 async def check_presets(ask: Ask) -> web.StreamResponse:
     """Limits of the one who asks; free slots of hosts for those who see hosts, and for others as unknown."""
     body = await ask.body()
-    wanted = body.get("scaling_group")
     quotas = (await ask.run(ListQuotasAction())).items
     own = _limits([one for one in quotas if one.scope in ("keypair", "user")])
+    using = await _using(ask)
     project = body.get("group") or next(iter(ask.by.projects), None)
     of_group = _limits([one for one in quotas if one.scope == "project" and one.of == project])
-    groups = await _groups(ask, wanted)
-    free = [group["remaining"] for group in groups.values()]
+    agents = await _agents(ask, body.get("scaling_group"))
     return ask.answer(
         {
             "keypair_limits": own[0],
-            "keypair_using": await _using(ask) if not any(own[1].values()) else own[1],
-            "keypair_remaining": own[2],
+            "keypair_using": using,
+            "keypair_remaining": own[1],
             "group_limits": of_group[0],
-            "group_using": of_group[1],
-            "group_remaining": of_group[2],
-            "scaling_group_remaining": _total(free) if groups else dict.fromkeys(_NAMES, "NaN"),
-            "scaling_groups": groups,
+            "group_using": dict.fromkeys(_NAMES, "NaN"),
+            "group_remaining": of_group[1],
+            "scaling_group_remaining": _amounts(agents, left=True) if agents else dict.fromkeys(_NAMES, "NaN"),
+            "scaling_groups": _groups(agents),
             "presets": [],
         }
     )
 
 
-def _limits(quotas: Sequence[QuotaData]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """(limits, used, left), the narrowest of each; what nobody limits is infinite."""
+def _limits(quotas: Sequence[QuotaData]) -> tuple[dict[str, str], dict[str, str]]:
+    """(limits, left), the narrowest of each; what nobody limits is infinite."""
     most: dict[str, str] = dict.fromkeys(_NAMES, "Infinity")
-    used: dict[str, str] = dict.fromkeys(_NAMES, "0")
     left: dict[str, str] = dict.fromkeys(_NAMES, "Infinity")
     for name in _NAMES:
         rows = [one for one in quotas if one.name == name and one.free is not None]
         if rows:
             narrow = min(rows, key=lambda one: one.free or 0)
-            most[name], used[name] = _amount(name, narrow.max), _amount(name, narrow.used + narrow.queued)
-            left[name] = _amount(name, narrow.free or 0)
-    return most, used, left
+            most[name], left[name] = _amount(name, narrow.max), _amount(name, narrow.free or 0)
+    return most, left
 
 
 async def _using(ask: Ask) -> dict[str, str]:
-    """Where no limit counts it."""
+    """What one's live sessions hold."""
     live = await _lists(ask).sessions((), str(ask.by.access_key), None)
     held: dict[str, int] = dict.fromkeys(_NAMES, 0)
     for session in live:
@@ -110,16 +107,21 @@ def _amount(name: str, units: int) -> str:
     return shapes.amounts(ResourceSlot.from_units({name: units})).get(name, "0")
 
 
-async def _groups(ask: Ask, wanted: Any) -> dict[str, Any]:
+async def _agents(ask: Ask, group: Any) -> list[AgentData]:
+    """Those that take sessions."""
     if not ask.by.sees_all:
-        return {}
+        return []
+    found = (await ask.run(ListAgentsAction())).items
+    return [one for one in found if one.schedulable and not one.lost and group in (None, one.resource_group)]
+
+
+def _groups(agents: Sequence[AgentData]) -> dict[str, Any]:
     found: dict[str, list[AgentData]] = {}
-    for agent in (await ask.run(ListAgentsAction())).items:
-        if agent.schedulable and not agent.lost and wanted in (None, agent.resource_group):
-            found.setdefault(agent.resource_group, []).append(agent)
+    for agent in agents:
+        found.setdefault(agent.resource_group, []).append(agent)
     return {
-        name: {"using": _amounts(agents, left=False), "remaining": _amounts(agents, left=True)}
-        for name, agents in found.items()
+        name: {"using": _amounts(some, left=False), "remaining": _amounts(some, left=True)}
+        for name, some in found.items()
     }
 
 
@@ -130,11 +132,6 @@ def _amounts(agents: Sequence[AgentData], *, left: bool) -> dict[str, str]:
         offered = sum(agent.capacity.get(name, 0) for agent in agents)
         told[name] = _amount(name, max(0, offered - used) if left else used)
     return told
-
-
-def _total(amounts: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    rows = list(amounts)
-    return {name: f"{sum(float(row[name]) for row in rows):.10g}" for name in _NAMES}
 
 
 # -- what was held -------------------------------------------------------------------------------------------------------
@@ -148,8 +145,8 @@ async def month(ask: Ask) -> web.StreamResponse:
     until = (since + timedelta(days=32)).replace(day=1)
     projects = (await ask.run(ListProjectsAction())).items
     chosen = [p for p in projects if not groups or str(p.id) in groups or p.name in groups]
-    found = [await _usage(ask, project, since, until) for project in chosen]
-    return ask.answer([one for one in found if one])
+    used = [await _usage(ask, project, since, until) for project in chosen]
+    return ask.answer([one for one in used if one])
 
 
 async def period(ask: Ask) -> web.StreamResponse:

@@ -19,6 +19,7 @@ from actions import (
     GetStatisticsAction,
     GetStatusHistoryAction,
     InterruptAction,
+    ListServicesAction,
     MatchSessionsAction,
     RenameSessionAction,
     RestartSessionAction,
@@ -119,8 +120,13 @@ async def logs(ask: Ask) -> web.StreamResponse:
 
 async def apps(ask: Ask) -> web.StreamResponse:
     session = await session_of(ask)
-    labels = await labels_of(ask, session.image)
-    return ask.answer(shapes.service_ports(labels, session.preopen_ports, session.id))
+    told = shapes.service_ports(await labels_of(ask, session.image), session.preopen_ports, session.id)
+    known = {one["name"] for one in told}
+    for service in (await ask.run(ListServicesAction(**ask.session))).items:
+        if service.name not in known:  # started with a port or command of its own
+            at = {"url_template": "http://{host}:{port}/"} if service.protocol == "http" else {}
+            told.append({"name": service.name, "protocol": service.protocol, "ports": [service.port], **at})
+    return ask.answer(told)
 
 
 async def match(ask: Ask) -> web.StreamResponse:

@@ -102,8 +102,10 @@ def service_ports(
             continue  # a label that nobody can read
         if kind.port is not None and name not in found:
             found[name] = {"name": name, "protocol": kind.protocol, "ports": [kind.port]}
-            if kind.keep_prefix and session_id is not None:
-                found[name]["url_template"] = "http://{host}:{port}" + prefix_of(session_id, name)
+            if session_id is not None and kind.protocol == "http":
+                found[name]["url_template"] = "http://{host}:{port}" + (
+                    prefix_of(session_id, name) if kind.keep_prefix else "/"
+                )
     for port in preopened:
         found.setdefault(str(port), {"name": str(port), "protocol": "preopen", "ports": [port]})
     return list(found.values())
