@@ -55,6 +55,7 @@ class InferenceFront:
     def __init__(self, door: RestDoor, links: Links) -> None:
         self._door = door
         self._links = links
+        self._sessions = sessions.Known()
         self._sweeper = files.Sweeper()
         self._sweeping: set[asyncio.Task[int]] = set()
 
@@ -66,7 +67,7 @@ class InferenceFront:
                     return await files.store(self._links, self._asks_as(request, request_id), request, token)
                 case "GET", ["files", token, _name]:
                     return await files.fetch(self._links, self._asks_as(request, request_id), token)
-            ask = Ask(self._door, request, request_id, await self._principal(request), self._links)
+            ask = self._ask(request, request_id, await self._principal(request))
             handler, values = _find(request.method, parts)
             if handler is files.create:
                 self._sweep(ask)
@@ -82,6 +83,9 @@ class InferenceFront:
             log.error("request %s: %s failed", request_id, request.method, exc_info=error)
             return self._refused(request, Internal(), request_id)
 
+    def _ask(self, request: BaseRequest, request_id: str, by: Principal) -> Ask:
+        return Ask(self._door, request, request_id, by, self._links, self._sessions)
+
     async def _principal(self, request: BaseRequest) -> Principal:
         by = await self._door.authenticator.principal(request)
         self._door.rates.take(by)
@@ -95,7 +99,7 @@ class InferenceFront:
             if by is None:
                 raise PermissionDenied("The keypair that this address was given to is no more.")
             self._door.rates.take(by)
-            return Ask(self._door, request, request_id, by, self._links)
+            return self._ask(request, request_id, by)
 
         return make
 

@@ -16,6 +16,7 @@ from manager.rest.exchange import Exchange, Row
 
 if TYPE_CHECKING:
     from manager.compat.inference.links import Links
+    from manager.compat.inference.sessions import Known
     from manager.rest.app import RestDoor
 
 R = TypeVar("R")
@@ -27,11 +28,14 @@ MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 class Ask(Exchange):
     """Routing is the front's own, so there is no row of the REST door; nothing that is used here looks at one."""
 
-    __slots__ = ("links",)
+    __slots__ = ("links", "sessions")
 
-    def __init__(self, door: RestDoor, request: BaseRequest, request_id: str, by: Principal, links: Links) -> None:
+    def __init__(
+        self, door: RestDoor, request: BaseRequest, request_id: str, by: Principal, links: Links, sessions: Known
+    ) -> None:
         super().__init__(door, request, request_id, cast(Row, None), {}, by)
         self.links = links
+        self.sessions = sessions
 
     async def run(self, action: Action[Any, R], *, settle_seconds: float | None = 0.0) -> R:
         """One request may run several actions, each with a key of its own."""

@@ -41,7 +41,9 @@ async def follow(
                 async for line in lines:
                     if line:
                         await ask.write(response, line)
-        except MoorageError as error:  # the answer has begun: its end without that of the task makes the client ask again
+        except (
+            MoorageError
+        ) as error:  # the answer has begun: its end without that of the task makes the client ask again
             log.warning("request %s: the stream of %s broke off: %s", ask.request_id, call.id, error)
     if watch.reason in (None, "closing"):
         await response.write_eof()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 from aiohttp import web
 
@@ -12,8 +14,41 @@ from domain.names import as_uuid
 from domain.session import SessionTypes
 from manager.compat.inference import shapes
 from manager.compat.inference.ask import Ask
+from manager.compat.inference.files import ROOT
 
 _MOST_LISTED: Final = 1000
+_MOST_KNOWN: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a session never changes, and is known of each that was called a moment ago. Whether it may be called, the call says."""
+
+    session_id: UUID
+    app_id: str
+    app_name: str
+    version: str
+    has_files: bool  #: the volume of files is mounted
+
+
+class Known:
+    def __init__(self) -> None:
+        self._facts: dict[tuple[UUID, UUID], Facts] = {}
+
+    async def of(self, ask: Ask, session_id: object) -> Facts | None:
+        """None of one that has ended."""
+        found = as_uuid(session_id) if isinstance(session_id, str) else None
+        if found is not None and (known := self._facts.get((ask.by.user_id, found))) is not None:
+            return known
+        data = await info(ask, session_id)
+        if data.end_reason is not None:
+            return None
+        has_files = any(mount.path == ROOT for mount in data.mounts)
+        facts = Facts(data.id, str(data.app.id), data.app.name, str(data.app.version), has_files)
+        if len(self._facts) >= _MOST_KNOWN:
+            self._facts.clear()
+        self._facts[ask.by.user_id, data.id] = facts
+        return facts
 
 
 async def info(ask: Ask, session_id: object) -> Any:

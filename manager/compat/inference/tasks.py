@@ -119,21 +119,20 @@ async def _in_new(
 async def _in(
     ask: Ask, session_id: object, reference: AppReference, function: str, given: files.Taken, seconds: float
 ) -> Any:
-    data = await sessions.info(ask, session_id)
-    if data.end_reason is None:
-        _check_app(data, reference)
-        if given.paths and not any(mount.path == files.ROOT for mount in data.mounts):
-            await _wait_running(ask, data.id)
-            await files.bring(ask, data.id, given.paths)
-    return await _call(ask, str(data.id), function, given.value, seconds)
+    facts = await ask.sessions.of(ask, session_id)
+    if facts is not None:
+        _check_app(facts, reference)
+        if given.paths and not facts.has_files:
+            await _wait_running(ask, facts.session_id)
+            await files.bring(ask, facts.session_id, given.paths)
+    return await _call(ask, str(session_id), function, given.value, seconds)
 
 
-def _check_app(data: Any, reference: AppReference) -> None:
-    app = data.app
-    if reference.name not in (app.name, str(app.id)):
-        raise Conflict(f"The session runs the app {app.name}, not {reference.name}.", said="APP_MISMATCH")
-    if reference.version not in (None, str(app.version)):
-        message = f"The session runs version {app.version} of {app.name}, not {reference.version}."
+def _check_app(facts: sessions.Facts, reference: AppReference) -> None:
+    if reference.name not in (facts.app_name, facts.app_id):
+        raise Conflict(f"The session runs the app {facts.app_name}, not {reference.name}.", said="APP_MISMATCH")
+    if reference.version not in (None, facts.version):
+        message = f"The session runs version {facts.version} of {facts.app_name}, not {reference.version}."
         raise Conflict(message, said="VERSION_MISMATCH")
 
 
