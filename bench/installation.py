@@ -52,6 +52,7 @@ def installation() -> Iterator[Installation]:
         os.environ["MOORAGE_CONFIG"] = f"{folder}/config.toml"
         data_dir = Path(folder) / "data"
         words = ["up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
+        words += ["--front", "inference"]
         try:
             said = json.loads(subprocess.run([MOORAGE, *words], stdout=subprocess.PIPE, check=True).stdout)
             yield Installation(said["endpoint"], f"{said['access_key']}.{said['secret_key']}", data_dir)
