@@ -34,7 +34,10 @@ class AppFailed(Exception):
         super().__init__(f"{type(error).__name__}: {error}")
         self.ename = type(error).__name__
         self.evalue = str(error)[:4096]
-        self.traceback = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-16384:]
+        there = error.__traceback__
+        while there is not None and there.tb_frame.f_code.co_filename == __file__:  # of no interest to its author
+            there = there.tb_next
+        self.traceback = "".join(traceback.format_exception(type(error), error, there))[-16384:]
 
 
 class BadOutput(Exception):
@@ -62,7 +65,7 @@ class App:
     async def start(self) -> None:
         """Import, make, set up. Raises whatever the application raises."""
         self._thread.start()
-        await self.within(self._load())
+        await self.within(self._load)
 
     async def _load(self) -> None:
         for ours in (moorage_tensors, moorage_authorizers):  # applications import them by these names
@@ -89,7 +92,7 @@ class App:
     async def close(self) -> None:
         if self._made is not None and (close := getattr(self._made, "close", None)) is not None:
             with contextlib.suppress(AppFailed, asyncio.TimeoutError):
-                await asyncio.wait_for(self.within(_called(close)), _CLOSE_SECONDS)
+                await asyncio.wait_for(self.within(lambda: _called(close)), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _CLOSE_SECONDS)
@@ -104,7 +107,7 @@ class App:
         skip = 0 if asked else start_at
         return Run(self, lambda: self._run(prompt, tensor, **asked), skip=skip, most_bytes=most_bytes)
 
-    async def within(self, work: Awaitable[Any]) -> Any:
+    async def within(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """On the application's event loop, in its own thread. Raises AppFailed for what the application raises."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_guarded(work), self._loop))
 
@@ -140,23 +143,23 @@ class Run:
             if inspect.isgenerator(self._source):
                 await asyncio.wait_for(self._app.in_thread(self._close_plain), _CLOSE_SECONDS)
             else:
-                await asyncio.wait_for(self._app.within(self._close_async()), _CLOSE_SECONDS)
+                await asyncio.wait_for(self._app.within(self._close_async), _CLOSE_SECONDS)
 
     async def _step(self, *, wanted: bool = True) -> Any:
         if self._source is None:
             # calling a generator function runs nothing of it; of any other, it is the application's work
-            await self._app.within(self._start())
+            await self._app.within(self._start)
         if self._single:
             value, self._source = self._source, None if self._source is END else END
             return None if value is END else self._packed(value)
         if inspect.isasyncgen(self._source):
-            return await self._app.within(self._step_async(wanted))
+            return await self._app.within(lambda: self._step_async(wanted))
         return await self._app.in_thread(lambda: self._step_plain(wanted))
 
     async def _start(self) -> None:
         source = self._begin()
         if inspect.isawaitable(source):
-            self._step_task = asyncio.ensure_future(_guarded(source))
+            self._step_task = asyncio.ensure_future(_guarded(lambda: source))
             self._source, self._single = await self._step_task, True
         elif inspect.isasyncgen(source) or inspect.isgenerator(source):
             self._source = source
@@ -164,7 +167,7 @@ class Run:
             raise TypeError(f"The application gave a {type(source).__name__}; it is to be a generator of tensors.")
 
     async def _step_async(self, wanted: bool) -> Any:
-        self._step_task = asyncio.ensure_future(_guarded(_next_of(self._source)))
+        self._step_task = asyncio.ensure_future(_guarded(lambda: _next_of(self._source)))
         value = await self._step_task
         return self._packed(value) if wanted or value is END else True
 
@@ -203,10 +206,10 @@ async def _next_of(source: Any) -> Any:
         return END
 
 
-async def _guarded(work: Awaitable[Any]) -> Any:
+async def _guarded(work: Callable[[], Awaitable[Any]]) -> Any:
     """Whatever it raises as AppFailed: a SystemExit would end the event loop."""
     try:
-        return await work
+        return await work()
     except (asyncio.CancelledError, AppFailed, BadOutput):
         raise
     except BaseException as error:

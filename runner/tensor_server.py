@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from runner.moorage_tensors import Body
 
 HEAD_BYTES = 32 << 10
+#: What is read ahead of a connection, twice this at most.
+_READ_BYTES = 512 << 10
 _HEAD_SECONDS = 15.0
 _BODY_SECONDS = 300.0
 #: Who takes nothing for so long is let go.
@@ -85,7 +87,7 @@ class Server:
 
     async def start(self, host: str, port: int) -> int:
         """The port that it listens on."""
-        self._server = await asyncio.start_server(self._client, host, port, limit=HEAD_BYTES, backlog=128)
+        self._server = await asyncio.start_server(self._client, host, port, limit=_READ_BYTES, backlog=128)
         return int(self._server.sockets[0].getsockname()[1])
 
     def cut(self) -> None:
@@ -278,7 +280,9 @@ async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]
     try:
         raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_SECONDS)
     except asyncio.LimitOverrunError:
-        raise Refusal(431, "request_too_large", "The head of the request is too large.") from None
+        raw = b""
+    if not 0 < len(raw) <= HEAD_BYTES:
+        raise Refusal(431, "request_too_large", "The head of the request is too large.")
     line, *rest = raw.decode("latin-1").split("\r\n")
     words = line.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):

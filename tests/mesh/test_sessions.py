@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,7 +22,7 @@ from moorage.mesh import (
     StreamInterrupted,
 )
 
-from tests.mesh.nodes import Clock, TestNode, node, remote
+from tests.mesh.nodes import Clock, Here, TestNode, node, remote
 
 TENSOR = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -270,3 +271,18 @@ async def test_an_input_that_is_refused_is_told_and_not_tried_elsewhere() -> Non
             "a": (np.float32, (2, 3)),
             "b": (np.int64, (0, 4)),
         }
+
+
+async def test_a_client_that_is_gone_at_once_leaves_nothing_behind() -> None:
+    """No coroutine that is never awaited, which is an error here."""
+    app = Here(lambda prompt, tensor: ten(None, prompt, TENSOR, 0), "none")  # type: ignore[arg-type]
+    await app.start()
+    for _ in range(50):
+        run = app.stream("p", None, 0, 1 << 20)
+        step = asyncio.ensure_future(run.next())
+        await asyncio.sleep(0)
+        step.cancel()
+        await asyncio.gather(step, return_exceptions=True)
+        await run.close()
+    await app.close()
+    gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
 import socket
@@ -295,3 +296,14 @@ def test_safetensors_as_its_format_says() -> None:
     ):
         with pytest.raises(BadTensor):
             layout(json.dumps(wrong).encode(), 8, Limits())
+
+
+@pytest.mark.parametrize(
+    "name", ["moorage_tensors", "moorage_authorizers", "tensor_arrays", "tensor_app", "tensor_server"]
+)
+def test_it_is_written_for_python_3_8(name: str) -> None:
+    tree = ast.parse((Path(PROGRAM).parent / f"{name}.py").read_text(), feature_version=(3, 8))
+    later = {"removeprefix", "removesuffix", "to_thread", "aclosing", "timeout", "TaskGroup", "Self"}
+    assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & later
+    [future] = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    assert future.names[0].name == "annotations"

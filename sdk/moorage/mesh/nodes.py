@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moorage.aio import Client, Session
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-_HEAD_BYTES = 64 << 10
+_READ_BYTES = 512 << 10
 _INFO_BYTES = 64 << 10
 
 
@@ -77,7 +77,7 @@ class AddressP2P:
         return {peer: peer for peer in self._peers}
 
     async def connect(self, peer_id: str) -> Connection:
-        return await asyncio.open_connection(*self._peers[peer_id], limit=_HEAD_BYTES)
+        return await asyncio.open_connection(*self._peers[peer_id], limit=_READ_BYTES)
 
     async def shutdown(self) -> None:
         pass

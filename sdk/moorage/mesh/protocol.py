@@ -44,10 +44,9 @@ class MockProtocol:
     ) -> AsyncGenerator[Any, None]:
         """Outputs from `start_at` on, as tensors of what the input is of."""
         limits = self._manager.config.limits
-        kind = self._manager.config.tensors
+        kind: str = self._manager.config.tensors
         if kind == "auto":
-            given = kind_of(tensor)
-            kind = given if given in ("torch", "numpy") else loaded_kind()  # type: ignore[assignment]
+            kind = kind_of(tensor) or loaded_kind()
         try:
             body = pack(tensor, limits.payload_bytes)
         except BadTensor as error:
