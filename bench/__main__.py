@@ -19,6 +19,7 @@ NAMES = (
     "create",
     "execute",
     "inference",
+    "worker",
     "pty",
     "rest_reads",
     "files",

@@ -11,12 +11,29 @@ from moorage._version import __version__
 
 if TYPE_CHECKING:
     from moorage import aio, errors
-    from moorage._models import Completions, Event, FileStat, HistoryEntry, RunInfo, SessionInfo
-    from moorage.errors import MoorageError
+    from moorage._models import AppInfo, CallInfo, Completions, Event, FileStat, HistoryEntry, RunInfo, SessionInfo
+    from moorage.errors import CallCancelled, CallFailed, MoorageError
     from moorage.results import ErrorInfo, InputRequest, Record, RunResult
-    from moorage.sync import Client, Commands, Execution, Executions, Files, Mapped, Session, Sessions, Task, Volume
+    from moorage.sync import (
+        Call,
+        Client,
+        Commands,
+        Execution,
+        Executions,
+        Files,
+        Mapped,
+        Session,
+        Sessions,
+        Task,
+        Volume,
+    )
 
 __all__ = [
+    "AppInfo",
+    "Call",
+    "CallCancelled",
+    "CallFailed",
+    "CallInfo",
     "Client",
     "Commands",
     "Completions",
@@ -45,11 +62,32 @@ __all__ = [
 
 _HOMES = {
     "moorage.sync": (
-        *("Client", "Commands", "Execution", "Executions", "Files", "Mapped", "Session", "Sessions", "Task", "Volume"),
+        *(
+            "Call",
+            "Client",
+            "Commands",
+            "Execution",
+            "Executions",
+            "Files",
+            "Mapped",
+            "Session",
+            "Sessions",
+            "Task",
+            "Volume",
+        ),
     ),
-    "moorage._models": ("Completions", "Event", "FileStat", "HistoryEntry", "RunInfo", "SessionInfo"),
+    "moorage._models": (
+        "AppInfo",
+        "CallInfo",
+        "Completions",
+        "Event",
+        "FileStat",
+        "HistoryEntry",
+        "RunInfo",
+        "SessionInfo",
+    ),
     "moorage.results": ("ErrorInfo", "InputRequest", "Record", "RunResult"),
-    "moorage.errors": ("MoorageError",),
+    "moorage.errors": ("CallCancelled", "CallFailed", "MoorageError"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,0 +1,140 @@
+"""A warm call through REST against a bare aiohttp worker in a like container; and what many calls leave behind.
+
+`CALLS=10000 python -m bench worker`: so many on one warm session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from bench import inference as like
+from bench.http import Client
+from bench.installation import Installation
+from bench.report import Row, p50, percentile
+
+BLOCKS, EACH = 10, 40
+CALLS: Final = int(os.environ.get("CALLS", "10000"))
+#: Of these tables a call has a row, or a few.
+TABLES: Final = ("calls", "executions", "audit", "events")
+#: A session that has been called so often has all that it will ever have in memory.
+WARM: Final = 1000
+
+
+def run(installation: Installation) -> Iterator[Row]:
+    http = HTTPConnection(installation.host, installation.port, timeout=120)
+    like._deploy(http, {"Authorization": f"Bearer {installation.bearer}"})
+    http.close()
+    client = Client.of(installation)
+    slots = {"cpu": 1, "mem": 256}
+    asked = {"app": "bench", "idle_timeout": 3600, "resource_slots": slots}
+    session = client.ask("POST", "/v1/sessions?wait=60", asked)
+    path = f"/v1/sessions/{session['id']}"
+    call = client.request("POST", f"{path}/calls", {"input": {"n": 1}})
+    try:
+        yield _warm(client, call, session["id"])
+        yield from _growth(installation, client, call, path)
+    finally:
+        client.ask("DELETE", f"{path}?wait=60")
+        client.close()
+
+
+def _warm(client: Client, call: bytes, session_id: str) -> Row:
+    ours: list[float] = []
+    reference: list[float] = []
+    with like._worker(session_id) as worker:
+        for block in range(BLOCKS + 1):
+            mine = [_ours(client, call) for _ in range(EACH)]
+            theirs = [like._theirs(worker) for _ in range(EACH)]
+            if block:  # the first warms both up
+                ours, reference = ours + mine, reference + theirs
+    return Row(
+        name="warm call of an app, p50",
+        ours=p50(ours),
+        reference=p50(reference),
+        unit="ms",
+        reference_is="bare aiohttp worker in such a container",
+        note=f"p95 {percentile(ours, 0.95):.2f} ms over {BLOCKS * EACH} calls; on record, audited, idempotent",
+    )
+
+
+def _growth(installation: Installation, client: Client, call: bytes, path: str) -> Iterator[Row]:
+    for _ in range(min(WARM, CALLS)):
+        _ours(client, call)
+    before, rows_before = _memory(installation, client, path), asyncio.run(_rows(installation))
+    started = time.perf_counter()
+    taken = [_ours(client, call) for _ in range(CALLS)]
+    seconds = time.perf_counter() - started
+    after, rows_after = _memory(installation, client, path), asyncio.run(_rows(installation))
+    for what in before:
+        yield Row(
+            name=f"memory of {what} after {CALLS} calls",
+            ours=after[what],
+            reference=before[what],
+            unit="MiB",
+            bound="ratio <= 1.1",
+            reference_is=f"the same after {min(WARM, CALLS)} calls",
+            note=f"{CALLS / seconds:.0f} calls/s; p50 of the last tenth {p50(taken[-CALLS // 10 :]):.2f} ms, of the first "
+            f"{p50(taken[: CALLS // 10 or 1]):.2f} ms",
+        )
+    made = {table: (rows_after[table][0] - rows_before[table][0]) / CALLS for table in TABLES}
+    size = sum(rows_after[table][1] - rows_before[table][1] for table in TABLES) / CALLS
+    yield Row(
+        name="what a call leaves in the database",
+        ours=size / 1024,
+        reference=None,
+        unit="KiB",
+        note="rows: " + ", ".join(f"{number:.2f} {table}" for table, number in made.items()),
+    )
+
+
+def _ours(client: Client, call: bytes) -> float:
+    started = time.perf_counter()
+    status, said = client.send(call)
+    taken = (time.perf_counter() - started) * 1000
+    assert status == 200, said
+    assert b'"completed"' in said, said
+    return taken
+
+
+def _memory(installation: Installation, client: Client, path: str) -> dict[str, float]:
+    """MiB: of the daemons' processes, and of the session's container."""
+    found = {f"the {daemon}": _pss_mib(installation, daemon) for daemon in ("manager", "agent")}
+    told: Any = client.ask("GET", f"{path}/statistics")
+    return {**found, "the container": told["mem_bytes"] / 2**20}
+
+
+def _pss_mib(installation: Installation, daemon: str) -> float:
+    total = 0
+    for process in installation.processes(daemon):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+async def _rows(installation: Installation) -> dict[str, tuple[int, int]]:
+    """Of each table: rows, and bytes with its indexes and partitions."""
+    config = tomllib.loads((installation.data_dir / "manager.toml").read_text())
+    connection = await asyncpg.connect(config["database_url"])
+    try:
+        found = {}
+        for table in TABLES:
+            number = await connection.fetchval(f"SELECT count(*) FROM {table}")
+            size = await connection.fetchval(
+                "SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree($1::regclass)", table
+            )
+            if size is None:
+                size = await connection.fetchval("SELECT pg_total_relation_size($1::regclass)", table)
+            found[table] = (number, size)
+        return found
+    finally:
+        await connection.close()
