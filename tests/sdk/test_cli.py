@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -319,6 +320,45 @@ def test_shells_complete_session_names(server: ScriptedServer, sh: Shell, shell:
     at = "de" if shell == "fish" else "2"
     sh.environ |= {"_MOORAGE_COMPLETE": f"{shell}_complete", "COMP_WORDS": "moorage info de", "COMP_CWORD": at}
     assert "demo" in sh()[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("cp de", "plain,demo:"),
+        ("ls demo:su", "plain,demo:sub/"),
+        ("cp demo:sub/x", "plain,demo:sub/x.txt"),
+        ("run --image py", "plain,python"),
+        ("create --template tr", "plain,train"),
+        ("volume show da", "plain,data"),
+    ],
+)
+def test_shells_complete_what_is_there(server: ScriptedServer, sh: Shell, typed: str, offered: str) -> None:
+    def pages(*items: dict[str, Any]) -> Any:
+        return says({"items": list(items), "next_cursor": None})
+
+    server.on("GET", "/v1/sessions", pages(session()))
+    server.on("GET", BASE, says(session()))
+    here = {"sub": [{"name": "x.txt", "type": "file"}], ".": [{"name": "sub", "type": "directory"}]}
+    server.on("GET", f"{BASE}/files", pages(*here["sub" if "/" in typed else "."]))
+    server.on("GET", "/v1/images", pages({"name": "moorage/python:3", "aliases": ["python"]}))
+    server.on("GET", "/v1/templates", pages({"id": "t1", "name": "train", "version": 1}))
+    server.on("GET", "/v1/volumes", pages({"id": "v1", "name": "data"}))
+    words = f"moorage {typed}"
+    sh.environ |= {"_MOORAGE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(typed.count(" ") + 1)}
+    assert sh()[1].splitlines() == [offered]
+
+
+def test_bash_takes_a_place_for_one_word(server: ScriptedServer, sh: Shell) -> None:
+    server.on("GET", "/v1/sessions", says({"items": [session()], "next_cursor": None}))
+    script = sh("completion", "bash")[1]
+    typed = 'COMP_WORDS=(moorage info de); COMP_CWORD=2; _moorage_completion moorage; echo "${COMPREPLY[@]}"'
+    called = script.replace(
+        "_MOORAGE_COMPLETE=bash_complete $1", f"_MOORAGE_COMPLETE=bash_complete {sys.executable} -m moorage"
+    )
+    told = subprocess.run(["bash", "-c", f"{called}\n{typed}"], capture_output=True, text=True, env=sh.environ)
+    assert told.stdout.split() == ["demo"], told.stderr
+    assert "COMP_WORDBREAKS" in script
 
 
 # -- signing in ----------------------------------------------------------------------------------------------------------

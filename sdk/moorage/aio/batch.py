@@ -11,12 +11,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 import httpx
 
 from moorage import _wire
-from moorage._errors import StreamBroken
 from moorage._models import DependencyGraph
 from moorage.aio import _io
 from moorage.aio._transport import Transport
-from moorage.aio.files import LocalPath, _arriving, _unpack
-from moorage.errors import TransferFailed
+from moorage.aio.files import LocalPath, OnProgress, _arriving, _unpack, fetch_whole
 
 
 class Named(Protocol):
@@ -93,7 +91,9 @@ class SessionBatch:
         fields = _wire.body(starts_at=moment(starts_at), batch_timeout=batch_timeout, max_retries=max_retries)
         return self._take(await self._transport.request("PATCH", self._base, params=self._owner, json=fields))
 
-    async def download_results(self, local: LocalPath | None = None, *, attempt: int | None = None) -> Path:
+    async def download_results(
+        self, local: LocalPath | None = None, *, attempt: int | None = None, on_progress: OnProgress | None = None
+    ) -> Path:
         """Fetch what a batch session left in the places named by its `outputs`, once it has ended.
 
         Unpacked into the folder `local` (by default `results`), or kept as an archive when that ends in `.tar`.
@@ -101,18 +101,15 @@ class SessionBatch:
         target = Path(local) if local is not None else Path("results")
         if target.suffix == ".tar":
             with _arriving(target) as file:
-                await self._fetch_results(file, attempt)
+                await self._fetch_results(file, attempt, on_progress)
             return target
         with tempfile.TemporaryFile() as file:
-            await self._fetch_results(file, attempt)
+            await self._fetch_results(file, attempt, on_progress)
             await _io.in_thread(_unpack, file, target, ["", ""])
         return target
 
-    async def _fetch_results(self, file: IO[Any], attempt: int | None) -> None:
+    async def _fetch_results(self, file: IO[Any], attempt: int | None, on_progress: OnProgress | None) -> None:
         params = {**self._owner, **_wire.query(attempt=attempt)}
-        try:
-            async with self._transport.stream("GET", f"{self._base}/results", params=params) as response:
-                async for chunk in response.aiter_bytes():
-                    await _io.in_thread(file.write, chunk)
-        except StreamBroken as problem:
-            raise TransferFailed("The archive broke off; fetch it again.") from problem
+        await fetch_whole(
+            lambda: self._transport.stream("GET", f"{self._base}/results", params=params), file, on_progress
+        )

@@ -8,7 +8,7 @@ import posixpath
 import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import IO, Any, Literal, overload
@@ -28,6 +28,7 @@ OnProgress = Callable[[int, int | None], object]
 LocalPath = str | os.PathLike[str]
 FileStats = list[FileStat]
 MAX_RESUMES = 8
+MAX_BEGINNINGS = 3
 
 
 class Files:
@@ -282,22 +283,36 @@ class Files:
         return target
 
     async def _fetch_archive(self, paths: Sequence[str], file: IO[bytes], on_progress: OnProgress | None) -> None:
-        fetched = 0
-        try:
-            async with self._archive(paths) as response:
-                async for chunk in response.aiter_bytes():
-                    await _io.in_thread(file.write, chunk)
-                    fetched += len(chunk)
-                    if on_progress is not None:
-                        await _io.result_of(on_progress(fetched, None))
-        except StreamBroken as problem:
-            raise TransferFailed("The archive broke off; fetch it again.") from problem
+        await fetch_whole(lambda: self._archive(paths), file, on_progress)
 
     @asynccontextmanager
     async def _archive(self, paths: Sequence[str]) -> AsyncIterator[httpx.Response]:
         address, fields = f"{self._base}/files/archive", {"paths": list(paths), **self._kernel}
         async with self._transport.stream("POST", address, params=self._owner, json=fields) as response:
             yield response
+
+
+async def fetch_whole(
+    opened: Callable[[], AbstractAsyncContextManager[httpx.Response]], file: IO[bytes], on_progress: OnProgress | None
+) -> None:
+    """What is made while it is sent cannot be taken up in its middle: when it breaks off, it is begun anew."""
+    attempt = 0
+    while True:
+        attempt, fetched = attempt + 1, 0
+        file.seek(0)
+        file.truncate()
+        try:
+            async with opened() as response:
+                async for chunk in response.aiter_bytes():
+                    await _io.in_thread(file.write, chunk)
+                    fetched += len(chunk)
+                    if on_progress is not None:
+                        await _io.result_of(on_progress(fetched, None))
+            return
+        except StreamBroken as problem:
+            if attempt == MAX_BEGINNINGS:
+                raise TransferFailed("The archive broke off again and again; fetch less of it at a time.") from problem
+            await _io.sleep(_wire.pause_seconds(attempt))
 
 
 def _content(

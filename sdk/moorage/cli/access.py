@@ -6,7 +6,7 @@ import click
 
 from moorage.cli import terminal
 from moorage.cli.sessions import find
-from moorage.cli.terminal import connect, details, json_option, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, details, json_option, print_json, session_argument, table
 
 
 @click.command("whoami")
@@ -33,7 +33,7 @@ def whoami_command(as_json: bool) -> None:
 
 
 # -- webhooks ------------------------------------------------------------------------------------------------------------
-@click.group("webhook")
+@click.group("webhook", cls=Group)
 def webhook_command() -> None:
     """What sessions' --callback-url is told: its secret, and what became of it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from moorage.cli.terminal import F, connect, json_option, local_time, moment, note, print_json, table
+from moorage.cli.terminal import F, Group, connect, json_option, local_time, moment, note, print_json, table
 
 _FILTERS = (
     click.option("--who", metavar="WHO", help="An e-mail address, an access key, or agent:NAME."),
@@ -31,7 +31,7 @@ def _filters(function: F) -> F:
     return function
 
 
-@click.group("audit")
+@click.group("audit", cls=Group)
 def audit_command() -> None:
     """What was done and refused, by whom, to whose: ls, export, verify."""
 

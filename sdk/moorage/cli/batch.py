@@ -222,8 +222,8 @@ def results_command(session: str, output: Path | None, attempt: int | None, as_j
 
     with connect() as client:
         found = find(client, session)
-        with terminal.waiting(f"{found.name}: fetching its results", shown=not as_json):
-            path = found.download_results(output or f"{found.name}-results", attempt=attempt)
+        with terminal.progress(f"{found.name}: its results", shown=not as_json) as report:
+            path = found.download_results(output or f"{found.name}-results", attempt=attempt, on_progress=report)
     if as_json:
         print_json({"session": found.name, "path": str(path)})
     else:

@@ -14,14 +14,14 @@ from moorage.cli import terminal
 from moorage.cli.explain import show_dry_run
 from moorage.cli.options import Gpus
 from moorage.cli.sessions import creation_fields, creation_options, wait_for_running
-from moorage.cli.terminal import connect, json_option, note, print_json
+from moorage.cli.terminal import Group, connect, json_option, note, print_json
 
 if TYPE_CHECKING:
     from moorage.results import Record, RunResult
     from moorage.sync import Session
 
 
-@click.group("cluster")
+@click.group("cluster", cls=Group)
 def cluster_command() -> None:
     """Sessions of several kernels that find each other by name."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, json_option, print_json, table
+from moorage.cli.terminal import PLACE, connect, json_option, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command("cp")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=PLACE, metavar="SOURCE")
+@click.argument("target", type=PLACE, metavar="TARGET")
 @click.option("-r", "--recursive", is_flag=True, help="A folder with everything in it.")
 @click.option("--no-clobber", is_flag=True, help="Do not replace a file that is there.")
 @click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")
@@ -112,7 +112,7 @@ def _download(
 
 
 @click.command("ls")
-@click.argument("location", metavar="SESSION[:PATH]")
+@click.argument("location", type=PLACE, metavar="SESSION[:PATH]")
 @click.argument("path", required=False)
 @click.option("-l", "--long", is_flag=True, help="With size, time, permissions and owner.")
 @click.option("--kernel", metavar="NAME", help="Of a cluster, the kernel that is meant, such as worker1.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, json_option, print_json, table
+from moorage.cli.terminal import Group, connect, json_option, print_json, table
 from moorage.errors import DeviceNotFound
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _NEAR = ((90, "one NVLink"), (60, "one PCIe switch"), (40, "one PCIe host bridge
 _PHASES = {"handover": "handed over", "release": "given back", "watch": "watched"}
 
 
-@click.group("gpu")
+@click.group("gpu", cls=Group)
 def admin_gpu() -> None:
     """GPUs of all hosts: look at them, take bad ones out, put them in again."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import F, NumberParameter, connect, details, json_option, print_json, table
+from moorage.cli.terminal import F, Group, NumberParameter, connect, details, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import ResourceGroup, Share, ShareReport
@@ -71,7 +71,7 @@ def scope_options(function: F) -> F:
 
 
 # -- for everybody -------------------------------------------------------------------------------------------------------
-@click.group("resource-group")
+@click.group("resource-group", cls=Group)
 def resource_group_command() -> None:
     """Resource groups: hosts that are shared by one policy. 'create --resource-group NAME' chooses one."""
 
@@ -120,7 +120,7 @@ resource_group_command.add_command(group_show)
 
 
 # -- for administrators --------------------------------------------------------------------------------------------------
-@click.group("resource-group")
+@click.group("resource-group", cls=Group)
 def admin_resource_group() -> None:
     """Hosts that are shared by one policy: who may use them, who comes first, and where sessions go."""
 

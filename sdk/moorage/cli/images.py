@@ -10,7 +10,7 @@ import click
 from moorage.cli import terminal
 from moorage.cli.sessions import find
 from moorage.cli.tasks import percent, watch
-from moorage.cli.terminal import connect, details, json_option, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, details, json_option, print_json, session_argument, table
 
 if TYPE_CHECKING:
     from moorage._models import Image
@@ -110,7 +110,7 @@ def commit_status_command(session: str, as_json: bool) -> None:
 
 
 # -- images --------------------------------------------------------------------------------------------------------------
-@click.group("image")
+@click.group("image", cls=Group)
 def image_command() -> None:
     """Images that sessions can be made of, yours and others'."""
 
@@ -180,7 +180,7 @@ def image_share(name: str, project: str | None, public: bool, nobody: bool, as_j
 
 
 # -- registries ----------------------------------------------------------------------------------------------------------
-@click.group("registry")
+@click.group("registry", cls=Group)
 def registry_command() -> None:
     """Registries that images come from and go to."""
 

@@ -11,7 +11,7 @@ import click
 from moorage.cli import terminal
 from moorage.cli.files import show_files, split
 from moorage.cli.sessions import find
-from moorage.cli.terminal import connect, json_option, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, json_option, print_json, session_argument, table
 
 if TYPE_CHECKING:
     from moorage.results import Record
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # -- executions ----------------------------------------------------------------------------------------------------------
-@click.group("execution")
+@click.group("execution", cls=Group)
 def execution_command() -> None:
     """A session's executions, also those of others and of before: ls, output, kill."""
 
@@ -96,7 +96,7 @@ def _print(record: Record) -> None:
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------
-@click.group("file")
+@click.group("file", cls=Group)
 def file_command() -> None:
     """Files where they are, in a session: stat, mkdir, mv, cp, rm, chmod. 'moorage cp' copies in and out."""
 

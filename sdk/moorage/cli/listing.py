@@ -13,10 +13,9 @@ from moorage.cli import terminal
 from moorage.cli.terminal import details, print_json, table
 
 
-class Forgiving(click.Group):
+class Forgiving(terminal.Group):
     """Takes the other words that people type for the same."""
 
-    group_class = type
     WORDS: ClassVar[Mapping[str, Sequence[str]]] = {
         "add": ("create",),
         "create": ("add",),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moorage.cli.terminal import F, PairParameter, TextParameter
+from moorage.cli.terminal import TEMPLATE, F, PairParameter, TextParameter
 
 
 class Label(PairParameter):
@@ -43,7 +43,14 @@ def carried_options(function: F) -> F:
     """What a session carries; the same for `create` and `run`."""
     options: list[Callable[[F], F]] = [
         click.option("--label", "labels", type=Label(), multiple=True, help="To find it by: NAME=VALUE (repeatable)."),
-        click.option("--preopen-port", "ports", type=int, multiple=True, metavar="PORT", help="(repeatable)"),
+        click.option(
+            "--preopen-port",
+            "ports",
+            type=int,
+            multiple=True,
+            metavar="PORT",
+            help="For what it serves by itself (repeatable).",
+        ),
         click.option("--callback-url", metavar="URL", help="Is told what happens to the session, signed."),
         click.option("--idle-timeout", type=float, metavar="SECONDS", help="End it so long after its last use."),
         click.option(
@@ -110,7 +117,9 @@ def constraints_text(constraints: Mapping[str, Any]) -> str | None:
 
 def template_options(function: F) -> F:
     options: list[Callable[[F], F]] = [
-        click.option("--template", metavar="NAME", help="Begin with this template; other options go over it."),
+        click.option(
+            "--template", type=TEMPLATE, metavar="NAME", help="Begin with this template; other options go over it."
+        ),
         click.option("--template-version", type=click.IntRange(1), metavar="N", help="[default: the newest]"),
         click.option(
             "-p", "--parameter", "parameters", type=Label(), multiple=True, help="Of the template: x=1 (repeatable)."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli.listing import Forgiving
-from moorage.cli.terminal import F, PairParameter, connect, details, json_option, print_json, span, table
+from moorage.cli.terminal import F, Group, PairParameter, connect, details, json_option, print_json, span, table
 
 if TYPE_CHECKING:
     from moorage._models import Policy, Quota
@@ -47,7 +47,7 @@ def _amount(text: str) -> float | str:
 
 
 # -- what binds oneself --------------------------------------------------------------------------------------------------
-@click.group("quota", invoke_without_command=True)
+@click.group("quota", cls=Group, invoke_without_command=True)
 @click.option("--of", metavar="SCOPE:NAME", help="For administrators: what binds user:EMAIL, project:NAME, ...")
 @click.option("--all", "everybody", is_flag=True, help="For administrators: every limit there is.")
 @json_option

@@ -15,7 +15,7 @@ import click
 from moorage.cli import terminal
 from moorage.cli.gpus import show_top, watts
 from moorage.cli.sessions import find
-from moorage.cli.terminal import connect, json_option, note, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, json_option, note, print_json, session_argument, table
 
 if TYPE_CHECKING:
     from moorage._models import (
@@ -307,7 +307,7 @@ def _print_csv(usage: Usage) -> None:
         writer.writerow([name, row.sessions, *hours])
 
 
-@click.group("watch")
+@click.group("watch", cls=Group)
 def watch_command() -> None:
     """Thresholds of abuse rules and idle checkers, and sessions that are left in peace."""
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moorage.cli.terminal import connect, json_option, print_json, table
+from moorage.cli.terminal import Group, connect, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import ServiceInfo
     from moorage.sync.services import Service
 
 
-@click.group("service")
+@click.group("service", cls=Group)
 def service_command() -> None:
     """Programs that listen in a session: Jupyter, TensorBoard, one of the image's, or any command or port."""
 

@@ -28,4 +28,12 @@ def completion_command(shell: str | None) -> None:
     if (found := get_completion_class(name)) is None:
         raise MoorageError(f"There is no completion for {name}; there is for bash, zsh and fish.")
     complete = found(cli, {}, "moorage", "_MOORAGE_COMPLETE")
-    click.echo(complete.source_template % complete.source_vars())
+    click.echo(_in_bash(complete.source()) if name == "bash" else complete.source())
+
+
+def _in_bash(script: str) -> str:
+    """SESSION:PATH is one word there, and goes on after a ':' or '/'."""
+    taken = "COMPREPLY+=($value)"
+    assert taken in script
+    further = f"{taken}\n                if [[ $value == *[:/] ]]; then compopt -o nospace; fi"
+    return f"COMP_WORDBREAKS=${{COMP_WORDBREAKS//:}}\n{script.replace(taken, further)}"

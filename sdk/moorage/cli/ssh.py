@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, json_option, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, json_option, print_json, session_argument, table
 from moorage.config import config_path
 from moorage.errors import SessionNotFound
 
@@ -179,7 +179,7 @@ def included(folder: Folder) -> str:
     )
 
 
-@click.group("ssh-key")
+@click.group("ssh-key", cls=Group)
 def ssh_key_command() -> None:
     """Public keys that open your sessions by SSH."""
 

@@ -6,10 +6,10 @@ import json
 
 import click
 
-from moorage.cli.terminal import connect, json_option, note, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, json_option, note, print_json, session_argument, table
 
 
-@click.group("state")
+@click.group("state", cls=Group)
 def state_command() -> None:
     """Small JSON values that a session keeps, also for its own programs: get, set, ls, rm."""
 

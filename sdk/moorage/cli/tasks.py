@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, json_option, print_json, table
+from moorage.cli.terminal import Group, connect, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import Progress, TaskInfo
     from moorage.sync import Task
 
 
-@click.group("task")
+@click.group("task", cls=Group)
 def task_command() -> None:
     """Background tasks."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, details, json_option, print_json, table
+from moorage.cli.terminal import Group, connect, details, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import TemplateInfo
@@ -25,7 +25,7 @@ session:
 """
 
 
-@click.group("template")
+@click.group("template", cls=Group)
 def template_command() -> None:
     """Templates of sessions: create, ls, show, edit, rm. 'moorage create --template NAME' uses one."""
 

@@ -51,26 +51,60 @@ else:  # older ones are not generic
     TextParameter = PairParameter = NumberParameter = click.ParamType
 
 
-class SessionName(TextParameter):
-    """A session's name or id; completed from the live ones."""
+class Group(click.Group):
+    """Says of each of its commands all that its first sentence says."""
 
-    name = "session"
+    group_class = type
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, command.get_short_help_str(200)) for name, command in found if command and not command.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Named(TextParameter):
+    """The name of something; completed by asking the server, when a shell completes."""
+
+    def __init__(self, name: str, find: Callable[[Client, str], Iterable[tuple[str, str]]]) -> None:
+        self.name = name
+        self._find = find
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
         try:
             with connect(ctx, retry_for=0.0, timeout=1.0) as client:
-                return [
-                    CompletionItem(session.name, help=session.status)
-                    for session in client.sessions.list(limit=200)
-                    if session.name.startswith(incomplete)
-                ]
+                found = [(name, said) for name, said in self._find(client, incomplete) if name.startswith(incomplete)]
         except MoorageError:
             return []
+        return [CompletionItem(name, help=said) for name, said in found]
 
 
-SESSION = SessionName()
+def _sessions(client: Client, begun: str) -> Iterable[tuple[str, str]]:
+    return [(session.name, session.status) for session in client.sessions.iterate(limit=200)]
+
+
+def _images(client: Client, begun: str) -> Iterable[tuple[str, str]]:
+    return [(name, "") for image in client.images.iterate(limit=200) for name in (*image.aliases, image.name)]
+
+
+def _places(client: Client, begun: str) -> Iterable[tuple[str, str]]:
+    """Sessions, and what is in the folder that has been typed."""
+    session, colon, path = begun.partition(":")
+    if not colon:
+        return [(f"{name}:", status) for name, status in _sessions(client, begun)]
+    folder, slash, _ = path.rpartition("/")
+    stats = client.sessions.get(session).files.iterate(folder or slash or ".", limit=200)
+    endings = {"directory": "/"}
+    return [(f"{session}:{folder}{slash}{stat.name}{endings.get(stat.type, '')}", "") for stat in stats]
+
+
+SESSION = Named("session", _sessions)
+IMAGE = Named("image", _images)
+PLACE = Named("place", _places)
+TEMPLATE = Named("template", lambda client, begun: [(one.name, "") for one in client.templates.iterate(limit=200)])
+VOLUME = Named("volume", lambda client, begun: [(one.name, "") for one in client.volumes.iterate(limit=200)])
 
 
 def session_argument(function: F) -> F:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moorage.cli import terminal
-from moorage.cli.terminal import connect, details, json_option, print_json, table
+from moorage.cli.terminal import Group, connect, details, json_option, print_json, table
 
 if TYPE_CHECKING:
     from moorage._models import VolumeInfo
@@ -32,7 +32,7 @@ def parse_mount(text: str) -> dict[str, Any]:
     return mount
 
 
-@click.group("volume")
+@click.group("volume", cls=Group)
 def volume_command() -> None:
     """Folders that outlive sessions: mounted with 'create -v NAME', shared, copied."""
 
@@ -76,7 +76,7 @@ def _quota(info: VolumeInfo) -> str:
 
 
 @volume_command.command("show")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @json_option
 def volume_show(name: str, as_json: bool) -> None:
     """Show everything about a volume."""
@@ -108,7 +108,7 @@ def volume_show(name: str, as_json: bool) -> None:
 
 
 @volume_command.command("modify")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @click.option("--name", "new_name", metavar="NAME", help="Another name.")
 @click.option("--quota", metavar="SIZE", help="At most so much in it, such as 10g; -1: as much as there is.")
 @click.option("--quota-files", type=int, metavar="N", help="At most so many files; -1: as many as there may be.")
@@ -121,7 +121,7 @@ def volume_modify(name: str, new_name: str | None, quota: str | None, quota_file
 
 
 @volume_command.command("rename")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @click.argument("new_name")
 @json_option
 def volume_rename(name: str, new_name: str, as_json: bool) -> None:
@@ -138,7 +138,7 @@ _projects = click.option(
 
 
 @volume_command.command("share")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @_users
 @_projects
 @click.option("--rw", is_flag=True, help="For writing as well as reading.")
@@ -151,7 +151,7 @@ def volume_share(name: str, users: tuple[str, ...], projects: tuple[str, ...], r
 
 
 @volume_command.command("unshare")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @_users
 @_projects
 @json_option
@@ -163,7 +163,7 @@ def volume_unshare(name: str, users: tuple[str, ...], projects: tuple[str, ...],
 
 
 @volume_command.command("leave")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @json_option
 def volume_leave(name: str, as_json: bool) -> None:
     """Give up a volume that is shared with you."""
@@ -173,7 +173,7 @@ def volume_leave(name: str, as_json: bool) -> None:
 
 
 @volume_command.command("clone")
-@click.argument("name")
+@click.argument("name", type=terminal.VOLUME, metavar="NAME")
 @click.argument("new_name")
 @click.option("--no-wait", is_flag=True, help="Do not wait for its end.")
 @json_option
@@ -192,7 +192,7 @@ def volume_clone(name: str, new_name: str, no_wait: bool, as_json: bool) -> None
 
 
 @volume_command.command("rm")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", type=terminal.VOLUME, nargs=-1, required=True, metavar="NAME...")
 @click.option("--no-wait", is_flag=True, help="Do not wait until its files are gone.")
 @json_option
 def volume_rm(names: tuple[str, ...], no_wait: bool, as_json: bool) -> None:

@@ -12,12 +12,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 import httpx
 
 from moorage import _wire
-from moorage._errors import StreamBroken
 from moorage._models import DependencyGraph
-from moorage.errors import TransferFailed
 from moorage.sync import _io
 from moorage.sync._transport import Transport
-from moorage.sync.files import LocalPath, _arriving, _unpack
+from moorage.sync.files import LocalPath, OnProgress, _arriving, _unpack, fetch_whole
 
 
 class Named(Protocol):
@@ -94,7 +92,9 @@ class SessionBatch:
         fields = _wire.body(starts_at=moment(starts_at), batch_timeout=batch_timeout, max_retries=max_retries)
         return self._take(self._transport.request("PATCH", self._base, params=self._owner, json=fields))
 
-    def download_results(self, local: LocalPath | None = None, *, attempt: int | None = None) -> Path:
+    def download_results(
+        self, local: LocalPath | None = None, *, attempt: int | None = None, on_progress: OnProgress | None = None
+    ) -> Path:
         """Fetch what a batch session left in the places named by its `outputs`, once it has ended.
 
         Unpacked into the folder `local` (by default `results`), or kept as an archive when that ends in `.tar`.
@@ -102,18 +102,13 @@ class SessionBatch:
         target = Path(local) if local is not None else Path("results")
         if target.suffix == ".tar":
             with _arriving(target) as file:
-                self._fetch_results(file, attempt)
+                self._fetch_results(file, attempt, on_progress)
             return target
         with tempfile.TemporaryFile() as file:
-            self._fetch_results(file, attempt)
+            self._fetch_results(file, attempt, on_progress)
             _io.in_thread(_unpack, file, target, ["", ""])
         return target
 
-    def _fetch_results(self, file: IO[Any], attempt: int | None) -> None:
+    def _fetch_results(self, file: IO[Any], attempt: int | None, on_progress: OnProgress | None) -> None:
         params = {**self._owner, **_wire.query(attempt=attempt)}
-        try:
-            with self._transport.stream("GET", f"{self._base}/results", params=params) as response:
-                for chunk in response.iter_bytes():
-                    _io.in_thread(file.write, chunk)
-        except StreamBroken as problem:
-            raise TransferFailed("The archive broke off; fetch it again.") from problem
+        fetch_whole(lambda: self._transport.stream("GET", f"{self._base}/results", params=params), file, on_progress)

@@ -9,7 +9,7 @@ import posixpath
 import tarfile
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import IO, Any, Literal, overload
@@ -29,6 +29,7 @@ OnProgress = Callable[[int, int | None], object]
 LocalPath = str | os.PathLike[str]
 FileStats = list[FileStat]
 MAX_RESUMES = 8
+MAX_BEGINNINGS = 3
 
 
 class Files:
@@ -281,22 +282,36 @@ class Files:
         return target
 
     def _fetch_archive(self, paths: Sequence[str], file: IO[bytes], on_progress: OnProgress | None) -> None:
-        fetched = 0
-        try:
-            with self._archive(paths) as response:
-                for chunk in response.iter_bytes():
-                    _io.in_thread(file.write, chunk)
-                    fetched += len(chunk)
-                    if on_progress is not None:
-                        _io.result_of(on_progress(fetched, None))
-        except StreamBroken as problem:
-            raise TransferFailed("The archive broke off; fetch it again.") from problem
+        fetch_whole(lambda: self._archive(paths), file, on_progress)
 
     @contextmanager
     def _archive(self, paths: Sequence[str]) -> Iterator[httpx.Response]:
         address, fields = f"{self._base}/files/archive", {"paths": list(paths), **self._kernel}
         with self._transport.stream("POST", address, params=self._owner, json=fields) as response:
             yield response
+
+
+def fetch_whole(
+    opened: Callable[[], AbstractContextManager[httpx.Response]], file: IO[bytes], on_progress: OnProgress | None
+) -> None:
+    """What is made while it is sent cannot be taken up in its middle: when it breaks off, it is begun anew."""
+    attempt = 0
+    while True:
+        attempt, fetched = attempt + 1, 0
+        file.seek(0)
+        file.truncate()
+        try:
+            with opened() as response:
+                for chunk in response.iter_bytes():
+                    _io.in_thread(file.write, chunk)
+                    fetched += len(chunk)
+                    if on_progress is not None:
+                        _io.result_of(on_progress(fetched, None))
+            return
+        except StreamBroken as problem:
+            if attempt == MAX_BEGINNINGS:
+                raise TransferFailed("The archive broke off again and again; fetch less of it at a time.") from problem
+            _io.sleep(_wire.pause_seconds(attempt))
 
 
 def _content(file: IO[bytes], start: int, size: int, on_progress: OnProgress | None) -> Callable[[], Iterator[bytes]]:
