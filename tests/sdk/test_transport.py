@@ -230,6 +230,16 @@ def test_lists_go_on_to_the_last_page(server: ScriptedServer, client: moorage.Cl
     assert asked[0].query["status"] == "RUNNING,PENDING"
 
 
+def test_a_list_is_fetched_as_it_is_looked_at(server: ScriptedServer, client: moorage.Client) -> None:
+    first = says({"items": [{"id": "u1", "email": "a@b.c"}, {"id": "u2", "email": "b@b.c"}], "next_cursor": "c1"})
+    server.on("GET", "/v1/users", first, says({"items": [{"id": "u3", "email": "c@b.c"}], "next_cursor": None}))
+    users = client.users.iterate()
+    assert [next(users).email, next(users).email] == ["a@b.c", "b@b.c"]
+    assert len(server.asked("GET", "/v1/users")) == 1
+    assert [user.email for user in users] == ["c@b.c"]
+    assert [user.email for user in client.users.list(limit=1)] == ["c@b.c"]
+
+
 def test_a_limited_list_asks_for_no_more(server: ScriptedServer, client: moorage.Client) -> None:
     server.on("GET", SESSIONS, says({"items": [session(name="one"), session(name="two")], "next_cursor": "c1"}))
     assert len(client.sessions.list(limit=2)) == 2
@@ -270,6 +280,15 @@ def test_a_file_that_changed_in_between_is_not_glued_together(server: ScriptedSe
     server.on("GET", f"{BASE}/files/a", piece(content, break_after=5000), piece(content, etag='"2"'))
     with pytest.raises(errors.TransferFailed, match="changed"):
         s.files.read("a")
+
+
+def test_an_archive_that_breaks_is_begun_anew(server: ScriptedServer, client: moorage.Client, tmp_path: Path) -> None:
+    s, content = a_session(server, client), bytes(range(256)) * 40
+    server.on("POST", f"{BASE}/files/archive", piece(content, break_after=5000), piece(content))
+    seen: list[int] = []
+    s.files.download(["a", "b"], tmp_path / "both.tar", on_progress=lambda fetched, total: seen.append(fetched))
+    assert (tmp_path / "both.tar").read_bytes() == content
+    assert (seen[-1], len(server.asked("POST", f"{BASE}/files/archive"))) == (10240, 2)
 
 
 def test_an_upload_that_breaks_is_sent_again_whole(server: ScriptedServer, client: moorage.Client) -> None:
@@ -323,6 +342,25 @@ def test_a_session_that_was_there_before_is_left_alone(server: ScriptedServer, c
         client.sessions.ensure("demo", wait=0.1)
     assert server.asked("POST", SESSIONS)[0].json["reuse_if_exists"] is True
     assert not server.asked("DELETE", BASE)
+
+
+def test_a_session_that_was_about_to_end_is_made_anew(server: ScriptedServer, client: moorage.Client) -> None:
+    ending, ended = session(status="TERMINATING"), session(status="TERMINATED", status_reason="idle")
+    server.on("POST", SESSIONS, says(ending, 200), says(session(), 201))
+    server.on("GET", BASE, says(ending), says(ended))
+    made = client.sessions.ensure("demo")
+    assert (made.status, made.created) == ("RUNNING", True)
+    first, second = server.asked("POST", SESSIONS)
+    assert first.key != second.key
+    assert first.json == second.json
+
+
+def test_what_was_made_by_this_call_and_ended_is_not_made_again(server: ScriptedServer, client: moorage.Client) -> None:
+    server.on("POST", SESSIONS, says(session(status="PENDING"), 201))
+    server.on("GET", BASE, says(session(status="ERROR", status_reason="the image could not be fetched")))
+    with pytest.raises(errors.SessionEnded, match="could not be fetched"):
+        client.sessions.ensure("demo")
+    assert len(server.asked("POST", SESSIONS)) == 1
 
 
 def test_an_unchanged_session_is_not_sent_again(server: ScriptedServer, client: moorage.Client) -> None:
