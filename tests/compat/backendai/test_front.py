@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from actions import SetSigningAction
+from repositories.upkeep import stamp_events
 from tests.compat.backendai.fakes import Fronted, alice, fronted, root  # noqa: F401  # fixtures
 from tests.compat.backendai.signer import Answer, Signer
 from tests.rest.conftest import RUNNING
@@ -409,3 +410,38 @@ async def test_a_missing_file_is_told_before_anything_is_sent(alice: Signer) -> 
     await upload(alice, ("a.txt", b"alpha"))
     answer = await alice.ask("GET", "/session/train/download", {"files": ["a.txt", "nope.txt"]})
     assert (answer.status, answer.prob) == (404, "object-not-found")
+
+
+# -- events --------------------------------------------------------------------------------------------------------------
+async def test_events_of_nothing(alice: Signer) -> None:  # noqa: F811
+    for path, status in (
+        ("/events/session?sessionName=train&scope=all", 400),
+        ("/events/session?sessionId=11111111-0000-7000-8000-00000000ffff", 404),
+        ("/events/background-task", 400),
+        ("/events/background-task?task_id=x", 400),
+        ("/events/background-task?task_id=11111111-0000-7000-8000-00000000ffff", 404),
+    ):
+        assert (await alice.ask("GET", path)).status == status, path
+
+
+async def test_events_begin_with_what_there_was_and_end_with_the_session(
+    alice: Signer,  # noqa: F811
+    fronted: Fronted,  # noqa: F811
+) -> None:
+    path = f"/events/session?sessionId={RUNNING}&scope=*"
+    await alice.ask("DELETE", "/session/train?forced=true")
+    async with fronted.database.transaction() as connection:
+        await stamp_events(connection)
+    headers = alice.signed("GET", path, "application/octet-stream")
+    del headers["Content-Type"]
+    answer = await alice.send("GET", path, headers)
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    lines = answer.body.decode().splitlines()
+    assert [line.removeprefix("event: ") for line in lines if line.startswith("event: ")] == [
+        "kernel_terminated",
+        "session_terminated",
+        "server_close",
+    ]
+    told = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
+    assert (told["sessionName"], told["sessionId"], told["clusterRole"]) == ("train", str(RUNNING), "main")
+    assert told["reason"] == "destroyed by its owner"
