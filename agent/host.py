@@ -54,7 +54,7 @@ from domain.errors import (
     TransferFailed,
     from_code,
 )
-from domain.session import KernelState
+from domain.session import ENDED, KernelState
 
 if TYPE_CHECKING:
     from agent.direct import DirectFiles
@@ -256,9 +256,12 @@ class Host:
 
     # -- runs --------------------------------------------------------------------------------------------------------
     async def execute(self, arguments: Arguments) -> Arguments:
-        """The run's record is on disk before its code is delivered; who asks again attaches to it."""
-        kernel, link = self._running(arguments)
+        """The run's record is on disk before its code is delivered; who asks again attaches to it, also after the end."""
         runs, run_id = self._kernels.runs, str(arguments["run_id"])
+        known = self._known(arguments)
+        if known.state.observed in ENDED and known.rings.done(run_id) is not None:
+            return await self.read({**arguments, "from_seq": 1})
+        kernel, link = self._running(arguments)
         wait = min(float(arguments["wait_seconds"]), MOST_WAIT_SECONDS)
         if run_id == LOG_RUN or run_id.startswith(("bootstrap", "service-")):
             raise InvalidRequest("A run id is a UUID.")

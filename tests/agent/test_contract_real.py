@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from agent.wire import Fact, RunRead, decode_records
-from domain.errors import AppNotLoaded, InvalidRequest, MoorageError, TransferFailed
+from domain.errors import AppNotLoaded, InvalidRequest, MoorageError, SessionEnded, TransferFailed
 from domain.ids import RunId, uuid7
 from tests.agent.bed import RealBed
 from tests.agent.contract import Contract, Subject
@@ -325,10 +325,14 @@ async def test_an_app_outlives_its_agent_and_ends_its_session(bed: RealBed, work
     _, done = await worker.output(run_id)
     assert (done["reason"], done["exit_code"]) == ("finished", 0)
     assert results(await call(worker, given=0)) == [{"output": 3}]
-    assert results(await call(worker, "last")) == [{"output": "answered"}]
+    run_id = RunId(uuid7())
+    assert results(await call(worker, "last", run_id=run_id)) == [{"output": "answered"}]
     ended = await exit_of(bed, worker)
     assert (ended["reason"], ended["finished"], ended["exit_code"]) == ("ended", True, 0)
     assert str(worker.kernel_id) not in bed.heard.runs  # the main work is no execution
+    assert results(await call(worker, "last", run_id=run_id)) == [{"output": "answered"}]  # whoever asks again
+    with pytest.raises(SessionEnded):
+        await call(worker)
 
 
 async def test_an_app_that_eats_its_memory_is_lost_and_said_to_be(bed: RealBed, worker: Subject) -> None:
