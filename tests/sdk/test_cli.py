@@ -114,6 +114,9 @@ def test_every_command_says_what_it_does_and_takes_json() -> None:
         assert command.help, path
         options = {option for parameter in command.params for option in parameter.opts}
         assert path in NO_JSON or "--json" in options, path
+        assert [
+            option.name for option in command.params if isinstance(option, click.Option) and not option.help
+        ] == [], path
 
 
 def test_help_needs_neither_http_nor_rich() -> None:

@@ -69,7 +69,7 @@ def image_ls(all_: bool, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--architecture", help="[default: that of the hosts]")
 @click.option("--alias", "aliases", multiple=True, help="A further, shorter name (repeatable).")
-@click.option("--label", "labels", type=Pairs(), multiple=True, help="(repeatable)")
+@click.option("--label", "labels", type=Pairs(), multiple=True, help="About it (repeatable).")
 @json_option
 def image_register(
     name: str,

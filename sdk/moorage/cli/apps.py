@@ -210,7 +210,7 @@ def call_start(
 
 @call_command.command("ls")
 @session_argument
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="At most so many.")
 @json_option
 def call_ls(session: str, limit: int, as_json: bool) -> None:
     """List a session's calls, the newest first."""

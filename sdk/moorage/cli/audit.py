@@ -38,7 +38,7 @@ def audit_command() -> None:
 
 @audit_command.command("ls")
 @_filters
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
 @json_option
 def audit_ls(limit: int, as_json: bool, **asked: str | None) -> None:
     """Show what was done and refused, newest first. Looking at it is on record, too."""

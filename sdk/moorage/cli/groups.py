@@ -33,7 +33,7 @@ class Duration(NumberParameter):
 
 def policy_options(function: F) -> F:
     options: list[Callable[[F], F]] = [
-        click.option("--description", metavar="TEXT"),
+        click.option("--description", metavar="TEXT", help="For people."),
         click.option(
             "--ordering", type=click.Choice(["fair_share", "fifo"]), help="Whose turn it is, within a priority."
         ),
@@ -61,9 +61,9 @@ def policy_options(function: F) -> F:
 
 def scope_options(function: F) -> F:
     options: list[Callable[[F], F]] = [
-        click.option("--user", "users", multiple=True, metavar="EMAIL", help="(repeatable)"),
-        click.option("--project", "projects", multiple=True, metavar="NAME", help="(repeatable)"),
-        click.option("--domain", "domains", multiple=True, metavar="NAME", help="(repeatable)"),
+        click.option("--user", "users", multiple=True, metavar="EMAIL", help="A user (repeatable)."),
+        click.option("--project", "projects", multiple=True, metavar="NAME", help="A project (repeatable)."),
+        click.option("--domain", "domains", multiple=True, metavar="NAME", help="A domain (repeatable)."),
     ]
     for option in reversed(options):
         function = option(function)

@@ -202,7 +202,7 @@ def registry_ls(as_json: bool) -> None:
 
 @registry_command.command("login")
 @click.argument("host")
-@click.option("-u", "--username", prompt=True)
+@click.option("-u", "--username", prompt=True, help="There. [default: asks for it]")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.option("--common", is_flag=True, help="For everybody's images (administrators).")
 @json_option

@@ -45,7 +45,7 @@ def user_show(user: str, as_json: bool) -> None:
 @user_command.command("add")
 @click.argument("email")
 @click.option("--username", help="[default: what stands before the @]")
-@click.option("--role", default="user", show_default=True, type=ROLES)
+@click.option("--role", default="user", show_default=True, type=ROLES, help="What it may do.")
 @click.option("--domain", help="[default: yours]")
 @click.option("--keypair", is_flag=True, help="Also make a keypair, and show it.")
 @json_option
@@ -65,11 +65,11 @@ def user_add(email: str, username: str | None, role: str, domain: str | None, ke
 
 @user_command.command("edit")
 @click.argument("user", metavar="EMAIL")
-@click.option("--username")
-@click.option("--role", type=ROLES)
+@click.option("--username", help="Another name.")
+@click.option("--role", type=ROLES, help="What it may do from now on.")
 @click.option("--active/--inactive", default=None, help="An inactive user is locked out within a second.")
 @click.option("--uid", type=int, help="Of the user's containers and volumes, for homes on NFS.")
-@click.option("--gid", type=int)
+@click.option("--gid", type=int, help="The same.")
 @json_option
 def user_edit(user: str, as_json: bool, **changes: Any) -> None:
     """Change a user."""
@@ -254,7 +254,13 @@ def token_show(token_id: str, as_json: bool) -> None:
 @token_command.command("add")
 @click.argument("name", default="token")
 @click.option("--ttl", type=float, metavar="SECONDS", help="How long it is good for. [default: 30 days]")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="(repeatable) [default: all]")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help="What it may change (repeatable). [default: all]",
+)
 @click.option("--keypair", metavar="ACCESS_KEY", help="That it stands for. [default: yours]")
 @json_option
 def token_add(name: str, ttl: float | None, scopes: tuple[str, ...], keypair: str | None, as_json: bool) -> None:
@@ -330,9 +336,9 @@ def project_add(
 @project_command.command("edit")
 @click.argument("name")
 @click.option("--domain", help="[default: yours]")
-@click.option("--add-member", "add_members", multiple=True, metavar="EMAIL")
-@click.option("--remove-member", "remove_members", multiple=True, metavar="EMAIL")
-@click.option("--add-admin", "add_admins", multiple=True, metavar="EMAIL")
+@click.option("--add-member", "add_members", multiple=True, metavar="EMAIL", help="Who joins (repeatable).")
+@click.option("--remove-member", "remove_members", multiple=True, metavar="EMAIL", help="Who leaves (repeatable).")
+@click.option("--add-admin", "add_admins", multiple=True, metavar="EMAIL", help="Who administers it (repeatable).")
 @click.option("--remove-admin", "remove_admins", multiple=True, metavar="EMAIL", help="Who stays a member.")
 @json_option
 def project_edit(name: str, domain: str | None, as_json: bool, **changes: tuple[str, ...]) -> None:

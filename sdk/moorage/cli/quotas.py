@@ -167,7 +167,7 @@ def policy_show(name: str, as_json: bool) -> None:
 @policy_command.command("create")
 @click.argument("name")
 @limits_argument(required=True)
-@click.option("--description", default="", metavar="TEXT")
+@click.option("--description", default="", metavar="TEXT", help="For people.")
 @click.option("--domain", help="Whose administrators keep it.")
 @json_option
 def policy_create(
@@ -185,7 +185,7 @@ def policy_create(
 @policy_command.command("modify")
 @click.argument("name")
 @limits_argument(required=False)
-@click.option("--description", metavar="TEXT")
+@click.option("--description", metavar="TEXT", help="For people.")
 @json_option
 def policy_modify(name: str, limits: tuple[tuple[str, Any], ...], description: str | None, as_json: bool) -> None:
     """Change limits for everybody who has the policy, at once; LIMIT=none takes one out."""

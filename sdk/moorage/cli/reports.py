@@ -134,7 +134,9 @@ def _plot(metrics: Metrics, target: str, as_json: bool) -> None:
 @click.command("top")
 @click.option("-a", "--all", "everybodys", is_flag=True, help="Everybody's, and the hosts; for administrators.")
 @click.option("--gpu", "gpus", is_flag=True, help="Device by device: who uses how much of it; for administrators.")
-@click.option("--sort", type=click.Choice(["cpu", "mem", "gpu", "held"]), default="cpu", show_default=True)
+@click.option(
+    "--sort", type=click.Choice(["cpu", "mem", "gpu", "held"]), default="cpu", show_default=True, help="By what."
+)
 @click.option("-n", "--limit", type=click.IntRange(1), help="At most so many.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, until Ctrl-C.")
 @click.option("--every", type=click.FloatRange(0.5), default=2.0, show_default=True, help="Seconds, with --watch.")
@@ -263,7 +265,11 @@ def _show_reports(reports: Sequence[AbuseReport], *, verbose: bool, alone: bool)
 # -- for administrators --------------------------------------------------------------------------------------------------
 @click.command("usage")
 @click.option(
-    "--by", type=click.Choice(["user", "project", "session", "host", "day", "total"]), default="user", show_default=True
+    "--by",
+    type=click.Choice(["user", "project", "session", "host", "day", "total"]),
+    default="user",
+    show_default=True,
+    help="A row for each.",
 )
 @click.option("--since", metavar="TIME", help="From then on: 2026-03-01, with a time, or 7d ago. [default: 30d]")
 @click.option("--until", metavar="TIME", help="Up to then. [default: now]")

@@ -29,7 +29,7 @@ def service_command() -> None:
 @click.option("--kind", help="What it is, when its name does not say so: jupyter, tensorboard, ttyd, http, tcp.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Where it listens in the session.")
 @click.option("--arg", "arguments", multiple=True, metavar="WORD", help="One more word for its command; repeatable.")
-@click.option("-e", "--env", "environ", multiple=True, metavar="NAME=VALUE")
+@click.option("-e", "--env", "environ", multiple=True, metavar="NAME=VALUE", help="A variable for it (repeatable).")
 @click.option("--path", help="Answers to GET when the service is ready.")
 @click.option("--kernels", default="main", show_default=True, help="That run it: main, all, or one by name.")
 @click.option(
@@ -160,7 +160,7 @@ def _show(service: Service, *, open_it: bool, as_json: bool) -> None:
 @click.argument("session")
 @click.argument("ports", nargs=-1, required=True, metavar="[LOCAL:]REMOTE...")
 @click.option("--kernel", help="Of a cluster: worker1. [default: the main one]")
-@click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS")
+@click.option("--bind", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen here.")
 @json_option
 def port_forward_command(session: str, ports: tuple[str, ...], kernel: str | None, bind: str, as_json: bool) -> None:
     """Listen here, and connect to ports of a session, until Ctrl-C. LOCAL may be 0: any free port."""

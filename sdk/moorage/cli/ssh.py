@@ -129,7 +129,7 @@ def ssh_command(session: str, arguments: tuple[str, ...]) -> NoReturn:
 
 
 @click.command("ssh-certificate", hidden=True)
-@click.option("--for", "host", required=True, metavar="NAME.moorage")
+@click.option("--for", "host", required=True, metavar="NAME.moorage", help="The session.")
 def ssh_certificate_command(host: str) -> None:
     """Write a fresh certificate and the settings for one host; `ssh` calls this when it is asked for NAME.moorage."""
     folder, name = Folder.of_this_user(), host.removesuffix(SUFFIX)
