@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Beside this file; each has `ROUTES: Final[tuple[Route, ...]]`.
 MODULES: Final = (
     "negotiation", "creation", "sessions", "runs", "streams", "files", "events",
-    "gql", "pty", "tunnel", "services", "templates", "resources", "managing",
+    "gql", "pty", "tunnel", "services", "templates", "resources", "managing", "folders",
 )  # fmt: skip
 
 

@@ -133,6 +133,23 @@ def test_numbers(installation: Installation, running: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
+def test_folders_are_volumes(installation: Installation) -> None:
+    told = installation.client("more.py", "folders")
+    assert told["hosts"]["default"] in told["hosts"]["allowed"]
+    assert told["types"] == ["user"]
+    assert told["made"]["name"] == "data"
+    assert told["again"][0] >= 400
+    assert told["ran"] == [["stdout", "3\n"]]
+    assert sorted(told["files"]) == [["b", "DIRECTORY", 4096], ["three.txt", "FILE", 3]]
+    assert told["listed"] == [["data", True, "wd"]]
+    assert told["info"]["id"] == told["made"]["id"]
+    assert told["left"] == ["b"]
+    assert told["in use"][0] == 409
+    assert told["group"][0] == told["transfer"][0] == 400
+    assert told["after"] == []
+
+
+@pytest.mark.full
 def test_services_and_tunnels(installation: Installation, running: dict[str, Any]) -> None:
     told = installation.client("more.py", "services", running["name"])
     assert told["unknown"][0] == 400
@@ -150,7 +167,6 @@ def test_a_terminal(installation: Installation) -> None:
     assert "pty-42" in told["first"]
     assert "31 101" in told["first"]
     assert "ping or restart" in told["error"]
-    assert told["prompt"] is True
     assert "kept" in told["second"]
     assert "/home/work" in told["second"]
     assert "still-3" in told["second"]
