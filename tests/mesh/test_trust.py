@@ -45,6 +45,17 @@ async def test_signed_both_ways() -> None:
         assert len(await outputs(Session(manager, SignatureAuthorizer(SECRET)))) == 3
 
 
+async def test_named_and_large_tensors_are_signed_too() -> None:
+    async def echo(here: TestNode, prompt: str, tensor: Any, start_at: int) -> AsyncIterator[Any]:
+        yield tensor
+
+    named = {"a ü": np.arange(1 << 19, dtype=np.float64), "b": TENSOR}
+    async with node(echo, authorizer=theirs.SignatureAuthorizer(SECRET)) as one, remote(one.address) as manager:
+        session = Session(manager, SignatureAuthorizer(SECRET))
+        [answer] = [output async for output in session.run_protocol_task("a prompt with ü", named)]
+        assert all((answer[name] == value).all() for name, value in named.items())
+
+
 async def test_signed_by_pairs_of_keys() -> None:
     ours, nodes = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     public = [key.public_key().public_bytes_raw().hex() for key in (ours, nodes)]

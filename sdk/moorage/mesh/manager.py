@@ -154,6 +154,7 @@ class RemoteManager:
         finally:
             if node is not None:
                 node.in_flight -= 1
+                node.active = max(0, node.active - 1)  # it was counted when the stream was opened
 
     def on_request_failure(self, peer: str | Node) -> None:
         """Ban it, for twice as long as last time when it has not done anything right since."""
