@@ -106,9 +106,13 @@ class AppData:
     def of_row(cls, app: App, versions: tuple[AppVersion, ...] = ()) -> AppData:
         d = app.definition
         said = {name: getattr(d, name) for name in AppDefinition.__slots__}
-        own = {n: getattr(app, n) for n in ("id", "name", "of", "version", "latest", "archive_bytes", "archive_sha256")}
-        times = {"created_at": app.created_at, "changed_at": app.changed_at}
-        return cls(**said, **own, **times, scope=AppScope(app.scope), versions=versions)
+        own = {name: getattr(app, name) for name in _SAME}
+        return cls(**said, **own, scope=AppScope(app.scope), versions=versions)
+
+
+_SAME: Final = (
+    "id", "name", "of", "version", "latest", "archive_bytes", "archive_sha256", "created_at", "changed_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

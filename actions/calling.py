@@ -50,7 +50,9 @@ class CallData:
     error: dict[str, Any] | None = None  #: {ename, evalue, traceback, code?}
     progress: Any = None  #: what it said last
     partials: int = 0  #: outputs on its way
-    reason: str | None = None  #: finished, interrupted, timeout, crashed, killed, out_of_memory, worker_lost, session_ended
+    reason: str | None = (
+        None  #: finished, interrupted, timeout, crashed, killed, out_of_memory, worker_lost, session_ended
+    )
     timeout: float | None = None
     created_at: datetime
     started_at: datetime | None = None
@@ -60,12 +62,16 @@ class CallData:
     @classmethod
     def of_row(cls, c: CallRow) -> CallData:
         same = {name: getattr(c, name) for name in _SAME}
-        texts = {name: None if (text := getattr(c, name)) is None else json.loads(text) for name in _TEXTS}
+        texts: dict[str, Any] = {name: _value(getattr(c, name)) for name in _TEXTS}
         return cls(**same, **texts, timeout=c.timeout_seconds, cancelling=c.open and c.cancel_at is not None)
 
     @property
     def over(self) -> bool:
         return self.finished_at is not None
+
+
+def _value(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
 
 
 _TEXTS: Final = ("input", "output", "error", "progress")
@@ -91,14 +97,13 @@ def asked_of(session: Session, call_id: RunId, by: UUID, function: str, given: A
         text = json.dumps(given, separators=(",", ":"), allow_nan=False)
         size = len(text)
     except (ValueError, RecursionError):
-        raise InvalidRequest("The input is no JSON: numbers are finite, and it is not nested too deeply.", field="input")
+        said = "The input is no JSON: numbers are finite, and it is not nested too deeply."
+        raise InvalidRequest(said, field="input") from None
     if size > MOST_INPUT_BYTES:
         raise InputTooLarge(bytes=size)
     timeout = app.get("call_timeout") if timeout is None else timeout
     hashed = hashlib.sha256(f"{session.id} {function} {timeout} {text}".encode("utf-8", "replace")).digest()
-    return NewCall(
-        id=call_id, user_id=by, function=function, input=text, timeout_seconds=timeout, request_hash=hashed
-    )
+    return NewCall(id=call_id, user_id=by, function=function, input=text, timeout_seconds=timeout, request_hash=hashed)
 
 
 def call_code(function: str, text: str) -> str:
@@ -111,7 +116,7 @@ async def place(
     session: Session,
     function: str,
     given: Any,
-    timeout: float | None,
+    seconds: float | None,
     *,
     action: str,
     wait: float | None = 0.0,
@@ -122,7 +127,7 @@ async def place(
     """
     if session.status in _OVER:
         raise wrong_status(session)
-    asked = asked_of(session, call.run_id, call.by.user_id, function, given, timeout)
+    asked = asked_of(session, call.run_id, call.by.user_id, function, given, seconds)
     where = main_kernel(session) if is_ready(session) else None
     async with call.service.reading(call) as single:  # one statement, its own transaction
         written = await single.db.calls.begin(
@@ -280,7 +285,9 @@ class Placed:
     @property
     def where(self) -> KernelAddress:
         row = self.row
-        assert row.agent_id is not None and row.kernel_id is not None and row.run_attempt is not None
+        assert row.agent_id is not None
+        assert row.kernel_id is not None
+        assert row.run_attempt is not None
         return KernelAddress(agent_id=row.agent_id, kernel_id=row.kernel_id, attempt=row.run_attempt)
 
     async def ask(self, from_seq: int, wait_seconds: float) -> RunRead:

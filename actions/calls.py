@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -105,9 +105,7 @@ class CallAppAction(ScopeAction[Work, CallResult]):
         )
         made = await creation.run(call)
         session = await call.db.sessions.get(made.session_data.id)
-        asked = asked_of(
-            session, RunId(call.new_id()), call.by.user_id, self.function, self.input, self.timeout
-        )
+        asked = asked_of(session, RunId(call.new_id()), call.by.user_id, self.function, self.input, self.timeout)
         await call.db.calls.begin(session, asked, deliver=None, action=None, audited={})
         row = await call.db.calls.get(asked.id)
         call.announce("workers", session.id)

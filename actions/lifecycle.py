@@ -105,7 +105,7 @@ class CreatedSession(SessionResult):
 class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     """Queue a session for the given image and resources; it runs as soon as a host has room."""
 
-    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None  #: the app's, of a session that answers calls
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None  #: of an app: the app's
     name: str | None = None  #: generated when left out
     architecture: str | None = None  #: the image's, when left out
     resource_slots: ResourceSlot | None = None  #: the app's, or 1 CPU and 1 GiB, when left out
@@ -137,7 +137,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
     callback_url: str | None = None  #: is sent a signed request whenever something happens to the session
     idle_timeout: Seconds | None = None  #: it ends after so many seconds without a call or run
-    app: Annotated[str, Field(min_length=1, max_length=160)] | None = None  #: that a worker session loads: NAME or NAME@2
+    app: Annotated[str, Field(min_length=1, max_length=160)] | None = None  #: of a worker session: NAME, NAME@2
     resource_group: Annotated[str, Field(min_length=1, max_length=64)] | None = None  #: `default`, or the first allowed
     agent: Annotated[str, Field(min_length=1, max_length=256)] | None = None  #: on this host; for administrators
     host_labels: Mapping[str, str] | None = None  #: only on hosts that have all of them

@@ -15,7 +15,10 @@ from repositories.calls import Outcome
 #: Ends of runs that are no exception of the app's: the code of the error, and what is said.
 _ENDS: Final = {
     "timeout": ("execution_timeout", "The call ran longer than its timeout and was stopped."),
-    "out_of_memory": ("resource_exhausted", "The call needed more memory than the session has, and the app was stopped."),
+    "out_of_memory": (
+        "resource_exhausted",
+        "The call needed more memory than the session has, and the app was stopped.",
+    ),
     "interrupted": ("interrupted", "The call was cancelled."),
 }
 _LOST: Final = ("runner_lost", "The app's process ended while it was at work on the call.")
@@ -94,7 +97,12 @@ def ended_outcome(session: Session, now: datetime, error: MoorageError | None = 
     expired = session.end_reason is EndReason.EXPIRED
     code = error.code if error is not None else "session_expired" if expired else "session_ended"
     why = error.message if error is not None else session.status_reason or "the session was started anew"
-    said = {"code": code, "ename": "SessionEnded", "evalue": f"The session ended before the call: {why}", "traceback": []}
+    said = {
+        "code": code,
+        "ename": "SessionEnded",
+        "evalue": f"The session ended before the call: {why}",
+        "traceback": [],
+    }
     return Outcome(status="failed", reason="session_ended", finished_at=now, error=_dumped(said))
 
 

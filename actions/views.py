@@ -217,10 +217,10 @@ class SessionData:
             notices=s.notices,
             idle_warning=None if s.idle_warning is None else IdleWarning.of(s.idle_warning),
             app=None if s.worker is None else _app_of(s.worker),
-            ready_at=s.worker and s.worker.ready_at,
+            ready_at=s.worker.ready_at if s.worker else None,
             open_calls=s.worker.open_calls if s.worker else 0,
             call_count=s.worker.call_count if s.worker else 0,
-            last_call_at=s.worker and s.worker.last_call_at,
+            last_call_at=s.worker.last_call_at if s.worker else None,
             end_reason=s.end_reason,
             kernels=tuple(KernelData.of(kernel) for kernel in s.kernels),
         )

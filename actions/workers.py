@@ -43,7 +43,8 @@ async def employed(call: Work, asked: A) -> tuple[A, App | None]:
     if asked.app is None:
         if asked.session_type is SessionTypes.WORKER:
             raise InvalidConfiguration(
-                "A worker session answers calls with an app: name one with 'app', and see 'moorage app ls'.", field="app"
+                "A worker session answers calls with an app: name one with 'app', and see 'moorage app ls'.",
+                field="app",
             )
         if asked.image is None:
             raise InvalidRequest("The field 'image' is required.", field="image")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
@@ -200,10 +201,8 @@ class Workers(Loop):
     async def _end_unloaded(self, one: Loading) -> float:
         """Its app's own error is what its owner reads."""
         collector = CallCollector()
-        try:
+        with contextlib.suppress(RunNotFound):
             await self._collect(_where(one), load_run_id(one.id, one.attempt), collector)
-        except RunNotFound:
-            pass
         outcome = collector.outcome(self._clock(), worked=False)
         error = json.loads(outcome.error) if outcome.error else _error("lost", "its host does not say why")
         if one.reason == "timeout":
@@ -241,7 +240,9 @@ class Workers(Loop):
 
     async def _ask(self, one: Unsettled) -> float:
         """Deliver it, or see what came of it."""
-        assert one.kernel_id is not None and one.agent_id is not None and one.run_attempt is not None
+        assert one.kernel_id is not None
+        assert one.agent_id is not None
+        assert one.run_attempt is not None
         where = KernelAddress(agent_id=one.agent_id, kernel_id=one.kernel_id, attempt=one.run_attempt)
         if one.agent_id not in self._agents.connected():
             return _AWAY_SECONDS
@@ -254,7 +255,7 @@ class Workers(Loop):
         except (RunNotFound, SessionEnded):
             if not (one.done or one.stale):
                 return _ASKED_AGAIN_SECONDS
-            await self._settle(one, lambda now: lost_outcome(now))
+            await self._settle(one, lost_outcome)
             return 0.0
         if collector.done is None:
             return _ASKED_AGAIN_SECONDS

@@ -92,7 +92,9 @@ class AppRepository:
             )
         found = [_app(row) for row in rows]
         if len(found) == 2 and found[0].scope == found[1].scope == "project":
-            raise InvalidRequest(f"Several projects of yours have an app '{name[:80]}'; name it by its id.", field="app")
+            raise InvalidRequest(
+                f"Several projects of yours have an app '{name[:80]}'; name it by its id.", field="app"
+            )
         return found[0]
 
     async def all(self) -> list[App]:

@@ -256,9 +256,7 @@ class CallRepository:
 
     async def cancel(self, call_id: UUID) -> None:
         """It is to be cancelled; one that was not delivered is, and never will be."""
-        await self._connection.execute(
-            "SELECT FROM calls WHERE id = $1 AND status = 'open' FOR NO KEY UPDATE", call_id
-        )
+        await self._connection.execute("SELECT FROM calls WHERE id = $1 AND status = 'open' FOR NO KEY UPDATE", call_id)
         await self._connection.execute(
             """
             UPDATE calls c SET cancel_at = coalesce(cancel_at, $2),

@@ -652,7 +652,8 @@ def wrong_status(session: Session) -> WrongStatus:
     """The refusal that says most: not ready yet, ended, or just not now."""
     if session.end_reason is EndReason.EXPIRED:
         return SessionExpired(
-            f"The session '{session.name}' has expired: {session.status_reason}; create a new one.", status=session.status
+            f"The session '{session.name}' has expired: {session.status_reason}; create a new one.",
+            status=session.status,
         )
     if session.status in FINAL or session.status is Status.TERMINATING:
         return SessionEnded(

@@ -173,4 +173,3 @@ async def forget_ended(connection: Connection) -> None:
         WHERE s.id = w.session_id AND w.idle_until_at IS NOT NULL AND s.ended_at IS NOT NULL
         """
     )
-

@@ -39,12 +39,14 @@ async def deploy(exchange: Exchange) -> web.StreamResponse:
     await exchange.invite_body()
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
         try:
-            values, archive = await _read_form(exchange, file)  # type: ignore[arg-type]  # it is a file in all that matters
+            values, archive = await _read_form(exchange, file)
         except (*_MALFORMED, TimeoutError, ConnectionError) as error:
             raise InvalidRequest("The form is malformed or broke off.") from error
         for name in values:
             if name not in exchange.route.told:
-                raise InvalidRequest(f"There is no field '{name[:80]}'; check the spelling against /docs.", field=name[:80])
+                raise InvalidRequest(
+                    f"There is no field '{name[:80]}'; check the spelling against /docs.", field=name[:80]
+                )
         asked = action(exchange.route, {**values, "archive": archive})
         async with permitted(exchange):
             return finish(exchange, await exchange.run(asked))

@@ -586,19 +586,19 @@ class ImageNotFound(NotFound):
 
 
 class RunNotFound(NotFound):
-    """There is no such execution, or its output is no longer kept."""
+    """There is no such execution, or its output is no longer kept; 'moorage execution ls SESSION' lists those there are."""
 
     code = "run_not_found"
     http_status = 404
-    default_message = "There is no such execution, or its output is no longer kept."
+    default_message = "There is no such execution, or its output is no longer kept; 'moorage execution ls SESSION' lists those there are."
 
 
 class StateKeyNotFound(NotFound):
-    """The session's state has no such key."""
+    """The session's state has no such key; 'moorage state ls SESSION' shows those it has."""
 
     code = "state_key_not_found"
     http_status = 404
-    default_message = "The session's state has no such key."
+    default_message = "The session's state has no such key; 'moorage state ls SESSION' shows those it has."
 
 
 class AppNotFound(NotFound):
@@ -618,19 +618,19 @@ class CallNotFound(NotFound):
 
 
 class TaskNotFound(NotFound):
-    """There is no such background task, or it is not yours."""
+    """There is no such background task, or it is not yours; 'moorage task ls' lists yours."""
 
     code = "task_not_found"
     http_status = 404
-    default_message = "There is no such background task, or it is not yours."
+    default_message = "There is no such background task, or it is not yours; 'moorage task ls' lists yours."
 
 
 class AgentNotFound(NotFound):
-    """There is no such agent."""
+    """There is no such agent; 'moorage admin agent ls' lists them."""
 
     code = "agent_not_found"
     http_status = 404
-    default_message = "There is no such agent."
+    default_message = "There is no such agent; 'moorage admin agent ls' lists them."
 
 
 class DeviceNotFound(NotFound):
@@ -642,11 +642,11 @@ class DeviceNotFound(NotFound):
 
 
 class UserNotFound(NotFound):
-    """There is no such user."""
+    """There is no such user; 'moorage admin user ls' lists those that you may see."""
 
     code = "user_not_found"
     http_status = 404
-    default_message = "There is no such user."
+    default_message = "There is no such user; 'moorage admin user ls' lists those that you may see."
 
 
 class DomainNotFound(NotFound):
@@ -658,11 +658,11 @@ class DomainNotFound(NotFound):
 
 
 class ProjectNotFound(NotFound):
-    """There is no such project, or you are not a member of it."""
+    """There is no such project, or you are not a member of it; 'moorage admin project ls' lists yours."""
 
     code = "project_not_found"
     http_status = 404
-    default_message = "There is no such project, or you are not a member of it."
+    default_message = "There is no such project, or you are not a member of it; 'moorage admin project ls' lists yours."
 
 
 class ResourceGroupNotFound(NotFound):
@@ -742,11 +742,11 @@ class PtyNotFound(NotFound):
 
 
 class KeypairNotFound(NotFound):
-    """There is no such keypair."""
+    """There is no such keypair; 'moorage admin keypair ls' lists those that you may see."""
 
     code = "keypair_not_found"
     http_status = 404
-    default_message = "There is no such keypair."
+    default_message = "There is no such keypair; 'moorage admin keypair ls' lists those that you may see."
 
 
 class PolicyNotFound(NotFound):
@@ -1149,11 +1149,13 @@ class ExecutionTimeout(MoorageError):
 
 
 class ResourceExhausted(MoorageError):
-    """The session ran out of memory, processes or disk space."""
+    """The session ran out of memory, processes or disk space; use less, or ask for more when you create it."""
 
     code = "resource_exhausted"
     http_status = 507
-    default_message = "The session ran out of memory, processes or disk space."
+    default_message = (
+        "The session ran out of memory, processes or disk space; use less, or ask for more when you create it."
+    )
 
 
 class HostStorageFull(ResourceExhausted):
@@ -1189,11 +1191,11 @@ class FileError(MoorageError):
 
 
 class FileNotFound(FileError):
-    """There is no such file in the session."""
+    """There is no such file in the session; 'moorage ls SESSION' shows what is there."""
 
     code = "file_not_found"
     http_status = 404
-    default_message = "There is no such file in the session."
+    default_message = "There is no such file in the session; 'moorage ls SESSION' shows what is there."
 
 
 class FilePermissionDenied(FileError):

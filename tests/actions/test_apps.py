@@ -71,7 +71,9 @@ def deploy(**fields: Any) -> DeployAppAction:
             do=deploy(path=None, archive=archive()),
             answer=lambda a: (a.app.path, a.app.archive_bytes, a.app.archive_sha256) == (None, len(ZIP), "0" * 64),
             then_rows=(
-                "+apps blur", f"+app_versions {MADE} 1", *(f"+app_chunks {MADE} {number} 1" for number in range(4)),
+                "+apps blur",
+                f"+app_versions {MADE} 1",
+                *(f"+app_chunks {MADE} {number} 1" for number in range(4)),
             ),
         ),
         "a_name_that_is_there_gets_its_next_version": TestScenario(
@@ -122,7 +124,10 @@ async def test_deploy_app(scenario: TestScenario, database: Database) -> None:
 @scenarios(
     ListAppsAction,
     success=TestScenario(
-        given=(an_app(),), do=ListAppsAction(), answer=lambda a: [one.name for one in a.items] == ["blur"], then_audit=None
+        given=(an_app(),),
+        do=ListAppsAction(),
+        answer=lambda a: [one.name for one in a.items] == ["blur"],
+        then_audit=None,
     ),
     stranger=TestScenario(
         given=(an_app(),), do=ListAppsAction(), by=MALLORY, answer=lambda a: a.items == [], then_audit=None
@@ -213,9 +218,7 @@ async def test_delete_app(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
 
 
-async def test_archives_take_no_more_room_than_there_is(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_archives_take_no_more_room_than_there_is(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_rows, "MOST_STORED_BYTES", len(ZIP) + 10)
     processor = await stage(database)
     await processor.run(deploy(path=None, archive=archive()), by=ALICE)

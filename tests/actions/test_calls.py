@@ -103,7 +103,9 @@ WAITS: Final = ("+calls run", "workers train: open_calls 0 -> 1")
         then_rows=CALLED,
         then_agent=("execute",),
     ),
-    stranger=TestScenario(given=(a_worker(),), do=start(), by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    stranger=TestScenario(
+        given=(a_worker(),), do=start(), by=MALLORY, error=SessionNotFound, then_audit="session_not_found"
+    ),
     wrong_status=TestScenario(
         given=(a_worker(Status.TERMINATED),), do=start(), error=SessionNotFound, then_audit="session_not_found"
     ),
@@ -219,6 +221,7 @@ async def test_a_call_ends_the_idle_time_and_its_end_begins_it_anew(database: Da
     fake.runs[str(made.call.id)].say("result", {"output": 5}).end()
     done = await processor.run(GetCallAction(call_id=made.call.id), by=ALICE)
     assert (done.call.status, done.call.output) == ("completed", 5)
+    assert done.call.finished_at is not None
     assert await idle_until() == done.call.finished_at + timedelta(seconds=60)
 
 
@@ -260,7 +263,9 @@ async def test_an_execution_waits_for_the_app_too(database: Database) -> None:
         then_audit="session_not_found",
     ),
     wrong_status=NotApplicable("they are listed in every status"),
-    not_found=TestScenario(do=ListCallsAction(session_name="train"), error=SessionNotFound, then_audit="session_not_found"),
+    not_found=TestScenario(
+        do=ListCallsAction(session_name="train"), error=SessionNotFound, then_audit="session_not_found"
+    ),
     bad_input=TestScenario(
         given=(a_worker(),), do=ListCallsAction(session_name="train", cursor="?"), error=InvalidRequest, then_audit=None
     ),
@@ -280,6 +285,12 @@ async def test_list_calls(scenario: TestScenario, database: Database) -> None:
 OVER: Final = a_call(
     run=False, status="completed", output="[1]", finished_at=NOW, started_at=NOW, reason="finished", partials=2
 )
+ENDED: Final = {
+    "code": "session_ended",
+    "ename": "SessionEnded",
+    "evalue": "The session ended before the call: gone",
+    "traceback": [],
+}
 get: Final = GetCallAction(call_id=CALL)
 
 
@@ -291,7 +302,9 @@ get: Final = GetCallAction(call_id=CALL)
         answer=lambda a: (a.call.status, a.call.output, a.call.input, a.call.partials) == ("completed", [1], 1, 2),
         then_audit=None,
     ),
-    stranger=TestScenario(given=(a_worker(), OVER), do=get, by=MALLORY, error=CallNotFound, then_audit="call_not_found"),
+    stranger=TestScenario(
+        given=(a_worker(), OVER), do=get, by=MALLORY, error=CallNotFound, then_audit="call_not_found"
+    ),
     wrong_status=NotApplicable("a call is looked at whatever its session's status"),
     not_found=TestScenario(do=get, error=CallNotFound, then_audit="call_not_found"),
     bad_input=TestScenario(do=GetCallAction(call_id=wrong("x")), error=InvalidRequest, then_audit=None),
@@ -328,8 +341,7 @@ get: Final = GetCallAction(call_id=CALL)
             do=get,
             answer=lambda a: (a.call.status, a.call.error["code"]) == ("failed", "session_ended"),
             then_rows=(
-                'calls run: error null -> {"code":"session_ended","ename":"SessionEnded",'
-                '"evalue":"The session ended before the call: gone","traceback":[]}',
+                f"calls run: error null -> {json.dumps(ENDED, separators=(',', ':'))}",
                 "calls run: reason null -> session_ended",
                 "calls run: status open -> failed",
                 COUNTED,
@@ -349,7 +361,9 @@ follow: Final = FollowCallAction(call_id=CALL)
 @scenarios(
     FollowCallAction,
     success=TestScenario(given=(a_worker(), a_call()), do=follow, answer=lambda a: a.call_id == CALL, then_audit=None),
-    stranger=TestScenario(given=(a_worker(), OVER), do=follow, by=MALLORY, error=CallNotFound, then_audit="call_not_found"),
+    stranger=TestScenario(
+        given=(a_worker(), OVER), do=follow, by=MALLORY, error=CallNotFound, then_audit="call_not_found"
+    ),
     wrong_status=NotApplicable("a call is looked at whatever its session's status"),
     not_found=TestScenario(do=follow, error=CallNotFound, then_audit="call_not_found"),
     bad_input=TestScenario(do=FollowCallAction(call_id=wrong("x")), error=InvalidRequest, then_audit=None),
@@ -394,7 +408,9 @@ NEVER_RUN: Final = (
         answer=lambda a: (a.call.status, a.call.reason) == ("cancelled", "interrupted"),
         then_rows=NEVER_RUN,
     ),
-    stranger=TestScenario(given=(a_worker(), OVER), do=cancel, by=MALLORY, error=CallNotFound, then_audit="call_not_found"),
+    stranger=TestScenario(
+        given=(a_worker(), OVER), do=cancel, by=MALLORY, error=CallNotFound, then_audit="call_not_found"
+    ),
     wrong_status=TestScenario(given=(a_worker(), OVER), do=cancel, answer=lambda a: a.call.status == "completed"),
     not_found=TestScenario(do=cancel, error=CallNotFound, then_audit="call_not_found"),
     bad_input=TestScenario(do=CancelCallAction(call_id=wrong("x")), error=InvalidRequest, then_audit=None),
@@ -423,14 +439,14 @@ keep: Final = KeepaliveSessionAction(session_name="train")
     success=TestScenario(
         given=(a_worker(),), do=keep, answer=lambda a: a.session_data.expires_at == NOW + timedelta(seconds=61)
     ),
-    stranger=TestScenario(given=(a_worker(),), do=keep, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"),
+    stranger=TestScenario(
+        given=(a_worker(),), do=keep, by=MALLORY, error=SessionNotFound, then_audit="session_not_found"
+    ),
     wrong_status=TestScenario(
         given=(a_worker(Status.TERMINATING), EXPIRED), do=keep, error=SessionExpired, then_audit=None
     ),
     not_found=TestScenario(do=keep, error=SessionNotFound, then_audit="session_not_found"),
-    bad_input=TestScenario(
-        do=KeepaliveSessionAction(session_name=wrong(7)), error=InvalidRequest, then_audit=None
-    ),
+    bad_input=TestScenario(do=KeepaliveSessionAction(session_name=wrong(7)), error=InvalidRequest, then_audit=None),
     more={
         "one_that_is_called_has_no_idle_time": TestScenario(
             given=(a_worker(), a_call()), do=keep, answer=lambda a: a.session_data.expires_at is None
@@ -457,8 +473,11 @@ once: Final = CallAppAction(app="blur", input=5)
         do=once,
         answer=lambda a: (a.call.status, a.call.input) == ("queued", 5),
         then_rows=(
-            "+calls run", "+kernels session-000000abc000", "+sessions session-000000abc000",
-            "+status_history session-000000abc000 create PENDING", "+workers session-000000abc000",
+            "+calls run",
+            "+kernels session-000000abc000",
+            "+sessions session-000000abc000",
+            "+status_history session-000000abc000 create PENDING",
+            "+workers session-000000abc000",
         ),
     ),
     stranger=TestScenario(given=(an_app(),), do=once, by=MALLORY, error=AppNotFound, then_audit="app_not_found"),

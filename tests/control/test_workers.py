@@ -22,10 +22,23 @@ from repositories.database import Database
 from repositories.runs_done import finish_runs
 from tests.agent.fake import FakeAgent, Run
 from tests.control.fakes import Clock
-from tests.scenario import APP, CALL, HOST, ID, NOW, Given, a_call, a_row, a_worker, an_app, kernel_of, people_and_a_host
+from tests.scenario import (
+    APP,
+    CALL,
+    HOST,
+    ID,
+    NOW,
+    Given,
+    a_call,
+    a_row,
+    a_worker,
+    an_app,
+    kernel_of,
+    people_and_a_host,
+)
 
 LOAD = load_run_id(ID, 1)
-ARCHIVED = {"path": None}
+ARCHIVED: dict[str, Any] = {"path": None}
 CHUNKS = tuple(a_row("app_chunks", app_id=APP, version=1, number=n, content=c) for n, c in enumerate((b"app.", b"py")))
 
 
@@ -56,7 +69,13 @@ async def turn(*workers: Workers) -> None:
 async def tell(database: Database, run_id: Any, *, exit_code: int = 0, now: datetime = NOW, **said: Any) -> None:
     """The host says that a run is over."""
     done = RunDone(
-        run_id=str(run_id), kernel_id=str(kernel_of(ID)), attempt=1, started_at=1.0, finished_at=2.0, exit_code=exit_code, **said
+        run_id=str(run_id),
+        kernel_id=str(kernel_of(ID)),
+        attempt=1,
+        started_at=1.0,
+        finished_at=2.0,
+        exit_code=exit_code,
+        **said,
     )
     async with database.transaction() as connection:
         await finish_runs(connection, [(AgentId(HOST), done)], now=now)
@@ -240,7 +259,9 @@ async def test_an_idle_session_ends_exactly_when_its_time_is_over(database: Data
     clock.turn(seconds=0.001)
     await deadlines.step()
     assert await value(database, "SELECT status FROM sessions") == "TERMINATING"
-    assert await value(database, "SELECT status_reason FROM sessions") == "nobody called it for its idle_timeout of 60 s"
+    assert (
+        await value(database, "SELECT status_reason FROM sessions") == "nobody called it for its idle_timeout of 60 s"
+    )
 
 
 async def test_one_that_is_called_does_not(database: Database) -> None:

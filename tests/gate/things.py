@@ -94,10 +94,12 @@ async def add_worker(connection: Connection, owner: Person, number: int) -> None
     """A worker session of that app, with a call that is over."""
     by = Principal(user_id=owner.id, access_key=owner.access_key, domain=owner.domain, role=Role(owner.role))  # type: ignore[arg-type]
     session_id: Any = thing_id("session", number)
-    columns = {"domain": owner.domain, "project_id": project_id(owner), "idle_timeout_seconds": 60.0}
-    made = a_session(
-        id=session_id, name=thing_name("session", number), owner=by, session_type="worker", **columns
-    )
+    columns: dict[str, Any] = {
+        "domain": owner.domain,
+        "project_id": project_id(owner),
+        "idle_timeout_seconds": 60.0,
+    }
+    made = a_session(id=session_id, name=thing_name("session", number), owner=by, session_type="worker", **columns)
     await made.put(connection)
     now = datetime.now(UTC)
     app = {"id": str(thing_id("app", number)), "name": "app", "version": 1, "concurrency": 1, "functions": []}

@@ -80,7 +80,7 @@ def test_an_app_from_its_deployment_to_its_expiry(
             "completed", "cancelled", "failed", "completed", "completed", "completed",
         ]  # fmt: skip
         info = session.keep_alive().info
-        assert (info.call_count, info.open_calls, info.app.name) == (5, 0, "counter")
+        assert (info.call_count, info.open_calls, info.app and info.app.name) == (5, 0, "counter")
         assert info.expires_at is not None
         said = installation.run("call", "start", session.name, "run", "--input", '{"x": 1}')
         assert (json.loads(said.stdout), said.stderr) == ({"number": 4, "input": {"x": 1}}, "call 4\n")

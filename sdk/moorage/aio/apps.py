@@ -21,7 +21,9 @@ AppList = list[AppInfo]
 LocalPath = str | os.PathLike[str]
 #: Of the archive that is sent.
 MAX_ARCHIVE_BYTES = 64 * 1024 * 1024
-_LEFT_OUT = frozenset({".git", ".hg", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "node_modules"})
+_LEFT_OUT = frozenset(
+    {".git", ".hg", ".venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", "node_modules"}
+)
 _CHUNK_BYTES = 256 * 1024
 
 
@@ -142,7 +144,9 @@ def _pack(source: Path, file: IO[bytes]) -> int:
             archive.add(source, ".", filter=_packed)
     size = file.tell()
     if size > MAX_ARCHIVE_BYTES:
-        raise ValueError(f"the app's archive has {size >> 20} MiB, and may have {MAX_ARCHIVE_BYTES >> 20}: put data into a volume")
+        raise ValueError(
+            f"the app's archive has {size >> 20} MiB, and may have {MAX_ARCHIVE_BYTES >> 20}: put data into a volume"
+        )
     return size
 
 
