@@ -46,8 +46,8 @@ def image_parts(name: str) -> tuple[str, str, str]:
     registry, slash, rest = name.partition("/")
     if not slash or not ("." in registry or ":" in registry or registry == "localhost"):
         registry, rest = USUAL_REGISTRY, name
-    path, _, tag = rest.partition("@")[0].rpartition(":")
-    return (registry, path, tag) if path and "/" not in tag else (registry, rest, "latest")
+    path, colon, tag = rest.partition("@")[0].rpartition(":")
+    return (registry, path, tag) if colon else (registry, tag, "latest")
 
 
 def session(s: SessionData, now: datetime) -> dict[str, Any]:
