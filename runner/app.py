@@ -288,6 +288,8 @@ class Server:
             self.loop.call_soon_threadsafe(call.task.cancel)
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.sender.pid:
+            raise KeyboardInterrupt  # a forked child, whose link is its parent's
         if self.sender.held:
             self._pending = True
             return

@@ -191,7 +191,7 @@ def _check(value: Any, depth: int) -> None:
         _check_text(value)
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise TypeError("Integers of more than 64 bits are not JSON that everybody reads; store a text.")
+            raise TypeError("Integers of more than 64 bits are not JSON that everybody reads; use a text.")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError(f"{value} is not JSON.")
@@ -205,7 +205,7 @@ def _check(value: Any, depth: int) -> None:
             _check_text(key)
             _check(item, depth - 1)
     else:
-        raise TypeError(f"A {type(value).__name__} is not JSON; store numbers, texts, lists and dictionaries of such.")
+        raise TypeError(f"A {type(value).__name__} is not JSON; use numbers, texts, lists and dictionaries of such.")
 
 
 def _check_text(text: str) -> None:

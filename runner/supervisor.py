@@ -545,11 +545,18 @@ class Supervisor:
             record=self._record,
             output=self._output,
             to_worker=self._to_worker,
-            signal_worker=lambda number: processes.signal_group(self._worker.pid, number),
+            signal_worker=self._signal_worker,
             worker_is_ready=lambda: self._worker.state == "ready",
             later=self.loop.later,
             say=self._say,
         )
+
+    def _signal_worker(self, number: int) -> None:
+        """An interrupt is for one call: what the app has started beside it is of others, too."""
+        if number == signal.SIGKILL:
+            processes.signal_group(self._worker.pid, number)
+        elif self._worker.pid > 1:
+            os.kill(self._worker.pid, number)
 
     def _need_worker(self) -> None:
         if self._worker.state == "absent":

@@ -269,6 +269,57 @@ async def test_progress_is_told_a_few_times_and_the_last_word_always(apps: Apps)
     assert out.results[-1] == {"output": 5000}
 
 
+CHILDREN = """
+import multiprocessing, os, signal, subprocess, time
+
+def work():
+    print("in the child", flush=True)
+    time.sleep(60)
+
+class App:
+    def setup(self):
+        self.child = subprocess.Popen(["sleep", "60"])
+
+    def wait(self):
+        print("began", flush=True)
+        subprocess.run(["sleep", "60"])
+
+    def fork(self):
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
+        return [process.exitcode, self.child.poll()]
+
+    def garbage(self):
+        os.write(3, b"x" * 100)
+        time.sleep(60)
+
+    def unload(self):
+        self.child.kill()
+"""
+
+
+async def test_processes_of_the_app_are_its_own(apps: Apps) -> None:
+    await apps.loaded(CHILDREN)
+    run = await apps.start("wait")
+    await apps.kernel.until(run, "stdout")
+    await apps.kernel.link.interrupt(run)
+    assert (await apps.kernel.finish(run)).done["reason"] == "interrupted"
+    out = await apps.call("fork")
+    assert out.stdout == "in the child\n"
+    assert "KeyboardInterrupt" in out.stderr
+    assert out.results == [{"output": [1, None]}]
+
+
+async def test_a_worker_that_talks_nonsense_is_lost(apps: Apps) -> None:
+    await apps.loaded(CHILDREN)
+    out = await apps.call("garbage")
+    assert (out.done["reason"], out.done["namespace_lost"]) == ("crashed", True)
+    assert (await apps.main())["reason"] == "crashed"
+
+
 BESIDE = """
 import asyncio, contextvars, os, threading, time
 
