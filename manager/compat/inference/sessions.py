@@ -34,6 +34,19 @@ class Facts:
 class Known:
     def __init__(self) -> None:
         self._facts: dict[tuple[UUID, UUID], Facts] = {}
+        self._only: set[UUID] = set()
+
+    def only_for(self, session_id: UUID) -> None:
+        """It was made for one call."""
+        if len(self._only) >= _MOST_KNOWN:
+            self._only.clear()
+        self._only.add(session_id)
+
+    def is_done_with(self, session_id: UUID) -> bool:
+        """Once, of a session that was made for the call that is over."""
+        there = session_id in self._only
+        self._only.discard(session_id)
+        return there
 
     async def of(self, ask: Ask, session_id: object) -> Facts | None:
         """None of one that has ended."""

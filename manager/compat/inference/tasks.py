@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
 from aiohttp import web
 
 from actions import (
-    CallAppAction,
     CancelCallAction,
     CreateFromParamsAction,
     DestroySessionAction,
@@ -29,8 +29,8 @@ from manager.rest.streams import permitted
 #: A new session's idle time, in seconds.
 DEFAULT_TIMEOUT: Final = 60
 LONGEST_TIMEOUT: Final = 3600
-#: Of a session that is made for one call with files; time to take out what it has written.
-_ONCE_SECONDS: Final = 5
+#: Of a session that is made for one call: time to take out what it has written.
+_ONCE_SECONDS: Final = 15
 #: A client that waits in its request gives up after 30 s.
 _HELD_SECONDS: Final = 20.0
 #: What a warm session answers at once need not be asked for again.
@@ -94,14 +94,10 @@ def _mounts(given: files.Taken) -> tuple[Mount, ...]:
 
 
 async def _once(ask: Ask, reference: AppReference, function: str, given: files.Taken, seconds: float) -> Any:
-    if given.paths:  # which are mounted when its session is made
-        return await _in_new(ask, reference, function, given, _ONCE_SECONDS, seconds)
-    asked = CallAppAction(app=_named(reference), function=function, input=given.value)
-    call = (await ask.run(asked)).call
-    if not seconds:
-        return call
-    async with permitted(ask):
-        return (await ask.run(GetCallAction(call_id=call.id, wait=seconds))).call
+    """In a session of its own, which ends when the finished task has been told."""
+    call = await _in_new(ask, reference, function, given, _ONCE_SECONDS, seconds)
+    ask.sessions.only_for(call.session_id)
+    return call
 
 
 async def _in_new(
@@ -156,6 +152,9 @@ async def told(ask: Ask, call: Any, *, logs: str = "", session: Any = None) -> d
     output = call.output
     if status is shapes.TaskStatus.COMPLETED:
         output = await files.collected(ask, call.session_id, call.id, output)
+    if status in shapes.TERMINAL and ask.sessions.is_done_with(call.session_id):
+        with suppress(MoorageError):  # it ends by itself, a little later
+            await ask.run(DestroySessionAction(session_name=str(call.session_id)))
     return shapes.task(
         call,
         status,

@@ -144,6 +144,8 @@ def test_files_go_in_and_out(installation: Installation) -> None:
     assert told["uploaded"] == ["b.bin", 5, "application/x-b"]
     assert told["brought"] == told["once"] == "bytes"
     assert told["report"] == "a report"
+    assert told["report_of_once"] == "of a run of its own"
+    assert told["once_ended"] == "ended"
     assert told["files"] == [["output", "0-report.txt"]]
     assert told["input_files"] == ["input"]
     assert told["deleted"] == 1

@@ -42,6 +42,10 @@ told["once"] = read(uploaded["uri"])["output"]["content"]
 result = client.run({"app": "probe:write", "input": {"text": "a report"}, "session": session})
 with urllib.request.urlopen(result["output"]["report"]) as answer:
     told["report"] = answer.read().decode()
+once = client.run({"app": "probe:write", "input": {"text": "of a run of its own"}})
+with urllib.request.urlopen(once["output"]["report"]) as answer:
+    told["report_of_once"] = answer.read().decode()
+told["once_ended"] = client.sessions.get(once["session_id"])["status"]
 told["files"] = [[one["role"], one["filename"]] for one in client.tasks.files(result["id"]).data]
 told["input_files"] = [one["role"] for one in client.tasks.files(first["id"], role="input").data]
 told["deleted"] = len(client.tasks.delete_files(result["id"], role="output").data["deleted"])

@@ -52,7 +52,7 @@ class App:
             return {"path": input["file"], "content": file.read().decode("latin-1")}
 
     async def write(self, input):
-        path = os.path.abspath("report.txt")
+        path = "/tmp/report.txt"
         with open(path, "w") as file:
             file.write(input["text"])
         return {"report": {"path": path, "content_type": "text/plain"}}
