@@ -47,6 +47,23 @@ def create(client: moorage.Client, *mounts: dict[str, Any] | str) -> moorage.Ses
     return client.sessions.create(image="python", cpu=0.5, mem="256m", mounts=mounts)
 
 
+def test_a_volume_lies_where_a_program_has_it_on_another_machine(client: moorage.Client, volume: Volume) -> None:
+    volume.files.write("sub/first.yaml", "a: 1")
+    places = ("/home/alice/project/configs", "/tmp/alice/configs")
+    session = create(
+        client, *({"volume": volume.name, "subpath": s, "path": p} for s, p in zip(("", "sub"), places, strict=True))
+    )
+    for attempt in ("one", "two"):
+        assert sh(session, f"cat {places[0]}/sub/first.yaml {places[1]}/first.yaml") == "a: 1a: 1"
+        assert sh(session, f"echo {attempt} > {places[1]}/said; cat {places[0]}/sub/said") == attempt
+        assert "cannot touch" in sh(session, "touch /home/alice/project/beside")
+        assert sh(session, f"grep -c ' {places[0]} ' /proc/self/mountinfo") == "2"  # the place, and the volume over it
+        session.restart()
+    assert session.files.read(f"{places[0]}/sub/first.yaml") == "a: 1"
+    with pytest.raises(moorage.errors.InvalidMount):
+        create(client, {"volume": volume.name, "path": "/usr/local/lib/x"})
+
+
 def test_sessions_share_a_volume_and_a_reader_cannot_write(client: moorage.Client, volume: Volume) -> None:
     one = create(client, {"volume": volume.name, "path": "data"})
     two = create(client, {"volume": volume.id, "path": "/home/work/deep/data"})
