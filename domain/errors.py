@@ -268,13 +268,13 @@ class ImageNotFound(NotFound):
 
 
 class RunNotFound(NotFound):
-    """There is no such execution, or its output is no longer kept."""
+    """There is no such execution, or its output is no longer kept; 'moorage execution ls SESSION' lists those there are."""
 
     code = "run_not_found"
 
 
 class StateKeyNotFound(NotFound):
-    """The session's state has no such key."""
+    """The session's state has no such key; 'moorage state ls SESSION' shows those it has."""
 
     code = "state_key_not_found"
 
@@ -292,13 +292,13 @@ class CallNotFound(NotFound):
 
 
 class TaskNotFound(NotFound):
-    """There is no such background task, or it is not yours."""
+    """There is no such background task, or it is not yours; 'moorage task ls' lists yours."""
 
     code = "task_not_found"
 
 
 class AgentNotFound(NotFound):
-    """There is no such agent."""
+    """There is no such agent; 'moorage admin agent ls' lists them."""
 
     code = "agent_not_found"
 
@@ -316,7 +316,7 @@ class DeviceNotFound(NotFound):
 
 
 class UserNotFound(NotFound):
-    """There is no such user."""
+    """There is no such user; 'moorage admin user ls' lists those that you may see."""
 
     code = "user_not_found"
 
@@ -328,7 +328,7 @@ class DomainNotFound(NotFound):
 
 
 class ProjectNotFound(NotFound):
-    """There is no such project, or you are not a member of it."""
+    """There is no such project, or you are not a member of it; 'moorage admin project ls' lists yours."""
 
     code = "project_not_found"
 
@@ -388,7 +388,7 @@ class PtyNotFound(NotFound):
 
 
 class KeypairNotFound(NotFound):
-    """There is no such keypair."""
+    """There is no such keypair; 'moorage admin keypair ls' lists those that you may see."""
 
     code = "keypair_not_found"
 
@@ -631,7 +631,7 @@ class ExecutionTimeout(MoorageError):
 
 
 class ResourceExhausted(MoorageError):
-    """The session ran out of memory, processes or disk space."""
+    """The session ran out of memory, processes or disk space; use less, or ask for more when you create it."""
 
     code, http_status = "resource_exhausted", 507
 
@@ -674,7 +674,7 @@ class FileError(MoorageError):
 
 
 class FileNotFound(FileError):
-    """There is no such file in the session."""
+    """There is no such file in the session; 'moorage ls SESSION' shows what is there."""
 
     code, http_status = "file_not_found", 404
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -283,7 +283,12 @@ def invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"There is no field '{where}'; check the spelling against /docs.", field=where)
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return InvalidRequest(f"The field '{where}' is required.", field=where)
-    return InvalidRequest(f"The field '{where}' is wrong: {first['msg']}.", field=where)
+    return InvalidRequest(f"The field '{where}' is wrong: {in_words(first)}.", field=where)
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """What pydantic finds wrong; of ids, what people can do about it."""
+    return "an id is wanted, such as lists show" if str(error["type"]).startswith("uuid") else str(error["msg"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

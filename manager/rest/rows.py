@@ -13,7 +13,7 @@ from actions.views import SessionData
 from domain.errors import InvalidRequest, PreconditionFailed
 from manager.rest.exchange import OWNER, Exchange, Row, unknown_parameter
 from manager.rest.json import dumps
-from manager.world import adapter
+from manager.world import adapter, in_words
 
 MAX_WAIT_SECONDS: Final = 3600.0
 _PAGE: Final = 1000
@@ -142,7 +142,7 @@ def refusal(error: ValidationError, route: Row) -> InvalidRequest:
         loc = [str(part) for part in one["loc"]]
         if loc:
             loc[0] = outside.get(loc[0], loc[0])
-        message = "is required" if one["type"].startswith("missing") else f"is wrong: {one['msg']}"
+        message = "is required" if one["type"].startswith("missing") else f"is wrong: {in_words(one)}"
         found.append({"field": ".".join(loc), "message": message})
     first = found[0]
     return InvalidRequest(f"The field '{first['field']}' {first['message']}.", field=first["field"], errors=found)

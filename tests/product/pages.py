@@ -38,6 +38,10 @@ class Block:
     def runs(self) -> bool:
         return "run" in self.words[1:]
 
+    @property
+    def is_full(self) -> bool:
+        return "full" in self.words[1:]
+
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
@@ -47,17 +51,16 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def is_full(page: Path) -> bool:
-    return any("full" in block.words for block in blocks(page) if block.runs)
-
-
-def play(page: Path, folder: Path, environ: dict[str, str]) -> list[str]:
-    """Run the examples of a page; what went wrong."""
+def play(page: Path, folder: Path, environ: dict[str, str], *, full: bool) -> list[str]:
+    """Run the examples of a page, or without those that are full; what went wrong."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environ = {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk'}", "COLUMNS": "120", **environ}
-    printed, troubles = "", []
+    printed: str | None = None
+    troubles = []
     for block in blocks(page):
-        if block.runs:
+        if block.runs and block.is_full and not full:
+            printed = None
+        elif block.runs:
             script = folder / f"line-{block.line}"
             script.write_text(block.text, encoding="utf-8")
             shell = ["bash", "-euo", "pipefail"]
@@ -76,7 +79,7 @@ def play(page: Path, folder: Path, environ: dict[str, str]) -> list[str]:
             if done.returncode != 0:
                 troubles.append(f"{block.page}:{block.line}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
                 break
-        elif block.words[1:] == ("output",) and not is_like(printed, block.text):
+        elif block.words[1:] == ("output",) and printed is not None and not is_like(printed, block.text):
             troubles.append(f"{block.page}:{block.line}: what is printed is\n{printed}\nand not\n{block.text}")
     return troubles
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.product.conftest import Installation
-from tests.product.pages import PAGES, blocks, is_full, play
+from tests.product.pages import PAGES, blocks, play
 
 pytestmark = pytest.mark.containers
 SIDE_BY_SIDE = 4
@@ -18,8 +18,10 @@ SUBJECTS = (
     "sessions executions files services snapshots volumes templates events quotas gpus scheduling sdk cli batch "
     "clusters statistics images explain"
 ).split()
-RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
-Outcomes = Mapping[Path, Future[list[str]]]
+RUNNABLE = {page: [block for block in blocks(page) if block.runs] for page in PAGES}
+QUICK = [page for page, found in RUNNABLE.items() if any(not block.is_full for block in found)]
+WHOLE = [page for page, found in RUNNABLE.items() if any(block.is_full for block in found)]
+Outcomes = Mapping[tuple[Path, bool], Future[list[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +29,26 @@ def played(
     request: pytest.FixtureRequest, installation: Installation, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Outcomes]:
     """The pages that are asked for, begun at once: most of their time they wait."""
-    asked = {
-        item.callspec.params.get("page")
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    }
+    called = [getattr(item, "callspec", None) for item in request.session.items]
+    asked = {(found.params["page"], found.params["whole"]) for found in called if found and "page" in found.params}
     environ = {"MOORAGE_CONFIG": str(installation.config)}
     with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
         yield {
-            page: threads.submit(play, page, tmp_path_factory.mktemp(page.stem), environ)
-            for page in RUNNABLE
-            if page in asked
+            (page, full): threads.submit(play, page, tmp_path_factory.mktemp(page.stem), environ, full=full)
+            for page, full in sorted(asked)
         }
 
 
 @pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=page.stem, marks=[pytest.mark.full] if is_full(page) else []) for page in RUNNABLE],
+    ("page", "whole"),
+    [
+        *(pytest.param(page, False, id=page.stem) for page in QUICK),
+        *(pytest.param(page, True, id=f"{page.stem}-whole", marks=pytest.mark.full) for page in WHOLE),
+    ],
 )
-def test_the_examples_of_a_page_run(page: Path, played: Outcomes) -> None:
-    assert played[page].result() == []
+def test_the_examples_of_a_page_run(page: Path, whole: bool, played: Outcomes) -> None:
+    assert played[page, whole].result() == []
 
 
 def test_there_is_an_example_for_every_subject() -> None:
-    assert sorted(set(SUBJECTS) - {page.stem for page in RUNNABLE}) == []
+    assert sorted(set(SUBJECTS) - {page.stem for page, found in RUNNABLE.items() if found}) == []

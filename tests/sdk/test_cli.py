@@ -183,8 +183,15 @@ def test_no_configuration_says_how_to_get_one(tmp_path: Path) -> None:
 )
 def test_mistakes_in_typing_are_exit_code_2(sh: Shell, words: list[str]) -> None:
     exit_code, _, err = sh(*words)
-    assert exit_code == 2
-    assert "Error" in err
+    assert (exit_code, err.count("\n")) == (2, 1)
+    assert err.startswith("moorage: ")
+    assert err.endswith("--help'.\n")
+    told = json.loads(sh(*words[:1], "--json", *words[1:])[2])
+    assert (told["error"]["code"], told["error"]["facts"]["help"][-6:]) == ("usage", "--help")
+
+
+def test_a_command_that_is_nearly_right_is_offered(sh: Shell) -> None:
+    assert sh("voluem")[2] == "moorage: There is no command 'voluem'; did you mean 'volume'? See 'moorage --help'.\n"
 
 
 def test_ps_is_a_table_for_people_and_a_list_for_programs(server: ScriptedServer, sh: Shell) -> None:

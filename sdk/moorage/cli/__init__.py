@@ -123,6 +123,16 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"'{cmd_name}' is a command of the server: install moorage-server on this machine.")
         return None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None:
+            from difflib import get_close_matches
+
+            if close := get_close_matches(args[0], self.list_commands(ctx), 1):
+                raise click.UsageError(f"There is no command '{args[0]}'; did you mean '{close[0]}'?", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in SECTIONS.items():
             with formatter.section(title):
@@ -167,8 +177,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     try:
         code = cli.main(given, prog_name="moorage", standalone_mode=False)
     except click.ClickException as problem:
-        problem.show()
-        code = problem.exit_code
+        from moorage.cli.terminal import misused
+
+        code = misused(problem, as_json="--json" in given)
     except (click.Abort, KeyboardInterrupt):
         click.echo("moorage: interrupted", err=True)
         code = 130

@@ -326,6 +326,22 @@ def signals(handler: Callable[[int, FrameType | None], object], *numbers: signal
             signal.signal(number, earlier)
 
 
+def misused(problem: click.ClickException, *, as_json: bool) -> int:
+    """What was typed cannot be: one sentence, and where to read on."""
+    said = problem.format_message()
+    said += "" if said.endswith((".", "?", ")")) else "."
+    context = getattr(problem, "ctx", None)
+    path = context.command_path if context is not None else "moorage"
+    if as_json:
+        fields = {"code": "usage", "message": said, "request_id": None}
+        click.echo(json.dumps({"error": {**fields, "facts": {"help": f"{path} --help"}}}, ensure_ascii=False), err=True)
+    elif isinstance(problem, click.exceptions.NoArgsIsHelpError):
+        problem.show()
+    else:
+        note(f"moorage: {printable(said)} See '{path} --help'.")
+    return problem.exit_code
+
+
 def exit_code(problem: MoorageError) -> int:
     """What scripts can tell apart."""
     return _EXIT_CODES_BY_CODE.get(problem.code, _EXIT_CODES.get(problem.http_status, FAILED))
