@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 ROUTES: Final = {
+    "action.cancel_call": "calls",
     "action.check_and_transit_status": "look",
     "action.clone_volume": "volume",
     "action.collect_images": "collect",
@@ -17,7 +18,10 @@ ROUTES: Final = {
     "action.destroy_session": "life",
     "action.execute_session": "execute",
     "action.exempt_session": "exempt",
+    "action.follow_call": "calls",
+    "action.get_call": "calls",
     "action.interrupt": "interrupt",
+    "action.keepalive_session": "calls",
     "action.kill_execution": "kill",
     "action.manage_files": "manage",
     "action.manage_volume_files": "volume",
@@ -32,6 +36,7 @@ ROUTES: Final = {
     "action.delete_state": "state",
     "action.set_state": "state",
     "action.shutdown_service": "service",
+    "action.start_call": "calls",
     "action.start_service": "service",
     "action.unpack_archive": "unpack",
     "action.unpack_volume_archive": "volume_archive",
@@ -134,6 +139,7 @@ ROUTES: Final = {
     "control.task_ended": "commit",
     "control.volume_forgotten": "volume",
     "control.volume_made": "volume",
+    "control.workers": "calls",
     "notify": "life",
     "proxy.answer": "service",
     "proxy.registered": "proxy_again",

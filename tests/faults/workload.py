@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -311,6 +312,50 @@ async def template(town: Town) -> None:
     session = await town.client.sessions.create_from_template(name, name=town.name("guest"))
     await session.destroy(wait=SECONDS)
     await town.client.templates.remove(name)
+
+
+# -- what answers calls --------------------------------------------------------------------------------------------------
+_COUNTER: Final = """
+class Counter:
+    async def setup(self):
+        self.number = 0
+
+    async def run(self, word):
+        self.number += 1
+        print(word)
+        return [self.number, word]
+
+    async def wait(self, seconds):
+        import asyncio
+        await asyncio.sleep(seconds)
+"""
+
+
+@driver
+async def calls(town: Town) -> None:
+    """An app is brought and loaded; each call is answered once, however often it is asked for, and one is cancelled."""
+    name = town.name("app")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "counter.py").write_text(_COUNTER)
+        await town.client.apps.deploy(folder, name=name, entry="counter:Counter", **SMALL)
+    session = await town.client.sessions.create(town.name("worker"), app=name, idle_timeout=3600)
+    early = await session.calls.start("run", "early")
+    for number in range(2, 4):
+        key, word = town.key(), town.name("word")
+        for asked in ("first", "second"):
+            answer = await session.call("run", word, idempotency_key=key)
+            expect(answer, [number, word], f"I3 the {asked} answer to a call")
+    expect(await early.output(SECONDS), [1, "early"], "I3 the answer to what was asked before the app was ready")
+    waiting = await session.calls.start("wait", 600, idempotency_key=town.key())
+    await session.keep_alive()
+    await waiting.cancel()
+    expect((await waiting.wait(SECONDS)).status, "cancelled", "a call that was cancelled is")
+    expect((await session.refresh()).info.call_count, 3, "I10 the calls that were counted")
+    partials = [value async for value in early.partials()]
+    expect(partials, [], "what a call gave on its way")
+    await session.destroy(wait=SECONDS)
+    expect((await early.refresh()).output, [1, "early"], "I7 the answer to a call of a session that is gone")
+    await town.client.apps.remove(name)
 
 
 # -- what is changed of them -----------------------------------------------------------------------------------------------
