@@ -547,6 +547,8 @@ def main() -> None:
         elif header["op"] == "load":
             serve_app(session, header, body)
             return
+        elif header["op"] == "unload":  # before anything was loaded
+            return
         elif header["op"] == "complete":
             answer = session.complete(header)
             link.send(({"op": "completed", "id": header["id"]}, json.dumps(answer).encode()))
