@@ -31,7 +31,7 @@ T = TypeVar("T")
 MOST_LOOKED_AT: Final = 10_000
 #: Rows of a page.
 MOST_ROWS: Final = 100
-_PAGE: Final = 1000
+_PAGE: Final = 500
 #: Fields that are looked up row by row, at the same time.
 _AT_ONCE: Final = 4
 
@@ -214,7 +214,7 @@ class Lists:
 
     async def _use_by_agent(self) -> Mapping[str, tuple[float, float]]:
         used: dict[str, tuple[float, float]] = {}
-        for session in (await self.run(GetTopAction(all=True, limit=_PAGE))).sessions:
+        for session in (await self.run(GetTopAction(all=True, limit=1000))).sessions:
             for agent in session.agents:
                 cpu, mem = used.get(agent, (0.0, 0.0))
                 parts = len(session.agents)
