@@ -183,7 +183,10 @@ async def test_a_signing_secret_is_kept_sealed_and_in_no_answer_that_is_stored(d
     assert made.signing_secret is not None
     assert again.signing_secret is None
     async with database.reader() as connection:
-        assert await sealed_secret(connection, "KEY-alice") == f"signing secret of KEY-alice {made.signing_secret}".encode()
+        assert (
+            await sealed_secret(connection, "KEY-alice")
+            == f"signing secret of KEY-alice {made.signing_secret}".encode()
+        )
         kept = await connection.fetchval("SELECT string_agg(answer::text, '') FROM idempotency_keys")
         assert made.signing_secret not in kept
     await processor.run(signing(on=False), by=ALICE)

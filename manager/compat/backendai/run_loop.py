@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, Self
 from uuid import UUID
 
 from actions import ExecuteSessionAction, ReadExecutionAction
+from actions.execution import RunOutput
 from domain.errors import InvalidRequest
 from manager.compat.backendai.ask import Ask
 from manager.compat.backendai.console import Console, exit_code_of
@@ -85,10 +86,13 @@ class RunLoop:
             if not command and self.stage != "query":
                 return self._done({"exit_code": 0, "reason": "finished"}, Console())
             mode: Literal["query", "batch"] = "query" if self.stage == "query" else "batch"
-            start = ExecuteSessionAction(session_name=self.session_id, **ask.owner, code=command, mode=mode, wait=0.0)
-            await ask.run(start, key=self.key())
+            wait = 0.0 if eager else FLUSH_SECONDS
+            start = ExecuteSessionAction(session_name=self.session_id, **ask.owner, code=command, mode=mode, wait=wait)
+            output = await ask.run(start, key=self.key())
             self.begun = True
-        console = await self._read(ask, eager=eager)
+            console = _at_once(output) or await self._read(ask, FLUSH_SECONDS - wait, eager=eager)
+        else:
+            console = await self._read(ask, FLUSH_SECONDS, eager=eager)
         self.raised = self.raised or console.raised
         if console.done is not None:
             return self._done(console.done, console)
@@ -104,9 +108,9 @@ class RunLoop:
         await ask.run(asked)
         self.waiting = False
 
-    async def _read(self, ask: Ask, *, eager: bool) -> Console:
+    async def _read(self, ask: Ask, seconds: float, *, eager: bool) -> Console:
         console, run_id, service = Console(), self.run_id(ask), ask.door.world.service
-        until = service.monotonic() + FLUSH_SECONDS
+        until = service.monotonic() + seconds
         while True:
             left = max(0.0, until - service.monotonic())
             asked = ReadExecutionAction(
@@ -149,6 +153,20 @@ class RunLoop:
             "options": options,
             "files": [],
         }
+
+
+def _at_once(output: RunOutput) -> Console | None:
+    """What a run that is over has printed, when the answer to its start says it all; else its records are read in their order."""
+    told = [bool(part) for part in (output.stdout, output.stderr, output.results, output.error)]
+    if output.status != "done" or output.truncated or output.gap is not None or sum(told) > 1:
+        return None
+    console = Console()
+    console.add({"kind": kind, "text": text} for kind, text in (("stdout", output.stdout), ("stderr", output.stderr)))
+    console.add({"kind": "result", "data": bundle} for bundle in output.results)
+    if output.error is not None:
+        console.add([{"kind": "error", "data": output.error}])
+    console.end({"exit_code": output.exit_code, "reason": output.reason})
+    return console
 
 
 def _showing(record: dict[str, Any]) -> Console:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from actions import SetSigningAction
+from agent.client import AgentClient
+from manager.compat.backendai.answering import BackendAiFront
+from manager.metrics import Metrics
+from manager.rest.app import RestDoor
 from manager.rest.auth import FAILURE_BURST
-from tests.compat.backendai.fakes import SECRET, Fronted, alice, fronted, mallory, root  # noqa: F401  # fixtures
+from manager.world import World
+from tests.compat.backendai.fakes import SECRET, VAULT, Fronted, alice, fronted, mallory, root  # noqa: F401  # fixtures
 from tests.compat.backendai.signer import Signer
 
 pytestmark = pytest.mark.usefixtures("fronted")
@@ -77,6 +82,22 @@ async def test_of_many_at_once_one_is_taken(fronted: Fronted, alice: Signer) -> 
     answers = await asyncio.gather(*(alice.send("POST", "/session/train/interrupt", headers) for _ in range(8)))
     assert sorted(answer.status for answer in answers) == [204] + [401] * 7
     assert fronted.host.calls.count("interrupt") == 1
+
+
+async def test_another_manager_does_not_take_it_again(fronted: Fronted, alice: Signer) -> None:  # noqa: F811
+    world = World.build(
+        fronted.database, fronted.world.herald, cast(AgentClient, fronted.host), observe=Metrics().observe, vault=VAULT
+    )
+    door = RestDoor(world, Metrics())
+    door.mount({"backendai": BackendAiFront(door, lambda: VAULT)})
+    port = await door.listen("127.0.0.1", 0)
+    path = "/session/train/interrupt"
+    headers = {**alice.signed("POST", path), "Host": alice.host}  # as a balancer before both passes it on
+    assert (await alice.send("POST", path, headers)).status == 204
+    other = Signer(fronted.http, port, alice.access_key, alice.secret)
+    answer = await other.send("POST", path, headers)
+    assert (answer.status, "used before" in answer.json["msg"]) == (401, True)
+    await door.close(2.0)
 
 
 async def test_looking_may_be_repeated(alice: Signer) -> None:  # noqa: F811
