@@ -131,6 +131,8 @@ def _announce(installation: Any, as_json: bool) -> None:
     click.echo(f"  access key  {summary['access_key']}")
     click.echo(f"  secret key  {summary['secret_key']}")
     click.echo(f"  data dir    {summary['data_dir']}")
+    if "grpc_port" in summary:
+        click.echo(f"  gRPC        127.0.0.1:{summary['grpc_port']}")
     click.echo("Try:  moorage run -c 'print(1 + 1)'")
     sys.stdout.flush()
 

@@ -37,20 +37,27 @@ class Callers:
 
     async def principal(self, context: Any, known: str | None) -> Principal:
         """`known`: the access key that this listener is for. Raises what is wrong with the one who calls."""
+        found = await self._of(context, known)
+        self._rates.take(found)
+        return found
+
+    async def still(self, context: Any, known: str | None, by: Principal) -> None:
+        """Raises when the one who calls is not any more who he was when he began."""
+        if (await self._of(context, known)).lost(by):
+            raise Unauthenticated("Your rights have changed since the call began; begin it again.")
+
+    async def _of(self, context: Any, known: str | None) -> Principal:
         given = [text(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
         if given or known is None:
             if not given:
                 raise Unauthenticated(_HINT)
             headers = CIMultiDict(("Authorization", value) for value in given)
             asked = cast(BaseRequest, _Asked(headers, _address(context.peer())))
-            found = await self._authenticator.principal(asked)
-        else:
-            one = await self._world.identities.of_access_key(known)
-            if one is None:
-                raise Unauthenticated("The key that this port is for is not valid any more; tell your administrator.")
-            found = one
-        self._rates.take(found)
-        return found
+            return await self._authenticator.principal(asked)
+        one = await self._world.identities.of_access_key(known)
+        if one is None:
+            raise Unauthenticated("The key that this port is for is not valid any more; tell your administrator.")
+        return one
 
 
 def text(value: str | bytes) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from domain.errors import MoorageError
+from domain.errors import MoorageError, QuotaExceeded, ResourceUnavailable
 from domain.ids import SessionId
 from domain.principal import Principal
 from manager.compat.grpc.budget import Budget, OverBudget
@@ -25,6 +25,7 @@ from manager.compat.grpc.links import FRAME_BYTES, Links
 from manager.compat.grpc.methods import CLOSE, CREATE, METHODS, Method
 from manager.compat.grpc.relay import TOO_MUCH, Held, Message, Refused, relay
 from manager.compat.grpc.sessions import Sessions, meant, shown
+from manager.compat.grpc.watch import Watch
 from manager.compat.grpc.wire import Malformed, flag, text, text_field
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("moorage.grpc")
 Code = grpc.StatusCode
+#: What ends a call that goes on; anything else may pass by itself.
+_LEAVES: Final = frozenset({401, 403, 404, 410})
 _LARGE_BYTES: Final = 8 * 2**20
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.NOT_FOUND,
     409: Code.FAILED_PRECONDITION, 410: Code.NOT_FOUND, 413: Code.RESOURCE_EXHAUSTED, 422: Code.FAILED_PRECONDITION,
-    429: Code.RESOURCE_EXHAUSTED, 500: Code.INTERNAL, 503: Code.UNAVAILABLE, 504: Code.DEADLINE_EXCEEDED,
+    412: Code.FAILED_PRECONDITION, 429: Code.RESOURCE_EXHAUSTED, 503: Code.UNAVAILABLE, 507: Code.RESOURCE_EXHAUSTED,
 }  # fmt: skip
+_FULL: Final = (QuotaExceeded, ResourceUnavailable)
 
 
 class GrpcDoor:
@@ -63,6 +67,9 @@ class GrpcDoor:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ]
+        self._watch = Watch()
+        for topic in ("identity", "sessions"):
+            world.herald.subscribe(topic, self._watch.wake)
         self._servers: list[grpc.aio.Server] = []
         self._tidying: asyncio.TimerHandle | None = None
         self._closing = asyncio.Event()
@@ -83,6 +90,7 @@ class GrpcDoor:
 
     async def close(self, grace_seconds: float = 5.0) -> None:
         self._closing.set()
+        self._watch.close()
         await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
         await self._links.close()
 
@@ -94,7 +102,7 @@ class GrpcDoor:
             with self._budget.share(by.access_key) as share:
                 held = Held(share)
                 try:
-                    await self._answer(by, method, context, held, request_id)
+                    await self._answer(by, user, method, context, held, request_id)
                 finally:
                     held.release()
                     self._tidy_after(held)
@@ -102,7 +110,8 @@ class GrpcDoor:
         except Refused as refused:
             refusal = refused
         except MoorageError as error:
-            refusal = Refused(_CODES.get(error.http_status, Code.INTERNAL), error.message)
+            code = Code.RESOURCE_EXHAUSTED if isinstance(error, _FULL) else _CODES.get(error.http_status, Code.INTERNAL)
+            refusal = Refused(code, error.message)
         except OverBudget:
             refusal = Refused(Code.RESOURCE_EXHAUSTED, TOO_MUCH)
         except Malformed:
@@ -122,7 +131,9 @@ class GrpcDoor:
             loop = asyncio.get_running_loop()
             self._tidying = loop.call_later(1.0, lambda: loop.run_in_executor(None, _trim))
 
-    async def _answer(self, by: Principal, method: Method, context: Any, held: Held, request_id: str) -> None:
+    async def _answer(
+        self, by: Principal, user: str | None, method: Method, context: Any, held: Held, request_id: str
+    ) -> None:
         await held.reserve(self._budget.largest)  # how large it is shows when it is there
         if (data := await context.read()) is grpc.aio.EOF:
             raise Malformed
@@ -138,7 +149,16 @@ class GrpcDoor:
             return
         session_id, message = await self._session_of(by, method, message, context, request_id)
         place = await self.sessions.place(by, session_id, request_id)
-        async with self._links.to(place.where, place.port, held.share) as link:
+
+        async def may_stay() -> None:
+            try:
+                await self._callers.still(context, user, by)
+                await self.sessions.place(by, session_id, request_id)
+            except MoorageError as error:
+                if error.http_status in _LEAVES:
+                    raise
+
+        async with self._watch.over(may_stay), self._links.to(place.where, place.port, held.share) as link:
             try:
                 await relay(context, method, message, held, link)
             except Refused as refused:

@@ -76,6 +76,32 @@ def test_sessions_of_others_are_not_there_and_credentials_are_asked_for(front: F
     assert front.client("train.py", session).strip() == "cancelled"
 
 
+def test_a_call_ends_with_the_key_that_it_was_made_with(front: Front) -> None:
+    made = json.loads(front.run("admin", "keypair", "add", "admin@localhost", "--json").stdout)
+    with front.begin("train.py", key=f"{made['access_key']}.{made['secret_key']}") as process:
+        assert process.stdout is not None
+        session = process.stdout.readline().strip()
+        assert front.run("admin", "keypair", "rm", made["access_key"]).returncode == 0
+        _, complaint = process.communicate(timeout=60)
+    assert "StatusCode.UNAUTHENTICATED" in complaint
+    assert front.client("train.py", session).strip() == "cancelled"
+
+
+def test_who_gives_up_waiting_for_room_leaves_nothing_behind(front: Front) -> None:
+    with front.connect() as client:
+        template = client.templates.get("cuvis")
+        large = {**template.session, "resource_slots": {"cpu": 64, "mem": "128m"}}
+        client.templates.create("too-large", {"session": large})
+        with (
+            client.sessions.create(image="python", cpu=1, mem="128m"),
+            front.another(grpc_template="too-large") as port,
+        ):
+            assert front.client("give_up.py", port=port).split()[0] in ("DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+            waiting = [session for session in client.sessions.list() if session.info.labels]
+            for session in waiting:
+                session.wait_until("CANCELLED", "TERMINATED", timeout=30)
+
+
 def test_a_session_that_nobody_calls_ends(front: Front) -> None:
     with front.begin("train.py") as process, front.connect() as client:
         assert process.stdout is not None
