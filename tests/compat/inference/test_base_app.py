@@ -17,7 +17,7 @@ pytestmark = pytest.mark.compat
 
 APP = """
 from typing import AsyncGenerator
-from inferencesh import BaseApp, BaseAppInput, BaseAppOutput, File
+from inferencesh import BaseApp, BaseAppInput, BaseAppOutput, BaseAppSetup, File
 from pydantic import Field
 
 class AppInput(BaseAppInput):
@@ -28,9 +28,12 @@ class AppOutput(BaseAppOutput):
     text: str
     image: File
 
+class AppSetup(BaseAppSetup):
+    greeting: str = "good day"
+
 class App(BaseApp):
-    async def setup(self):
-        self.greeting = "hello"
+    async def setup(self, config: AppSetup):
+        self.greeting = config.greeting
 
     async def run(self, input_data: AppInput) -> AppOutput:
         with open("/tmp/image.txt", "w") as image:
@@ -52,7 +55,7 @@ async def test_an_app_on_the_real_base_class(folder: Path) -> None:
     async with started(folder, config) as kernel:
         await kernel.link.execute(MAIN, mode="serve", code="")
         apps = Apps(kernel)
-        loaded = await apps.load(APP, entry="app:App")
+        loaded = await apps.load(APP, entry="app:App", options={"greeting": "hello"})
         assert loaded.results == [{"output": {"functions": ["run", "stream"]}}], loaded.stderr
         output = await apps.output("run", {"prompt": "you", "times": 2})
         assert output["text"] == "hello you hello you"
