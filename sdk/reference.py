@@ -46,9 +46,10 @@ def commands() -> str:
     from moorage.cli import SECTIONS, SERVER
 
     text = ["\n## Every command\n"]
-    for title, section in [*SECTIONS.items(), ("This machine's server", SERVER)]:
+    sections = {title: list(section) for title, section in SECTIONS.items()} | {"This machine's server": list(SERVER)}
+    for title, names in sections.items():
         text.append(f"\n### {title}\n")
-        for name in section:
+        for name in names:
             text += command(name)
     return "".join(text)
 
