@@ -194,6 +194,7 @@ def _new_row(asked: NewCall, session: Session, where: KernelAddress, now: dateti
         finished_at=None,
         cancel_at=None,
         delivered=True,
+        sent=True,
         kernel_id=where.kernel_id,
         agent_id=where.agent_id,
         run_attempt=where.attempt,
@@ -253,26 +254,29 @@ class Placed:
         return False
 
     async def delivered(self, until: float | None) -> bool:
-        """Waits until the app is ready, and makes it a run. False when it is over, or the time is."""
+        """Waits until the app is ready, and the control role has sent it, after those before. False when it is over, or
+        the time is."""
         service = self.call.service
-        while self.row.open and not self.row.delivered:
+        while self.row.open and not self.row.sent:
             seconds = None if until is None else max(0.0, until - service.monotonic())
             if not self._can_go_on(self.session):
                 if seconds == 0.0:
                     break
                 self.session = await service.wait_for_session(self.session.id, self._can_go_on, seconds)
             async with service.reading(self.call) as reading:
-                if is_ready(self.session):
-                    await reading.db.calls.deliver(self.row.id)
-                elif self.session.status in _OVER or self.session.attempt != self.row.attempt:
+                if self.session.status in _OVER or self.session.attempt != self.row.attempt:
                     await reading.db.calls.settle(self.row.id, ended_outcome(self.session, reading.now))
                 self.row = await reading.db.calls.get(self.row.id)
-            if not self.row.delivered and self._must_stop(until):
+            if not self.row.sent and self._must_stop(until):
                 break
-        return self.row.open and self.row.delivered
+        return self.row.open and self.row.sent
 
     def _can_go_on(self, session: Session) -> bool:
-        return is_ready(session) or session.status in _OVER or session.attempt != self.row.attempt
+        """It is over, or was sent: nothing that was asked as early as it still waits."""
+        if session.status in _OVER or session.attempt != self.row.attempt:
+            return True
+        since = session.worker.waiting_since if session.worker is not None else None
+        return is_ready(session) and (since is None or since > self.row.created_at)
 
     def _must_stop(self, until: float | None) -> bool:
         service = self.call.service

@@ -106,6 +106,12 @@ def ended_outcome(session: Session, now: datetime, error: MoorageError | None = 
     return Outcome(status="failed", reason="session_ended", finished_at=now, error=_dumped(said))
 
 
+def refused_outcome(now: datetime, why: str) -> Outcome:
+    """Of a call that its session did not take any more."""
+    error = {"code": "session_ended", "ename": "SessionEnded", "evalue": why, "traceback": []}
+    return Outcome(status="failed", reason="session_ended", finished_at=now, error=_dumped(error))
+
+
 def lost_outcome(now: datetime) -> Outcome:
     """Of a call whose run is over, and whose output nobody has any more."""
     code, said = _LOST

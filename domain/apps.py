@@ -45,6 +45,7 @@ class WorkerState:
     open_calls: int = 0  #: that wait or run
     call_count: int = 0  #: that have ended, and were not cancelled
     last_call_at: datetime | None = None
+    waiting_since: datetime | None = None  #: the first call was asked that its host does not have yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

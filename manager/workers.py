@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar, Final
 
 from actions.calling import call_code
-from actions.outcome import CallCollector, ended_outcome, lost_outcome
+from actions.outcome import CallCollector, ended_outcome, lost_outcome, refused_outcome
 from agent.client import KernelAddress
 from agent.wire import RunRead
 from domain.apps import APP_FOLDER, load_run_id
@@ -97,8 +96,14 @@ class Workers(Loop):
                 self._begin(("failed", session.id), partial(self._end_unloaded, session))
             elif not session.claimed or session.run is not None:
                 self._begin(("load", session.id, session.attempt), partial(self._load, session))
+        waiting: dict[SessionId, list[Unsettled]] = {}
         for call in calls:
-            self._begin(("call", call.id, call.done, call.delivered), partial(self._see_to, call))
+            if call.sent or call.stale or call.done:
+                self._begin(("call", call.id, call.done), partial(self._see_to, call))
+            else:
+                waiting.setdefault(call.session_id, []).append(call)
+        for session_id, queue in waiting.items():
+            self._begin(("queue", session_id), partial(self._send, session_id, queue))
         return None
 
     async def close(self) -> None:
@@ -227,16 +232,32 @@ class Workers(Loop):
         if one.stale and not (one.done or (one.delivered and not one.given_up)):
             await self._settle_stale(one)
             return 0.0
-        if not one.delivered:
-            async with self._database.transaction("control.workers") as connection:
-                row = await self._calls(connection).deliver(one.id)
-            if row is None:
-                return 0.0
-            reach("control.workers.delivered")
-            one = replace(
-                one, delivered=True, kernel_id=row.kernel_id, agent_id=row.agent_id, run_attempt=row.run_attempt
-            )
         return await self._ask(one)
+
+    async def _send(self, session_id: SessionId, queue: Sequence[Unsettled]) -> float:
+        """One after another, in the order in which they were asked; whoever else does so keeps to it, too."""
+        for one in queue:
+            async with self._database.transaction("control.workers") as connection:
+                calls = self._calls(connection)
+                row = await calls.get(one.id) if one.delivered else await calls.deliver(one.id)
+            if row is None or not row.open:
+                continue
+            reach("control.workers.delivered")
+            assert row.agent_id is not None
+            assert row.kernel_id is not None
+            assert row.run_attempt is not None
+            where = KernelAddress(agent_id=row.agent_id, kernel_id=row.kernel_id, attempt=row.run_attempt)
+            try:
+                await self._deliver(one, where)
+            except SessionEnded as error:  # the app has ended it meanwhile
+                said = str(error)
+                await self._settle(one, lambda now, said=said: refused_outcome(now, said))
+                continue
+            async with self._database.reader() as connection:
+                await self._calls(connection).sent(one.id)
+        self._herald.announce("sessions", session_id)
+        self._herald.announce("workers", session_id)
+        return 0.0
 
     async def _ask(self, one: Unsettled) -> float:
         """Deliver it, or see what came of it."""

@@ -39,7 +39,8 @@ class CallRow:
     started_at: datetime | None
     finished_at: datetime | None
     cancel_at: datetime | None
-    delivered: bool
+    delivered: bool  #: it has become a run
+    sent: bool  #: that its host has
     kernel_id: KernelId | None
     agent_id: AgentId | None
     run_attempt: int | None
@@ -86,14 +87,16 @@ _STATUS: Final = """
 _COLUMNS: Final = f"""
     c.id, c.session_id, c.attempt, c.user_id, c.function, c.input, c.input_bytes, c.timeout_seconds, {_STATUS} AS status,
     c.output, c.output_kept, c.error, c.progress, c.partials, c.reason, c.created_at, c.started_at, c.finished_at,
-    c.cancel_at, e.run_id IS NOT NULL AS delivered, e.kernel_id, e.agent_id, e.attempt AS run_attempt
+    c.cancel_at, e.run_id IS NOT NULL AS delivered, c.sent_at IS NOT NULL AS sent, e.kernel_id, e.agent_id, e.attempt AS run_attempt
 """
 _BRIEF: Final = _COLUMNS.replace("c.input,", "NULL AS input,").replace("c.output,", "NULL AS output,")
 _FROM: Final = "calls c JOIN workers w ON w.session_id = c.session_id LEFT JOIN executions e ON e.run_id = c.id"
 #: $1 id, $2 session, $3 attempt, $4 user, $5 hash, $6 function, $7 input, $8 its bytes, $9 timeout, $10 now
 _MADE: Final = """
-    INSERT INTO calls (id, session_id, attempt, user_id, request_hash, function, input, input_bytes, timeout_seconds, created_at)
-    SELECT $1, id, attempt, $4, $5, $6, $7, $8, $9, $10 FROM live ON CONFLICT (id) DO NOTHING RETURNING id
+    INSERT INTO calls (id, session_id, attempt, user_id, request_hash, function, input, input_bytes, timeout_seconds,
+        created_at, sent_at)
+    SELECT $1, id, attempt, $4, $5, $6, $7, $8, $9, $10, CASE WHEN goes THEN $10::timestamptz END FROM live
+    ON CONFLICT (id) DO NOTHING RETURNING id
 """
 _RUN: Final = """
     INSERT INTO executions (run_id, session_id, kernel_id, agent_id, attempt, user_id, request_hash, mode, started_at)
@@ -116,8 +119,8 @@ class CallRepository:
         audited: Mapping[str, Any],
     ) -> tuple[bool, bool] | None:
         """Write the call, its audit row (with `action`) and event in one statement; with `deliver`, and when the session
-        is ready at this attempt, the run that it becomes: (it is new, it is delivered to there). Only that does not wait
-        for the disk: a crash of the database host may lose the last calls of a moment, but none that waits.
+        is ready at this attempt and nothing waits before it, the run that it becomes: (it is new, it is delivered to
+        there). Only that does not wait for the disk: a crash of the database host may lose the last calls of a moment, but none that waits.
 
         None when the session, at the time of the write, is not alive at this attempt: whoever ends it for want of calls
         holds the same lock. Raises IdempotencyMismatch.
@@ -129,14 +132,16 @@ class CallRepository:
                 SELECT CASE WHEN $11::uuid IS NOT NULL THEN set_config('synchronous_commit', 'off', true) END AS value
             ), live AS MATERIALIZED (
                 SELECT s.id, s.attempt, s.domain, s.user_id,
-                    s.status IN ('RUNNING', 'RUNNING_DEGRADED') AND w.ready_attempt = s.attempt AS ready
+                    $11::uuid IS NOT NULL AND s.status IN ('RUNNING', 'RUNNING_DEGRADED') AND w.ready_attempt = s.attempt
+                        AND NOT EXISTS (SELECT FROM calls o WHERE o.session_id = s.id AND o.status = 'open'
+                            AND o.sent_at IS NULL AND o.cancel_at IS NULL) AS goes
                 FROM off, sessions s JOIN workers w ON w.session_id = s.id
                 WHERE s.id = $2 AND s.attempt = $3 AND s.status NOT IN ('TERMINATING', 'CANCELLED', 'ERROR', 'TERMINATED')
                 FOR NO KEY UPDATE OF s
             ), made AS ({_MADE}), run AS (
                 {_RUN}
                 SELECT $1, live.id, $11::uuid, $12::text, live.attempt, $4, '', 'call', $10 FROM live, made
-                WHERE live.ready AND $11::uuid IS NOT NULL ON CONFLICT (run_id) DO NOTHING RETURNING run_id
+                WHERE live.goes ON CONFLICT (run_id) DO NOTHING RETURNING run_id
             ), audited AS (
                 INSERT INTO audit (at, user_id, access_key, owner_access_key, action, target, outcome, request_id)
                 SELECT $10, $4, $13, $14, $15::text, $2::text, 'ok', $16 FROM made WHERE $15 IS NOT NULL
@@ -203,6 +208,12 @@ class CallRepository:
             self._cause.to_json(),
         )
         return None if made is None else await self.get(call_id)
+
+    async def sent(self, call_id: UUID) -> None:
+        """Its host has it: what was asked later may follow."""
+        await self._connection.execute(
+            "UPDATE calls SET sent_at = $2 WHERE id = $1 AND sent_at IS NULL", call_id, self._now
+        )
 
     async def get(self, call_id: UUID) -> CallRow:
         """Of whoever's session: the caller checks that. Raises CallNotFound."""

@@ -62,7 +62,8 @@ _COLUMNS: Final = """
         SELECT jsonb_build_object('checker', i.checker, 'reason', i.reason, 'warned_at', i.warned_at, 'due_at', i.due_at)
         FROM idle_warnings i WHERE i.session_id = s.id) END AS idle_warning,
     w.app, CASE WHEN w.ready_attempt = s.attempt THEN w.ready_at END AS ready_at, w.idle_until_at, w.open_calls, w.call_count,
-    w.last_call_at,
+    w.last_call_at, CASE WHEN w.open_calls > 0 THEN (SELECT min(c.created_at) FROM calls c WHERE c.session_id = s.id
+        AND c.status = 'open' AND c.sent_at IS NULL AND c.cancel_at IS NULL) END AS waiting_since,
     CASE WHEN w.session_id IS NOT NULL AND s.status IN ('TERMINATING', 'TERMINATED', 'CANCELLED', 'ERROR') THEN (
         SELECT CASE WHEN h.event = 'expire' THEN 'expired' WHEN h.event IN ('destroy', 'force') OR s.exit_code = 0 THEN 'ended'
             ELSE 'lost' END

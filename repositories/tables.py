@@ -913,6 +913,7 @@ calls = sa.Table(
     _int("partials"),
     sa.Column("reason", sa.Text),
     _now("created_at"),
+    _at("sent_at"),  # since when its host has it; until then, those that are asked later wait behind it
     _at("started_at"),
     _at("finished_at"),
     _at("cancel_at"),  # since when it is to be cancelled

@@ -51,6 +51,7 @@ class Unsettled:
     input: str | None
     timeout_seconds: float | None
     delivered: bool
+    sent: bool  #: its host has it
     done: bool  #: its run is
     stale: bool  #: it belongs to a session, or an attempt, that is no more
     given_up: bool  #: and nobody will report its run
@@ -89,6 +90,7 @@ async def unsettled(connection: Connection, *, now: datetime, limit: int = 500) 
         f"""
         SELECT * FROM (
             SELECT c.id, c.session_id, c.function, c.input, c.timeout_seconds, e.run_id IS NOT NULL AS delivered,
+                c.sent_at IS NOT NULL AS sent,
                 coalesce(e.status = 'done', false) AS done, x.stale,
                 x.stale AND coalesce(s.ended_at <= $2, c.attempt < s.attempt) AS given_up,
                 c.cancel_at IS NOT NULL AS cancelling, e.kernel_id, e.agent_id, e.attempt AS run_attempt,
@@ -98,7 +100,7 @@ async def unsettled(connection: Connection, *, now: datetime, limit: int = 500) 
             CROSS JOIN LATERAL (SELECT s.ended_at IS NOT NULL OR c.attempt < s.attempt AS stale) x
             WHERE c.status = 'open'
         ) c
-        WHERE done OR stale AND (given_up OR NOT delivered) OR ready AND NOT delivered OR delivered AND created_at < $1
+        WHERE done OR stale AND (given_up OR NOT delivered) OR ready AND NOT sent AND NOT cancelling OR delivered AND created_at < $1
         ORDER BY created_at, id LIMIT $3
         """,
         now - ASKED_AGAIN,

@@ -189,6 +189,7 @@ def a_call(session_id: SessionId = ID, *, run: bool = True, **columns: Any) -> G
         "input": "1",
         "input_bytes": 1,
         "created_at": NOW,
+        "sent_at": NOW if run else None,
         **columns,
     }
 

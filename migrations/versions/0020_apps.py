@@ -101,6 +101,7 @@ _TABLES = (
         partials bigint NOT NULL DEFAULT 0,
         reason text,
         created_at timestamptz NOT NULL DEFAULT now(),
+        sent_at timestamptz,
         started_at timestamptz,
         finished_at timestamptz,
         cancel_at timestamptz,

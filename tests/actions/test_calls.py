@@ -163,6 +163,12 @@ WAITS: Final = ("+calls run", "workers train: open_calls 0 -> 1")
             then_rows=("+calls run", "+executions call", "workers train: open_calls 0 -> 1"),
             then_agent=("execute", "read"),
         ),
+        "nothing_overtakes_what_waits": TestScenario(
+            given=(a_worker(), a_call(run=False)),
+            do=start(wait=0),
+            answer=lambda a: a.call.status == "queued",
+            then_rows=("+calls run", "workers train: open_calls 1 -> 2"),
+        ),
         "a_session_that_has_expired_says_so": TestScenario(
             given=(a_worker(Status.TERMINATING), EXPIRED), do=start(), error=SessionExpired, then_audit=None
         ),

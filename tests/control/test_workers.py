@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import datetime, timedelta
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -186,9 +187,21 @@ async def test_calls_that_waited_are_delivered_once_the_app_is_ready(database: D
     assert await value(database, "SELECT idle_until_at FROM workers") is None, "for it is called"
     await turn(workers)
     assert asked(fake)[1:] == [("execute", "call")]
+    await tell(database, CALL)
+    await turn(workers)
     assert await value(database, "SELECT (status, output) FROM calls") == ("completed", "1")
     assert await value(database, "SELECT idle_until_at FROM workers") == NOW + timedelta(seconds=60)
     assert await value(database, "SELECT call_count FROM workers") == 1
+
+
+async def test_they_are_sent_in_the_order_in_which_they_were_asked(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    later = [a_call(run=False, id=UUID(int=number), created_at=NOW + timedelta(seconds=number)) for number in (3, 1, 2)]
+    await put(database, a_worker(), a_call(run=False), *later)
+    await turn(loop(database, fake, clock), loop(database, fake, clock))
+    first = list(fake.runs)
+    assert first == [str(CALL), *(str(UUID(int=number)) for number in (1, 2, 3))]
+    assert await value(database, "SELECT count(*) FROM calls WHERE sent_at IS NULL") == 0
 
 
 async def test_a_call_whose_manager_is_no_more_is_seen_to_its_end(database: Database) -> None:
