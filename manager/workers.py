@@ -250,8 +250,7 @@ class Workers(Loop):
             try:
                 await self._deliver(one, where)
             except SessionEnded as error:  # the app has ended it meanwhile
-                said = str(error)
-                await self._settle(one, lambda now, said=said: refused_outcome(now, said))
+                await self._settle(one, partial(refused_outcome, why=str(error)))
                 continue
             async with self._database.reader() as connection:
                 await self._calls(connection).sent(one.id)
