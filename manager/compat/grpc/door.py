@@ -40,7 +40,8 @@ _LARGE_BYTES: Final = 8 * 2**20
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.NOT_FOUND,
     409: Code.FAILED_PRECONDITION, 410: Code.NOT_FOUND, 413: Code.RESOURCE_EXHAUSTED, 422: Code.FAILED_PRECONDITION,
-    412: Code.FAILED_PRECONDITION, 429: Code.RESOURCE_EXHAUSTED, 503: Code.UNAVAILABLE, 507: Code.RESOURCE_EXHAUSTED,
+    412: Code.FAILED_PRECONDITION, 429: Code.RESOURCE_EXHAUSTED, 502: Code.UNAVAILABLE, 503: Code.UNAVAILABLE,
+    507: Code.RESOURCE_EXHAUSTED,
 }  # fmt: skip
 _FULL: Final = (QuotaExceeded, ResourceUnavailable)
 
@@ -114,6 +115,8 @@ class GrpcDoor:
             refusal = Refused(code, error.message)
         except OverBudget:
             refusal = Refused(Code.RESOURCE_EXHAUSTED, TOO_MUCH)
+        except TimeoutError:
+            refusal = Refused(Code.UNAVAILABLE, "It took too long, and it is not known whether it happened; ask again.")
         except Malformed:
             refusal = Refused(Code.INVALID_ARGUMENT, "The request is not a message that names its session.")
         except (asyncio.CancelledError, grpc.aio.AbortError):
