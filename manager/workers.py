@@ -43,7 +43,7 @@ from repositories.workers import (
 
 CAUSE: Final = Cause(by="workers")
 #: One manager at a time brings an app to a session; it says so again while it is at it.
-_CLAIM_SECONDS: Final = 15.0
+_CLAIM_SECONDS: Final = 5.0
 _MOST_TRIES: Final = 10
 _AWAY_SECONDS: Final = 0.5
 _ASKED_AGAIN_SECONDS: Final = 20.0
