@@ -109,6 +109,9 @@ def front(engine_host: str, kernel_image: str) -> Iterator[Front]:
         try:
             _furnish(made, folder)
             yield made
+            with made.connect() as client:
+                for session in client.sessions.list():
+                    session.destroy(wait=30)
         finally:
             subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
 
