@@ -74,7 +74,8 @@ def test_the_document_is_whole() -> None:
     assert transit == {"$ref": "#/components/schemas/TransitOutcomes"}
     assert not any(name.endswith("Action") for name in schemas)
     create = doc["paths"]["/v1/sessions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert create["required"] == ["image"]
+    assert {"image", "app"} <= set(create["properties"])
+    assert "required" not in create, "an image or an app: the action says which"
     assert "access_key" not in create["properties"]
     assert create["properties"]["timeout"]["description"]
 
