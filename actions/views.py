@@ -277,7 +277,9 @@ class KeypairData:
     rotated_at: datetime | None = None  #: since when its secret is what it is
     previous_until: datetime | None = None  #: until when the secret before it is good as well
     secret_key: str | None = None  #: only in the answer to its creation or rotation
-    signing_since: datetime | None = None  #: since when it may sign requests, as clients of Backend.AI do; None: it may not
+    signing_since: datetime | None = (
+        None  #: since when it may sign requests, as clients of Backend.AI do; None: it may not
+    )
     signing_secret: str | None = None  #: what it signs with; only in the answer that switched it on
 
 

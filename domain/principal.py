@@ -36,7 +36,9 @@ class Credential(StrEnum):
     """How somebody has shown who they are."""
 
     KEYPAIR = "keypair"
-    SIGNATURE = "signature"  #: of a request, by a keypair that may sign; it says nothing of the body and makes no credentials
+    SIGNATURE = (
+        "signature"  #: of a request, by a keypair that may sign; it says nothing of the body and makes no credentials
+    )
     SIGN_IN = "sign_in"  #: a token that was given for a password
     TOKEN = "token"  # noqa: S105  #: an API token: it makes no credentials, which would outlive it
     PASSWORD = "password"  # noqa: S105  #: proven this moment; good for signing in and nothing else

@@ -133,7 +133,9 @@ async def upload_form(exchange: Exchange) -> web.StreamResponse:
                 folder = await _field(part, folder)
                 continue
             check_text(part.filename)
-            spec = FileUploadSpec(filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=part_chunks(part))
+            spec = FileUploadSpec(
+                filename=part.filename, path=posixpath.join(WORK_DIR, folder), content=part_chunks(part)
+            )
             async with permitted(exchange):
                 items += (await exchange.run(_uploading(exchange, spec))).items
         else:
