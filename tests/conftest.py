@@ -11,7 +11,7 @@ pytest.register_assert_rewrite("tests.scenario")
 _TIERS = {
     "deployment": {"deployment_images"},
     "alone": set(),
-    "compat": {"full"},
+    "compat": set(),
     "containers": {"engine", "kernel_image"},
     "scenarios": {"dsn", "database", "fresh_database", "postgres"},
 }
@@ -38,7 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def tier_of(item: pytest.Item) -> str:
-    asked = set(getattr(item, "fixturenames", ())) | {mark.name for mark in item.iter_markers()}
+    marks = {mark.name for mark in item.iter_markers()}
+    if marks & {"compat", "full"}:
+        return "compat"
+    asked = set(getattr(item, "fixturenames", ())) | marks
     return next((tier for tier, signs in _TIERS.items() if asked & {tier, *signs}), "unit")
 
 

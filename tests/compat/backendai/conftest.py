@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from bench.installation import MOORAGE
 from tests.compat.environments import client_python
+from tests.installed import Installed
 
 HERE: Final = Path(__file__).parent
 
@@ -26,19 +25,12 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Installation:
-    folder: Path
-    endpoint: str
-    admin: Keys
+class Installation(Installed):
+    admin: Keys = Keys("", "")
 
     @property
     def base_url(self) -> str:
         return f"{self.endpoint}/compat/backendai"
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """The `moorage` command, as this installation's administrator."""
-        environ = {**os.environ, "MOORAGE_CONFIG": str(self.folder / "config.toml")}
-        return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False)
 
     def signing(self, access_key: str) -> Keys:
         """Let this keypair sign, with a new secret."""
@@ -95,19 +87,6 @@ class Installation:
 
 
 @pytest.fixture(scope="session")
-def installation(engine_host: str, kernel_image: str) -> Iterator[Installation]:
-    with tempfile.TemporaryDirectory(prefix="moorage-backendai-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        data_dir = folder / "data"
-        environ = {**os.environ, "MOORAGE_CONFIG": str(folder / "config.toml"), "DOCKER_HOST": engine_host}
-        up = [MOORAGE, "up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
-        done = subprocess.run([*up, "--front", "backendai"], capture_output=True, text=True, env=environ, check=False)
-        if done.returncode != 0:
-            log = data_dir / "log" / "moorage.log"
-            pytest.fail(f"moorage up: {done.stderr}\n{log.read_text()[-4000:] if log.exists() else ''}")
-        said = json.loads(done.stdout)
-        made = Installation(folder, said["endpoint"], Keys(said["access_key"], ""))
-        try:
-            yield Installation(folder, said["endpoint"], made.signing(said["access_key"]))
-        finally:
-            subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
+def installation(everything: Installed) -> Installation:
+    made = Installation(everything.folder, everything.told)
+    return Installation(everything.folder, everything.told, made.signing(made.access_key))

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ import moorage
 import pytest
 
 from bench.grpc_front import front_process
-from bench.installation import MOORAGE
+from tests.compat.conftest import SECRET
 from tests.compat.environments import ROOT, client_python
+from tests.installed import Installed
 
 HERE: Final = Path(__file__).parent
-#: On the front's and the host's side; no session may ever see it.
-SECRET: Final = "MOORAGE_TEST_SECRET"
 _CONFIGS: Final = {
     "trainrun/first.yaml": "# @package _global_\nepochs: 2\npipeline: {nodes: [{factor: 3}]}\n",
     "trainrun/leak.yaml": f"# @package _global_\nseen: ${{oc.env:{SECRET},nothing}}\nhome: ${{oc.env:HOME}}\n",
@@ -34,29 +32,22 @@ _CONFIGS: Final = {
 
 
 @dataclass(frozen=True)
-class Front:
-    data_dir: Path
-    config: Path
-    endpoint: str
-    access_key: str
-    secret_key: str
-    port: int
-    project: Path
+class Front(Installed):
     environ: dict[str, str] = field(repr=False, default_factory=dict)
 
     @property
-    def key(self) -> str:
-        return f"{self.access_key}.{self.secret_key}"
+    def port(self) -> int:
+        return int(self.told["grpc_port"])
+
+    @property
+    def project(self) -> Path:
+        """On the client's machine."""
+        return self.folder / "project"
 
     @property
     def configs(self) -> Path:
         """Of the client: the sessions see the volume at this path."""
         return self.project / "configs"
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """The `moorage` command, as this installation's administrator."""
-        environ = {**os.environ, "MOORAGE_CONFIG": str(self.config)}
-        return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False)
 
     def connect(self) -> moorage.Client:
         return moorage.Client(endpoint=self.endpoint, access_key=self.access_key, secret_key=self.secret_key)
@@ -91,29 +82,14 @@ class Front:
 
 
 @pytest.fixture(scope="session")
-def front(engine_host: str, kernel_image: str) -> Iterator[Front]:
-    with tempfile.TemporaryDirectory(prefix="moorage-grpc-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        data_dir, config, project = folder / "data", folder / "config.toml", folder / "project"
-        _write_project(project)
-        environ = {**os.environ, "MOORAGE_CONFIG": str(config), "DOCKER_HOST": engine_host, SECRET: "the host's"}
-        up = [MOORAGE, "up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
-        done = subprocess.run([*up, "--front", "grpc"], capture_output=True, text=True, env=environ, check=False)
-        if done.returncode != 0:
-            log = data_dir / "log" / "moorage.log"
-            pytest.fail(f"moorage up: {done.stderr}\n{log.read_text()[-4000:] if log.exists() else ''}")
-        said = json.loads(done.stdout)
-        made = Front(
-            data_dir, config, said["endpoint"], said["access_key"], said["secret_key"], said["grpc_port"], project
-        )
-        try:
-            _furnish(made, folder)
-            yield made
-            with made.connect() as client:
-                for session in client.sessions.list():
-                    session.destroy(wait=30)
-        finally:
-            subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
+def front(everything: Installed) -> Iterator[Front]:
+    made = Front(everything.folder, everything.told)
+    _write_project(made.project)
+    _furnish(made, made.folder)
+    yield made
+    with made.connect() as client:
+        for session in client.sessions.list():
+            session.destroy(wait=30)
 
 
 def _write_project(project: Path) -> None:

@@ -7,17 +7,14 @@ import json
 import os
 import subprocess
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
 
-from bench.installation import MOORAGE
 from tests.compat.environments import client_python
+from tests.installed import Installed
 
 HERE: Final = Path(__file__).parent
 APPS: Final = {
@@ -30,21 +27,10 @@ APPS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Installation:
-    data_dir: Path
-    config: Path
-    endpoint: str
-    key: str
-
+class Installation(Installed):
     @property
     def base_url(self) -> str:
         return f"{self.endpoint}/compat/inference"
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """The `moorage` command, as this installation's administrator."""
-        environ = {**os.environ, "MOORAGE_CONFIG": str(self.config)}
-        return subprocess.run([MOORAGE, *words], capture_output=True, text=True, env=environ, check=False)
 
     def user(self, name: str) -> str:
         """The key of an ordinary user."""
@@ -94,20 +80,8 @@ def _source(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 @pytest.fixture(scope="session")
-def installation(engine_host: str, kernel_image: str) -> Iterator[Installation]:
-    with tempfile.TemporaryDirectory(prefix="moorage-inference-", ignore_cleanup_errors=True) as folder:
-        data_dir, config = Path(folder) / "data", Path(folder) / "config.toml"
-        environ = {**os.environ, "MOORAGE_CONFIG": str(config), "DOCKER_HOST": engine_host}
-        up = [MOORAGE, "up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json", "--cpu", "64"]
-        done = subprocess.run([*up, "--front", "inference"], capture_output=True, text=True, env=environ, check=False)
-        if done.returncode != 0:
-            log = data_dir / "log" / "moorage.log"
-            pytest.fail(f"moorage up: {done.stderr}\n{log.read_text()[-4000:] if log.exists() else ''}")
-        said = json.loads(done.stdout)
-        made = Installation(data_dir, config, said["endpoint"], f"{said['access_key']}.{said['secret_key']}")
-        try:
-            for name, inside in APPS.items():
-                made.deploy(name, packed(HERE / "apps" / inside))
-            yield made
-        finally:
-            subprocess.run([MOORAGE, "down", "--data-dir", str(data_dir)], capture_output=True, env=environ, check=True)
+def installation(everything: Installed) -> Installation:
+    made = Installation(everything.folder, everything.told)
+    for name, inside in APPS.items():
+        made.deploy(name, packed(HERE / "apps" / inside))
+    return made

@@ -8,13 +8,19 @@ from pathlib import Path
 import moorage
 import pytest
 
-from tests.product.conftest import client, installation
+from tests.installed import Installed
+from tests.product.conftest import Installation, client
 
-__all__ = ["client", "installation"]
+__all__ = ["client"]
 
 APP = Path(__file__).parent / "app"
 SECRET = "what this test signs its requests with"
 Serve = Callable[..., moorage.Session]
+
+
+@pytest.fixture(scope="session")
+def installation(everything: Installed) -> Installation:
+    return Installation(everything.folder, everything.told)
 
 
 @pytest.fixture
