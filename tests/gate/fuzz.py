@@ -17,12 +17,14 @@ from tests.gate.things import image_name, registry_host, thing_id, thing_name
 #: Of each kind so many are there, so that one that was removed is not missed.
 MANY: Final = 60
 _NUMBERS: Final = range(1, MANY + 1)
+#: Of worker sessions, which are sessions as well.
+_WORKERS: Final = range(MANY + 1, 2 * MANY + 1)
 #: Parameters of paths and queries, and names of what is there.
 NAMES: Final[Mapping[str, Sequence[str]]] = {
-    "session": [str(thing_id("session", n)) for n in _NUMBERS],
+    "session": [str(thing_id("session", n)) for n in (*_NUMBERS, *_WORKERS)],
     "volume": [str(thing_id("volume", n)) for n in _NUMBERS],
     "app": [thing_name("app", n) for n in _NUMBERS],
-    "call": [str(thing_id("call", n)) for n in _NUMBERS],
+    "call": [str(thing_id("call", n)) for n in _WORKERS],
     "template": [thing_name("template", n) for n in _NUMBERS],
     "user": [f"user-{n}@example.org" for n in _NUMBERS],
     "run": [str(thing_id("run", n)) for n in _NUMBERS],

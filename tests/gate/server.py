@@ -33,8 +33,9 @@ async def serve(dsn: str, folder: Path, *, bare: bool) -> None:
         async with database.transaction() as connection:
             await populate(connection)
             await add_store(connection)
-            for make in MAKERS.values():
-                for number in range(1, MANY + 1):
+            for kind, make in MAKERS.items():
+                first = MANY + 1 if kind == "worker" else 1  # those are sessions, too
+                for number in range(first, first + MANY):
                     await make(connection, SUPERADMIN if number % 2 else USER, number)
         await database.close()
     agent = SteadyAgent()
