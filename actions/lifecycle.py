@@ -132,7 +132,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     #: globs below /home/work that are kept after a batch session's end; `outputs` when left out
     outputs: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] | None = None
     serves: Serves | None = None  #: the service that an inference session keeps healthy in each of its kernels
-    mounts: Annotated[tuple[Mount, ...], Field(max_length=MOST_MOUNTS)] = ()  #: volumes, below /home/work
+    mounts: Annotated[tuple[Mount, ...], Field(max_length=MOST_MOUNTS)] = ()  #: volumes
     labels: Mapping[str, str] | None = None  #: to find it by: `label=name=value` in searches
     preopen_ports: tuple[int, ...] = ()  #: for services that it starts by itself
     callback_url: str | None = None  #: is sent a signed request whenever something happens to the session

@@ -109,7 +109,7 @@ class MountedTwice(InvalidConfiguration):
 
 
 class InvalidMount(InvalidConfiguration):
-    """A mount is NAME[:subpath][:/home/work/PATH][:ro]."""
+    """A mount is NAME[:subpath][:/PATH][:ro], with a path that no system folder has."""
 
     code = "invalid_mount"
 

@@ -343,11 +343,11 @@ class MountedTwice(InvalidConfiguration):
 
 
 class InvalidMount(InvalidConfiguration):
-    """A mount is NAME[:subpath][:/home/work/PATH][:ro]."""
+    """A mount is NAME[:subpath][:/PATH][:ro], with a path that no system folder has."""
 
     code = "invalid_mount"
     http_status = 422
-    default_message = "A mount is NAME[:subpath][:/home/work/PATH][:ro]."
+    default_message = "A mount is NAME[:subpath][:/PATH][:ro], with a path that no system folder has."
 
 
 class SharedWithNobody(InvalidConfiguration):

@@ -99,8 +99,8 @@ def creation_options(function: F) -> F:
             "--volume",
             "mounts",
             multiple=True,
-            metavar="NAME[:subpath][:/home/work/PATH][:ro]",
-            help="A volume, below /home/work (repeatable).",
+            metavar="NAME[:subpath][:/PATH][:ro]",
+            help="A volume, at PATH, or below /home/work (repeatable).",
         ),
     ]
     function = batch_options(function)
