@@ -892,10 +892,11 @@ class Internal(MoorageError):
 
 
 def all_errors(base: type[MoorageError] = MoorageError) -> Iterator[type[MoorageError]]:
-    """Every error class, depth first, in the order of this file."""
+    """Every error class of this file, depth first, in its order. A front's own kinds speak with their parent's code."""
     yield base
     for child in base.__subclasses__():
-        yield from all_errors(child)
+        if child.__module__ == __name__:
+            yield from all_errors(child)
 
 
 #: By code, for both ends of a wire: an error sent as a code comes back as the same class.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sysconfig
 
 import pytest
 
@@ -15,14 +16,6 @@ __all__ = ["apps"]
 SLOW = """
 import asyncio, os, signal, sys, time
 import moorage_session
-from pydantic import BaseModel
-
-class Size(BaseModel):
-    width: int
-    height: int = 1
-
-class Area(BaseModel):
-    area: int
 
 class App:
     ran = []
@@ -59,9 +52,6 @@ class App:
             await asyncio.sleep(given)
         finally:
             print("tidied up")
-
-    async def area(self, size: Size) -> Area:
-        return Area(area=size.width * size.height)
 
     async def told(self):
         while not os.path.exists("go"):
@@ -208,8 +198,27 @@ async def test_an_app_is_unloaded_when_its_session_is_stopped(apps: Apps) -> Non
     assert out.done["reason"] == "killed"
 
 
+#: The worker's Python is the system's, and these packages are for the same version.
+MODELS = f"""
+import sys
+sys.path.append({sysconfig.get_path("purelib")!r})
+from pydantic import BaseModel
+
+class Size(BaseModel):
+    width: int
+    height: int = 1
+
+class Area(BaseModel):
+    area: int
+
+class App:
+    async def area(self, size: Size) -> Area:
+        return Area(area=size.width * size.height)
+"""
+
+
 async def test_inputs_and_outputs_are_models_where_they_are_annotated(apps: Apps) -> None:
-    await apps.loaded(SLOW)
+    await apps.loaded(MODELS)
     assert await apps.output("area", {"width": 6, "height": 7}) == {"area": 42}
     out = await apps.call("area", {"height": 7})
     assert out.error["code"] == "input_invalid"
