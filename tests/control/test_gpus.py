@@ -26,7 +26,7 @@ from repositories.snapshot import snapshot
 from tests.control.gpus import A40, MIG, a_device, add_gpu_host, tell_devices
 from tests.control.rows import NOW, TEST, add_sessions, assert_slots_add_up, plan_and_place
 
-OPERATIONS: Final = int(os.environ.get("MOORAGE_GPU_OPERATIONS", "10000"))
+OPERATIONS: Final = int(os.environ.get("MOORAGE_GPU_OPERATIONS", "5000"))
 SEED: Final = int(os.environ.get("MOORAGE_GPU_SEED", "20300101"))
 HOSTS: Final = {
     "a": [

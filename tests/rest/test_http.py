@@ -112,7 +112,7 @@ async def test_connect_leads_nowhere(installation: Installation) -> None:
 @pytest.mark.parametrize(
     ("headers", "body", "status", "code"),
     [
-        (b"", b"", 400, "invalid_json"),
+        (b"", b"", 400, "invalid_request"),  # nothing is a question without any field
         (b"Content-Type: application/json\r\n", b"{", 400, "invalid_json"),
         (b"Content-Type: text/plain\r\n", b"{}", 415, "unsupported_media_type"),
         (b"", b"{}", 415, "unsupported_media_type"),
