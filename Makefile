@@ -1,5 +1,5 @@
 # Each of these sets up what it needs on a bare machine, and does nothing that is done already.
-.PHONY: help setup demo test check compat bench faults sim fuzz-plan clean
+.PHONY: help setup demo test check long compat bench faults sim fuzz-plan clean
 
 help:   ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -16,6 +16,9 @@ test:   ## every tier of tests (TIERS="unit scenarios" for some)
 check:  ## format, lint, types, import contracts, links, generated files
 	@scripts/setup
 	@.venv/bin/python scripts/check
+
+long:   ## tests with real containers that take half a minute or more each
+	@scripts/test long
 
 compat: ## the real clients of other systems against the running system, all of it
 	@scripts/test compat-full

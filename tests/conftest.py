@@ -12,6 +12,7 @@ _TIERS = {
     "deployment": {"deployment_images"},
     "alone": set(),
     "compat": set(),
+    "long": set(),
     "containers": {"engine", "kernel_image"},
     "scenarios": {"dsn", "database", "fresh_database", "postgres"},
 }
@@ -25,9 +26,6 @@ _BEGUN_FIRST = (
     "control/test_gpus.py",
     "product/test_main_job.py",
     "faults/test_campaign.py",
-    "trust/test_alerts.py",
-    "clusters/test_multi_node.py",
-    "product/test_reports.py",
     "sdk/test_real.py",
 )
 
@@ -41,6 +39,8 @@ def tier_of(item: pytest.Item) -> str:
     marks = {mark.name for mark in item.iter_markers()}
     if marks & {"compat", "full"}:
         return "compat"
+    if "long" in marks:
+        return "long"
     asked = set(getattr(item, "fixturenames", ())) | marks
     return next((tier for tier, signs in _TIERS.items() if asked & {tier, *signs}), "unit")
 

@@ -190,7 +190,7 @@ async def test_files_pass_no_manager(bed: RealBed) -> None:
                 await subject.down()
                 await answer.read()
         status, body, _ = await ask("GET", "/files/in/a%20b")
-        assert (status, b"session_ended" in body) == (409, True), body
+        assert (status, b"session_ended" in body) == (410, True), body
         with pytest.raises(SessionEnded):
             await bed.hub.grant_direct(subject.where, write=True, by="alice")
     await other.down()

@@ -11,7 +11,7 @@ import pytest
 from tests.clusters.conftest import TORCH_IN_CONTAINER, Fleet
 from tests.clusters.hosts import Host, quiet
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.long]
 ALL_REDUCE = """
 import os, torch, torch.distributed as dist
 dist.init_process_group("gloo")

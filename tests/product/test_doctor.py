@@ -21,6 +21,7 @@ def examined(installation: Installation) -> tuple[int, dict[str, dict[str, Any]]
     return done.returncode, {one["subject"]: one for one in json.loads(done.stdout)}
 
 
+@pytest.mark.long
 def test_an_installation_is_looked_at(installation: Installation) -> None:
     code, found = examined(installation)
     assert {name for name, one in found.items() if one["level"] == "bad"} == set()
@@ -29,6 +30,7 @@ def test_an_installation_is_looked_at(installation: Installation) -> None:
     assert all(one["meaning"] for one in found.values() if one["level"] != "ok")
 
 
+@pytest.mark.long
 def test_what_is_bad_is_said_and_told_to_scripts(installation: Installation) -> None:
     key = installation.data_dir / "pki" / "ca.key"
     key.chmod(0o644)

@@ -15,7 +15,7 @@ from moorage._models import AbuseCheck, IdleWarning
 
 from tests.product.conftest import Installation
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.long]
 #: Half a CPU, as far as there is one, and 200 MiB. It keeps account itself, for machines that are busy with other things.
 HALF = """
 import time

@@ -67,6 +67,7 @@ async def execute(kernel: aiohttp.ClientWebSocketResponse, code: str) -> str:
     return printed
 
 
+@pytest.mark.long
 async def test_a_cell_is_executed_through_the_proxy(installation: Installation, notebook: moorage.Session) -> None:
     """The sixth usage example, word for word but for the imports; what it prints is opened, as a browser would."""
     async with manager.open_service(installation.data_dir) as service:

@@ -203,6 +203,7 @@ def test_a_copy_is_ones_own(client: moorage.Client, volume: Volume) -> None:
         client.volumes.get(copy)
 
 
+@pytest.mark.long
 def test_the_command_line_tells_the_same_story(
     installation: Installation, client: moorage.Client, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def s(here: Installation) -> Iterator[moorage.Session]:
 
 
 # -- the SDK ----------------------------------------------------------------------------------------------------------
+@pytest.mark.long
 def test_the_example_of_the_documentation(client: moorage.Client, tmp_path: Path) -> None:
     with client.sessions.create(image="python", cpu=1, mem="256m", gpu=0, timeout=3600) as s:
         assert s.status == "RUNNING"
@@ -405,6 +406,7 @@ def test_whoever_is_told_to_end_leaves_no_session_behind(here: Installation) -> 
         assert client.sessions.match("not-yet") == []
 
 
+@pytest.mark.long
 def test_administration(here: Installation) -> None:
     made = here.json("admin", "user", "add", "ada@example.com", "--keypair")
     keys = made["keypair"]

@@ -81,6 +81,7 @@ class Watch:
         self._postgres.execute(self.own.dsn.replace(f":{self.own.password}", ""), statement)
 
 
+@pytest.mark.long
 def test_each_rule_is_fired_by_its_own_fault(own: Own, postgres: Any) -> None:
     watch = Watch(own, postgres)
     watch.fires()

@@ -119,6 +119,7 @@ def dump(dsn: str) -> bytes:
     raise AssertionError(done.stderr)
 
 
+@pytest.mark.long
 def test_no_secret_is_found_outside_of_its_own_place(own: Own, engine: docker.DockerClient) -> None:
     planted: dict[str, str] = {
         "the database's password": own.password,
