@@ -111,16 +111,17 @@ async def unsettled(connection: Connection, *, now: datetime, limit: int = 500) 
 
 
 async def claim(connection: Connection, one: Loading, *, now: datetime, seconds: float) -> bool:
-    """Whether this manager, and no other, brings the app there for so long."""
+    """Whether this manager, and no other, brings the app there for so long. Not when somebody has tried since it was read."""
     return bool(
         await connection.fetchval(
             """
             UPDATE workers SET claimed_until = $2, tries = tries + 1
-            WHERE session_id = $1 AND (claimed_until IS NULL OR claimed_until <= $3) RETURNING true
+            WHERE session_id = $1 AND tries = $4 AND (claimed_until IS NULL OR claimed_until <= $3) RETURNING true
             """,
             one.id,
             now + timedelta(seconds=seconds),
             now,
+            one.tries,
         )
     )
 

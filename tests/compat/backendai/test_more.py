@@ -35,6 +35,7 @@ def running(installation: Installation) -> Iterator[dict[str, Any]]:
     installation.client("more.py", "end", "looked-at")
 
 
+@pytest.mark.full
 def test_ps_and_info(installation: Installation, running: dict[str, Any]) -> None:
     assert running["status"] == "RUNNING"
     assert "sshd" in running["apps"]

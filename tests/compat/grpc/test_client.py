@@ -30,6 +30,7 @@ def test_a_session_from_its_beginning_to_its_end(front: Front) -> None:
     assert said["lives"] == ["OK", ""]
 
 
+@pytest.mark.full
 def test_the_documented_examples_run_with_their_own_paths_and_no_credential(front: Front) -> None:
     own = free_port()
     with front.another(grpc_users=f"{own}={front.access_key}"):
