@@ -19,6 +19,9 @@ _TIERS = {
 
 #: Files that take longest: what begins last keeps the other workers waiting for its end.
 _BEGUN_FIRST = (
+    "runner/test_rings.py",
+    "domain/test_plan_properties.py",
+    "runner/test_query.py",
     "gate/test_schemathesis.py",
     "gate/test_matrix.py",
     "sim/test_sim.py",

@@ -295,7 +295,7 @@ async def test_completion(kernel: Kernel) -> None:
 async def test_prints_are_seen_before_a_loop_that_holds_the_interpreter(kernel: Kernel) -> None:
     run = kernel.new_run()
     await kernel.link.execute(run, mode="query", code="print('before')\nx = 3 ** 10 ** 6 % 7\ninput()")
-    assert (await kernel.until(run, "stdout")).payload == b"before\n"
+    assert (await kernel.until(run, "stdout")).payload.startswith(b"before")  # its end may come 5 ms later
     await kernel.link.interrupt(run)
 
 
