@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -36,7 +36,9 @@ _CPU_PERIOD_US: Final = 100_000
 _MIB: Final = 1024 * 1024
 _PATIENCE_SECONDS: Final = 3600
 #: Where the network's addresses come from: the first /22 that nothing on this host uses.
-_POOL: Final = ip_network("10.213.0.0/16")
+_POOL: Final = IPv4Network("10.213.0.0/16")
+#: Tried one after the other when engines refuse what looked free.
+_MOST_SUBNETS: Final = 8
 
 
 class EngineError(Exception):
@@ -200,7 +202,7 @@ class Containers:
         async with self._network_lock:
             await self._call(self._make_network)
 
-    def _make_network(self, tries: int = 3) -> None:
+    def _make_network(self, refused: tuple[IPv4Network, ...] = ()) -> None:
         networks = self._client.networks()
         if any(network["Name"] == self.network for network in networks):
             return
@@ -210,7 +212,7 @@ class Containers:
             for pool in (network["IPAM"] or {}).get("Config") or []
             if ":" not in pool.get("Subnet", ":")
         ]
-        used += _routes()
+        used += [*_routes(), *refused]
         subnet = next((s for s in _POOL.subnets(new_prefix=22) if not any(s.overlaps(other) for other in used)), None)
         if subnet is None:
             raise EngineError(f"No subnet of {_POOL} is free on this host for the network of sessions.")
@@ -228,8 +230,9 @@ class Containers:
                 check_duplicate=True,
             )
         except APIError as error:
-            if tries and "overlaps" in str(error.explanation):  # somebody has taken the subnet since it was looked at
-                self._make_network(tries - 1)
+            if len(refused) < _MOST_SUBNETS and "overlaps" in str(error.explanation):
+                # somebody has taken it since it was looked at, or is about to, and is not listed yet
+                self._make_network((*refused, subnet))
             elif error.status_code != 409:  # another agent of this host made it at the same time
                 raise
 
