@@ -1,7 +1,4 @@
-"""`python -m bench [--awake] [NAME...]`: benchmarks side by side with their references; one table, and JSON in bench/results/.
-
-`--awake` keeps the processors from halting (bench/awake.py).
-"""
+"""`python -m bench [NAME...]`: benchmarks side by side with their references; one table, and JSON in bench/results/."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import importlib
 import sys
 from contextlib import nullcontext
 
-from bench.awake import awake
 from bench.installation import installation
 from bench.report import Row, save, show
 
@@ -49,9 +45,6 @@ def load(words: list[str]) -> int:
 def main(wanted: list[str]) -> int:
     if wanted[:1] == ["load"]:
         return load(wanted[1:])
-    if wanted[:1] == ["--awake"]:
-        with awake():
-            return main(wanted[1:])
     if unknown := set(wanted) - set(NAMES):
         print(f"bench: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
