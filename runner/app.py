@@ -58,7 +58,8 @@ class Call:
         self.run = run
         self.body = body
         self.task: Any = None
-        self.main = False  #: runs in the main thread outside of the loop: a plain function
+        self.main = False  #: its plain function is running in the main thread: SIGINT interrupts it
+        self.begun = False  #: the same, or it has just run and its outcome is on the way to the task
         self.thread = 0  #: in which it runs: a plain function beside other calls
         self.inside = False  #: the app's code is running
         self.cancelled = 0.0  #: when it was asked to end
@@ -204,7 +205,7 @@ class Server:
         self.ending = False
         self._buffer = bytearray(session.link._buffer)
         self._pending = False
-        self._jobs: deque[tuple[Call, Callable[[], Any]]] = deque()  #: for the main thread, outside of the loop
+        self._jobs: deque[Callable[[], None]] = deque()  #: for the main thread, outside of the loop
         self._over = False
         self._threads: ThreadPoolExecutor | None = None
         self._early: dict[str, bool] = {}  #: what was to be cancelled before it began, and whether for its timeout
@@ -229,7 +230,7 @@ class Server:
             except (KeyboardInterrupt, SystemExit):
                 continue  # raised in a task of the app's own, which has it as its end
             while self._jobs:
-                self._run_plain(*self._jobs.popleft())
+                self._jobs.popleft()()
         self.session.flusher.flush()
 
     def _on_readable(self) -> None:
@@ -284,8 +285,12 @@ class Server:
             return
         call.cancelled = call.cancelled or time.monotonic()
         call.timed_out = timed_out
-        if call.task is not None and not call.main:  # plain code gets KeyboardInterrupt by the signal
-            self.loop.call_soon_threadsafe(call.task.cancel)
+        self.loop.call_soon_threadsafe(self._cancel_task, call)  # this may be a signal in the midst of its beginning
+
+    @staticmethod
+    def _cancel_task(call: Call) -> None:
+        if not call.begun:  # else plain code gets KeyboardInterrupt by the signal
+            call.task.cancel()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self.sender.pid:
@@ -309,8 +314,8 @@ class Server:
     # -- calls -----------------------------------------------------------------------------------------------------------
     def _begin(self, call: Call, start: Callable[[Call], Any]) -> None:
         """`start` gives a plain function to run, or something to await or to iterate; all of it is the app's code."""
-        self.calls[call.run] = call
         call.task = self.loop.create_task(self._run(call, start))
+        self.calls[call.run] = call  # from here a signal can cancel it: after the first step, which decides about that
         if call.run in self._early:
             self._cancel(call.run, timed_out=self._early.pop(call.run))
 
@@ -319,6 +324,8 @@ class Server:
         CURRENT.set(call)
         value, error = None, None
         try:
+            if call.cancelled:
+                raise asyncio.CancelledError
             value = await self._inside(call, start(call))
         except BaseException as raised:
             error = raised
@@ -343,7 +350,7 @@ class Server:
         if self.concurrency > 1 and self.adapter is not None:
             value, error = await self._in_thread(call, lambda: context.run(self._drained, call, function))
         else:
-            value, error = await self._in_main(call, lambda: context.run(self._drained, call, function))
+            value, error = await self._in_main(call, lambda: context.run(self._interruptibly, call, function))
         if error is not None:
             raise error
         return value
@@ -352,26 +359,29 @@ class Server:
         waiting = self.loop.create_future()
 
         def job() -> None:
-            call.main = True
-            try:
-                outcome = _outcome(function)
-            finally:
-                call.main = False
-            if not waiting.done():
-                waiting.set_result(outcome)
+            if waiting.done():  # cancelled before it began
+                return
+            call.begun = True
+            waiting.set_result(_outcome(function))
 
-        self._jobs.append((call, job))
+        self._jobs.append(job)
         self.loop.stop()
-        return await waiting
+        try:
+            return await waiting
+        finally:
+            call.begun = False
 
     async def _in_thread(self, call: Call, function: Callable[[], Any]) -> Any:
         """A thread that is to end is interrupted, and waited for: nothing of a call goes on when it is over."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="call")
-        lock = threading.Lock()
+        lock, ended = threading.Lock(), False
 
         def job() -> Any:
-            call.thread = threading.get_ident()
+            with lock:
+                if ended:
+                    return None, KeyboardInterrupt()
+                call.thread = threading.get_ident()
             try:
                 return _outcome(function)
             finally:
@@ -386,8 +396,19 @@ class Server:
                 if running.done():
                     raise
                 with lock:
+                    ended = True
                     if call.thread:
                         _interrupt(call.thread)
+
+    def _interruptibly(self, call: Call, function: Callable[[], Any]) -> Any:
+        """In the call's context, so that a signal either finds `main` set, or has set `cancelled` before it is looked at."""
+        call.main = True
+        try:
+            if call.cancelled:
+                raise KeyboardInterrupt
+            return self._drained(call, function)
+        finally:
+            call.main = False
 
     def _drained(self, call: Call, function: Callable[[], Any]) -> Any:
         """A generator's items are partial outputs; the last one is the output."""
@@ -398,14 +419,6 @@ class Server:
                 self._result(call, "partial", last)
             return last
         return value
-
-    def _run_plain(self, call: Call, job: Callable[[], Any]) -> None:
-        if call.cancelled:  # before it began
-            return
-        try:
-            job()
-        except KeyboardInterrupt:
-            pass  # came when it was over
 
     async def _partials(self, call: Call, items: Any) -> Any:
         last = None

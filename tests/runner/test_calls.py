@@ -33,6 +33,10 @@ class App:
         print("began", flush=True)
         time.sleep(given)
 
+    def napping(self, given):
+        for _ in range(given * 100):
+            time.sleep(0.01)
+
     async def blocking(self, given):
         print("began", flush=True)
         time.sleep(given)
@@ -126,10 +130,19 @@ async def test_a_call_can_be_interrupted_wherever_it_is(apps: Apps) -> None:
         out = await apps.kernel.finish(run)
         assert (out.done["reason"], out.done["exit_code"]) == ("interrupted", 130)
         assert ("tidied up" in out.stdout) == (function == "tidy")
-    for function in ("plain", "tidy"):  # and before it has begun
-        run = await apps.start(function, 60)
+    assert await apps.output("log") == []
+
+
+@pytest.mark.parametrize(("concurrency", "plain"), [(1, "plain"), (2, "napping")])
+async def test_a_call_can_be_interrupted_in_the_midst_of_its_beginning(
+    apps: Apps, concurrency: int, plain: str
+) -> None:
+    await apps.loaded(SLOW, concurrency=concurrency)
+    for turn in range(60):
+        run = await apps.start((plain, "tidy")[turn % 2], 60)
+        await asyncio.sleep(turn % 10 * 0.0002)
         await apps.kernel.link.interrupt(run)
-        out = await apps.kernel.finish(run)
+        out = await asyncio.wait_for(apps.kernel.finish(run), 15)
         assert (out.done["reason"], out.done["exit_code"]) == ("interrupted", 130)
     assert await apps.output("log") == []
 
