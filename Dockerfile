@@ -19,5 +19,5 @@ WORKDIR /var/lib/moorage
 USER 10001:10001
 ENTRYPOINT ["moorage"]
 CMD ["manager"]
-EXPOSE 8470 8471 8472 8473
+EXPOSE 8422 8470 8471 8472 8473 8474 8475 8480
 LABEL org.opencontainers.image.title=moorage org.opencontainers.image.licenses=Apache-2.0
