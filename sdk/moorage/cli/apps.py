@@ -11,7 +11,7 @@ import click
 
 from moorage.cli import terminal
 from moorage.cli.options import Label
-from moorage.cli.terminal import connect, details, json_option, note, print_json, session_argument, table
+from moorage.cli.terminal import Group, connect, details, json_option, note, print_json, session_argument, table
 
 if TYPE_CHECKING:
     from moorage._models import AppInfo, CallInfo
@@ -39,7 +39,7 @@ def read_input(text: str | None) -> Any:
 
 
 # -- apps ----------------------------------------------------------------------------------------------------------------
-@click.group("app")
+@click.group("app", cls=Group)
 def app_command() -> None:
     """Apps, which worker sessions load to answer calls: deploy, ls, show, rm, call."""
 
@@ -183,7 +183,7 @@ def _whose(app: AppInfo) -> str:
 
 
 # -- calls ---------------------------------------------------------------------------------------------------------------
-@click.group("call")
+@click.group("call", cls=Group)
 def call_command() -> None:
     """Calls of worker sessions: start, ls, show, output, cancel."""
 
