@@ -5,9 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import schemathesis
+from hypothesis.internal import lambda_sources
 
 #: What would make a request wait for what never comes here, or follow without end.
 _NOT_FOR_LONG = {"wait": 0, "follow": "false", "hosts": "false"}
+_described = lambda_sources._lambda_description
+
+
+def _description(function: Any, *given: Any, **more: Any) -> Any:
+    """Hypothesis reads a lambda's source in order to name it; near the bottom of the stack CPython 3.11's parser fails at
+    that ("AST constructor recursion depth mismatch"), and the whole operation would be left out for the want of a name."""
+    try:
+        return _described(function, *given, **more)
+    except Exception:
+        return "lambda: <unknown>"
+
+
+lambda_sources._lambda_description = _description
 
 
 @schemathesis.hook

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +85,7 @@ async def test_every_operation_with_anything(dsn: str, tmp_path: Path) -> None:
         first = await schemathesis(rest, SUPERADMIN, tmp_path, phases="examples,coverage", seconds=None, seed=SEED)
         check(first, SUPERADMIN)
         assert first.operations > 100
-        assert first.tested == first.operations - own_fault(first)
+        assert first.tested == first.operations
         shares: tuple[tuple[Person, float], ...] = ((SUPERADMIN, 0.3), (USER, 0.15))  # the rest is what goes before
         for by, share in shares:
             seconds = max(5, round(SECONDS * share))
@@ -102,19 +101,9 @@ async def test_every_operation_with_anything(dsn: str, tmp_path: Path) -> None:
     assert "exception was never retrieved" not in log, log[:4000]
 
 
-#: CPython 3.11's parser, when Hypothesis looks at a lambda's source near the bottom of the stack.
-_OWN_FAULT: Final = re.compile("^AST constructor recursion depth mismatch", re.MULTILINE)
-
-
-def own_fault(found: Findings) -> int:
-    """Operations that the tool left out by its own fault."""
-    return len(_OWN_FAULT.findall(found.said))  # once at a line's beginning, and again in its traceback
-
-
 def check(found: Findings, by: Person) -> None:
     print(f"{by.name}: {found.requests} requests, {found.tested} of {found.operations} operations")
     told = found.said[found.said.find("FAILURES") :][:6000]
     assert not found.failures, told
     errors = [error for error in found.errors if error["title"] != "Serialization not possible"]
-    errors = [error for error in errors if (error["title"], error["count"]) != ("Runtime Error", own_fault(found))]
     assert not errors, found.said[found.said.find("ERRORS") :][:6000]
