@@ -23,15 +23,15 @@ def server_of(installation: Installation) -> str:
 
 
 @asynccontextmanager
-async def fresh_database(server: str, *, flush_ms: float) -> AsyncIterator[str]:
-    """Its DSN, migrated. `flush_ms` stands in for a slower disk: commit_delay makes each flush of the log wait so long."""
+async def fresh_database(server: str, *, flush_ms: float, always: bool = True) -> AsyncIterator[str]:
+    """Its DSN, migrated. `flush_ms` stands in for a slower disk: commit_delay makes each flush of the log wait so long;
+    not `always`: only while others commit too, as PostgreSQL does when nothing else is said."""
     name = f"moorage_bench_{uuid4().hex[:8]}"
     dsn = urlunsplit(urlsplit(server)._replace(path=f"/{quote(name)}"))
     admin = await asyncpg.connect(server)
     await admin.execute(f'CREATE DATABASE "{name}"')
     try:
-        # siblings: the delay is taken only while others commit too, so none are asked for
-        for setting in (f"commit_delay = {int(flush_ms * 1000)}", "commit_siblings = 0"):
+        for setting in (f"commit_delay = {int(flush_ms * 1000)}", f"commit_siblings = {0 if always else 5}"):
             await admin.execute(f'ALTER DATABASE "{name}" SET {setting}')
         # in a process of its own: Alembic runs an event loop
         command = [sys.executable, "-m", "repositories.migrate"]
