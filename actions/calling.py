@@ -224,7 +224,7 @@ class Placed:
                 try:
                     read = await self.ask(next_seq, left)
                     misses = 0
-                except (AgentUnavailable, RunNotFound):
+                except (AgentUnavailable, RunNotFound, SessionEnded):
                     misses += 1
                     if await self._gave_up(misses, until):
                         break
@@ -264,19 +264,25 @@ class Placed:
                     break
                 self.session = await service.wait_for_session(self.session.id, self._can_go_on, seconds)
             async with service.reading(self.call) as reading:
-                if self.session.status in _OVER or self.session.attempt != self.row.attempt:
-                    await reading.db.calls.settle(self.row.id, ended_outcome(self.session, reading.now))
                 self.row = await reading.db.calls.get(self.row.id)
+                if self._is_stale(self.session) and not self.row.delivered:
+                    await reading.db.calls.settle(self.row.id, ended_outcome(self.session, reading.now))
+                    self.row = await reading.db.calls.get(self.row.id)
+            if self.row.delivered and self._is_stale(self.session):  # what came of it, its host knows
+                return self.row.open
             if not self.row.sent and self._must_stop(until):
                 break
         return self.row.open and self.row.sent
 
     def _can_go_on(self, session: Session) -> bool:
         """It is over, or was sent: nothing that was asked as early as it still waits."""
-        if session.status in _OVER or session.attempt != self.row.attempt:
+        if self._is_stale(session):
             return True
         since = session.worker.waiting_since if session.worker is not None else None
         return is_ready(session) and (since is None or since > self.row.created_at)
+
+    def _is_stale(self, session: Session) -> bool:
+        return session.status in _OVER or session.attempt != self.row.attempt
 
     def _must_stop(self, until: float | None) -> bool:
         service = self.call.service
