@@ -297,6 +297,12 @@ ENDED: Final = {
     "evalue": "The session ended before the call: gone",
     "traceback": [],
 }
+CRASHED: Final = {
+    "code": "runner_lost",
+    "ename": "crashed",
+    "evalue": "The app's process ended while it was at work on the call.",
+    "traceback": [],
+}
 get: Final = GetCallAction(call_id=CALL)
 
 
@@ -353,6 +359,21 @@ get: Final = GetCallAction(call_id=CALL)
                 COUNTED,
                 "workers train: open_calls 1 -> 0",
             ),
+            then_audit=None,
+        ),
+        "what_ended_a_session_ended_its_call": TestScenario(
+            given=(a_worker(Status.ERROR, status_reason="its app crashed"), a_call(sent_at=None)),
+            do=get,
+            agent=there(Run().end(137, reason="crashed", signal=9)),
+            answer=lambda a: (a.call.status, a.call.reason, a.call.error["code"]) == ("failed", "crashed", "runner_lost"),
+            then_rows=(
+                f"calls run: error null -> {json.dumps(CRASHED, separators=(',', ':'))}",
+                "calls run: reason null -> crashed",
+                "calls run: status open -> failed",
+                COUNTED,
+                "workers train: open_calls 1 -> 0",
+            ),
+            then_agent=("execute",),
             then_audit=None,
         ),
     },
