@@ -43,7 +43,7 @@ class BackendAiFront:
             if not route.public:
                 by, signed = await self._guard.admit(request)
                 self._door.rates.take(by)
-                if route.mutates:
+                if route.uses_signature:
                     await self._guard.use(signed)
             still = partial(self._guard.still, by, signed)
             derived = partial(self._guard.derived, by)

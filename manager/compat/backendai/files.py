@@ -197,7 +197,7 @@ def _absolute(path: str) -> str:
 
 ROUTES: Final = (
     Route("POST", "/session/{session}/upload", upload),
-    Route("GET", "/session/{session}/download", download),
+    Route("GET", "/session/{session}/download", download, once=True),
     Route("GET", "/session/{session}/download_single", download_single),
-    Route("GET", "/session/{session}/files", list_files),
+    Route("GET", "/session/{session}/files", list_files, once=True),
 )

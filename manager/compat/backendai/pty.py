@@ -183,4 +183,4 @@ def _decoded(chars: str) -> bytes:
         raise InvalidRequest("What is typed is sent as base64.", field="chars") from None
 
 
-ROUTES: Final = (Route("GET", "/stream/session/{session}/pty", pty, opens=True),)
+ROUTES: Final = (Route("GET", "/stream/session/{session}/pty", pty, once=True),)

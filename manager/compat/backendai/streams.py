@@ -127,4 +127,4 @@ def _failure(error: MoorageError) -> dict[str, Any]:
     }
 
 
-ROUTES: Final = (Route("GET", "/stream/session/{session}/execute", execute, opens=True),)
+ROUTES: Final = (Route("GET", "/stream/session/{session}/execute", execute, once=True),)

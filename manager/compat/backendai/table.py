@@ -31,16 +31,17 @@ class Route:
     path: str
     handler: Callable[[Ask], Awaitable[web.StreamResponse]]
     public: bool = False  #: without a signature
-    #: a GET that lets its asker act afterwards, as a WebSocket does: its signature is good for one use, as a POST's
-    opens: bool = False
+    #: a GET whose signature is good for one use, as a POST's: its asker acts afterwards, as over a WebSocket, or what is
+    #: read stands in the body, which no signature covers
+    once: bool = False
 
     @cached_property
     def segments(self) -> list[str]:
         return self.path[1:].split("/")
 
     @property
-    def mutates(self) -> bool:
-        return self.opens or self.method not in ("GET", "HEAD")
+    def uses_signature(self) -> bool:
+        return self.once or self.method not in ("GET", "HEAD")
 
 
 class Table:

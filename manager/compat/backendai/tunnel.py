@@ -139,4 +139,4 @@ async def _down(ask: Ask, ws: web.WebSocketResponse, reader: asyncio.StreamReade
             raise ConnectionResetError("the reader takes nothing") from None
 
 
-ROUTES: Final = (Route("GET", "/stream/session/{session}/tcpproxy", tcpproxy, opens=True),)
+ROUTES: Final = (Route("GET", "/stream/session/{session}/tcpproxy", tcpproxy, once=True),)
