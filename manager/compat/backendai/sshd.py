@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from actions import GetSessionInfoAction, OpenProcessAction
-from agent.client import KernelAddress, Process
+from agent.client import Process
 from domain.errors import MoorageError, WrongStatus
 from domain.session import ANSWERING
+from manager.compat.backendai.tunnel import dial
 from manager.gateway.channels import Channel, Forwarded
 
 if TYPE_CHECKING:
@@ -136,11 +137,7 @@ class _Inside(asyncssh.SSHServer):
             raise asyncssh.ChannelOpenError(
                 asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "only ports of the session itself are forwarded"
             )
-        for kernel in self._session.kernels:
-            if kernel.agent is not None and host in _ITSELF | {kernel.name}:
-                where = KernelAddress(agent_id=kernel.agent, kernel_id=kernel.id, attempt=self._session.attempt)
-                try:
-                    return Forwarded(*await self._ask.door.world.agents.open_tunnel(where, dest_port))
-                except MoorageError as error:
-                    raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, error.message) from None
-        raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "that container is not there at the moment")
+        try:
+            return Forwarded(*await dial(self._ask, str(self._session.id), dest_port, host if host in names else None))
+        except MoorageError as error:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, error.message) from None
