@@ -5,6 +5,7 @@ Their contents are sent and fetched through a storage proxy there; here through 
 
 from __future__ import annotations
 
+import re
 import stat as modes
 from typing import Any, Final
 
@@ -17,7 +18,6 @@ from actions import (
     GetVolumeAction,
     LeaveVolumeAction,
     ListVolumeFilesAction,
-    ListVolumesAction,
     ManageVolumeFilesAction,
     ModifyVolumeAction,
     ShareVolumeAction,
@@ -37,6 +37,7 @@ from manager.rest.json import dumps
 from manager.world import validated
 
 _MOST_LISTED: Final = 10_000
+_BARE: Final = re.compile(r"\d{1,18}")
 _KINDS: Final = {"file": modes.S_IFREG, "directory": modes.S_IFDIR, "link": modes.S_IFLNK}
 
 
@@ -44,9 +45,9 @@ _KINDS: Final = {"file": modes.S_IFREG, "directory": modes.S_IFDIR, "link": mode
 async def list_all(ask: Ask) -> web.StreamResponse:
     """One's own and those that are shared with one; with `all`, for administrators, everybody's."""
     everybodys = (await ask.body()).get("all") is True and ask.by.sees_all
-    page = await ask.run(ListVolumesAction(all=everybodys, limit=1000))
     lists = Lists(ask, ask.door.world.service.now(), "")
-    return ask.answer([_row(volume, await lists.user(volume.owner)) for volume in page.items])
+    volumes = await lists.volumes(everybodys=everybodys)
+    return ask.answer([_row(volume, await lists.user(volume.owner)) for volume in volumes])
 
 
 def _row(volume: VolumeData, owner: UserData | None) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _bytes(quota: Any) -> int | None:
     """No quota is written 0; a bare number is bytes there."""
     if quota in (None, "", 0, "0"):
         return None
-    return int(quota) if str(quota).isdecimal() else shapes.memory_mib(quota, "quota") << 20
+    return int(quota) if _BARE.fullmatch(str(quota)) else shapes.memory_mib(quota, "quota") << 20
 
 
 async def info(ask: Ask) -> web.StreamResponse:

@@ -44,11 +44,12 @@ async def execute(asker: Asker, body: Mapping[str, Any], *, now: datetime, proxy
             raise InvalidRequest(f"A query has at most {gql_limits.MOST_BYTES // 1024} KiB.", field="query")
         document = graphql.parse(query, max_tokens=gql_limits.MOST_TOKENS)
         gql_limits.check(document, variables, operation)
+        wrong = graphql.validate(schema(), document, max_errors=_MOST_ERRORS)
     except (graphql.GraphQLError, RecursionError) as error:
         return {"data": None, "errors": [_told(_as_error(error))]}
     except InvalidRequest as error:
         return {"data": None, "errors": [{"message": error.message}]}
-    if wrong := graphql.validate(schema(), document, max_errors=_MOST_ERRORS):
+    if wrong:
         return {"data": None, "errors": [_told(error) for error in wrong]}
     found = graphql.execute(
         schema(),
@@ -83,7 +84,7 @@ def _told(error: GraphQLError) -> dict[str, Any]:
     message = error.message
     if isinstance(cause, MoorageError):
         message = cause.message
-    elif cause is not None and not isinstance(cause, ValueError | type(error)):
+    elif cause is not None and not isinstance(cause, type(error)):
         log.error("a field of GraphQL failed", exc_info=cause)
         message = "Internal server error."
     told: dict[str, Any] = {"message": message}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from graphql import (
     DocumentNode,
+    ExecutableDefinitionNode,
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
@@ -19,17 +21,23 @@ from graphql import (
 )
 
 from domain.errors import InvalidRequest
-from manager.compat.backendai.gql_lists import MOST_ROWS
+from manager.compat.backendai.gql_lists import MOST_COST, MOST_ROWS
+
+if TYPE_CHECKING:
+    from graphql import GraphQLResolveInfo
 
 MOST_BYTES: Final = 32 * 1024
 MOST_TOKENS: Final = 3000
 MOST_LISTS: Final = 8
 MOST_DEPTH: Final = 8
-#: In fields of the answer.
-MOST_COST: Final = 30_000
+#: Fields of one name, and fragments that are used: the validation compares each of them with each.
+MOST_SAME: Final = 32
 #: Lists inside of rows, which have no limit of their own: containers of a session, groups of a user.
 _INNER_ROWS: Final = 8
 _INNER: Final = frozenset({"containers", "dependencies", "groups"})
+#: What each costs that is looked up for one row, beside its fields.
+_LOOKUP: Final = 50
+_LOOKED_UP: Final = frozenset({"containers", "dependencies", "abusing_reports"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ def check(document: DocumentNode, variables: Mapping[str, Any], operation: str |
         raise InvalidRequest(
             "GraphQL only reads here; users, keypairs, hosts and limits are changed by 'moorage admin'.", field="query"
         )
+    _check_repeated(document)
     fragments = {n.name.value: n for n in document.definitions if isinstance(n, FragmentDefinitionNode)}
     weight = _Scales(fragments, variables).weigh(chosen[0].selection_set, top=True)
     if weight.depth > MOST_DEPTH:
@@ -58,6 +67,27 @@ def check(document: DocumentNode, variables: Mapping[str, Any], operation: str |
             "fewer fields, or for fewer rows by 'limit'.",
             field="query",
         )
+
+
+def _check_repeated(document: DocumentNode) -> None:
+    used: Counter[str] = Counter()
+    waiting = [one.selection_set for one in document.definitions if isinstance(one, ExecutableDefinitionNode)]
+    while waiting:
+        for node in waiting.pop().selections:
+            used[(node.alias or node.name).value if isinstance(node, FieldNode) else "..."] += 1
+            if (inside := getattr(node, "selection_set", None)) is not None:
+                waiting.append(inside)
+    name, count = max(used.items(), key=lambda one: one[1])
+    if count > MOST_SAME:
+        raise InvalidRequest(
+            f"'{name[:80]}' is asked for {count} times, and at most {MOST_SAME} are answered.", field="query"
+        )
+
+
+def cost_inside(info: GraphQLResolveInfo[Any]) -> int:
+    """Of one row of a list, as it is asked for."""
+    scales = _Scales(info.fragments, {})
+    return sum(scales.weigh(node.selection_set).cost for node in info.field_nodes)
 
 
 class _Scales:
@@ -106,8 +136,8 @@ class _Scales:
             if self._lists > MOST_LISTS:
                 raise InvalidRequest(f"A query asks for at most {MOST_LISTS} things at once.", field="query")
         inside = self.weigh(node.selection_set)
-        rows = _INNER_ROWS if name in _INNER else self._rows(node) if top else 1
-        return _Weight(inside.depth + 1, 1 + rows * inside.cost)
+        rows = self._rows(node) if top else _INNER_ROWS if name in _INNER else 1
+        return _Weight(inside.depth + 1, 1 + rows * inside.cost + (_LOOKUP if name in _LOOKED_UP else 0))
 
     def _rows(self, node: FieldNode) -> int:
         for argument in node.arguments or ():
@@ -117,7 +147,7 @@ class _Scales:
                     return _count(value.value)
                 if isinstance(value, VariableNode):
                     return _count(self._variables.get(value.name.value))
-        return MOST_ROWS if _selects_rows(node) else 1
+        return 1  # one thing, or a list that is counted when it is there
 
 
 def _count(value: Any) -> int:
@@ -126,8 +156,3 @@ def _count(value: Any) -> int:
         return min(max(int(value), 1), MOST_ROWS)
     except (TypeError, ValueError, OverflowError):
         return MOST_ROWS
-
-
-def _selects_rows(node: FieldNode) -> bool:
-    """Lists without a limit have plural names."""
-    return node.name.value.endswith("s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar
 
@@ -16,14 +16,16 @@ from actions import (
     ListPoliciesAction,
     ListProjectsAction,
     ListUsersAction,
+    ListVolumesAction,
     SearchSessionsAction,
     WhoAmIAction,
 )
 from actions.views import KeypairData, ProjectData, SessionData, UserData
+from actions.volumes import VolumeData
 from domain.errors import InvalidRequest, MoorageError
 from domain.principal import Principal, Role
 from manager.compat.backendai import gql_rows as rows
-from manager.compat.backendai.minilang import BadExpression, filtered, ordered
+from manager.compat.backendai.minilang import BadExpression, condition, ordered
 from manager.world import validated
 
 T = TypeVar("T")
@@ -34,6 +36,10 @@ MOST_ROWS: Final = 100
 _PAGE: Final = 500
 #: Fields that are looked up row by row, at the same time.
 _AT_ONCE: Final = 4
+#: Rows before others have their turn.
+_TURN: Final = 200
+#: Of an answer, in fields.
+MOST_COST: Final = 30_000
 
 
 class Asker(Protocol):
@@ -54,6 +60,7 @@ class Lists:
         self.proxy_url = proxy_url
         self._found: dict[str, asyncio.Future[Any]] = {}
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._spent = 0
 
     async def run(self, action: Any) -> Any:
         async with self._gate:
@@ -63,6 +70,15 @@ class Lists:
         if name not in self._found:
             self._found[name] = asyncio.ensure_future(find())
         return await self._found[name]  # type: ignore[no-any-return]
+
+    def spend(self, fields: int) -> None:
+        """For lists whose length shows when they are there. Raises InvalidRequest."""
+        self._spent += fields
+        if self._spent > MOST_COST:
+            raise InvalidRequest(
+                f"The answer would have more than {MOST_COST:,} fields: ask for fewer, or for pages (keypair_list, user_list).",
+                field="query",
+            )
 
     @property
     def administers(self) -> bool:
@@ -86,6 +102,12 @@ class Lists:
                 break
         return found
 
+    async def user(self, email_or_id: str) -> UserData | None:
+        return (await self._once("users by name", self._users_by_name)).get(email_or_id)
+
+    async def _users_by_name(self) -> Mapping[str, UserData]:
+        return {name: user for user in await self.users() for name in (user.email, str(user.id))}
+
     async def keypairs(self) -> Sequence[KeypairData]:
         return await self._once("keypairs", self._keypairs)
 
@@ -106,11 +128,18 @@ class Lists:
         return rows.policies_by_owner((await self.run(ListPoliciesAction())).items) if self.administers else {}
 
     async def owner_of(self, access_key: str) -> UserData | None:
-        email = next((k.user for k in await self.keypairs() if k.access_key == access_key), None)
+        email = (await self._once("owners", self._owners)).get(access_key)
         return None if email is None else await self.user(email)
 
-    async def user(self, email_or_id: str) -> UserData | None:
-        return next((u for u in await self.users() if email_or_id in (u.email, str(u.id))), None)
+    async def _owners(self) -> Mapping[str, str]:
+        return {keypair.access_key: keypair.user for keypair in await self.keypairs()}
+
+    async def _main_keys(self) -> Mapping[str, str]:
+        """Of each user the first that is active."""
+        return {keypair.user: keypair.access_key for keypair in reversed(await self.keypairs()) if keypair.active}
+
+    async def _project_ids(self) -> Mapping[tuple[str, str], str]:
+        return {(project.domain, project.name): str(project.id) for project in await self.projects()}
 
     async def keypair_row(self, keypair: KeypairData) -> dict[str, Any]:
         policies = await self.policy_names()
@@ -124,11 +153,12 @@ class Lists:
 
     async def user_row(self, user: UserData) -> dict[str, Any]:
         async def groups(_info: Any) -> list[dict[str, str]]:
-            here = [project for project in await self.projects() if project.domain == user.domain]
-            return [{"id": str(p.id), "name": p.name} for p in here if p.name in user.projects]
+            ids = await self._once("project ids", self._project_ids)
+            seen = [(name, ids.get((user.domain, name))) for name in user.projects]
+            return [{"id": project_id, "name": name} for name, project_id in seen if project_id is not None]
 
         async def main_access_key(_info: Any) -> str | None:
-            return next((k.access_key for k in await self.keypairs() if k.user == user.email and k.active), None)
+            return (await self._once("main keys", self._main_keys)).get(user.email)
 
         return {**rows.user(user), "groups": groups, "main_access_key": main_access_key}
 
@@ -141,11 +171,12 @@ class Lists:
         elif access_key is None and self.administers:
             whose["all"] = True
         found: list[SessionData] = []
-        cursor = None
-        while len(found) < MOST_LOOKED_AT:
+        cursor, looked_at = None, 0
+        while looked_at < MOST_LOOKED_AT:
             asked = SearchSessionsAction(status=tuple(statuses), name=name, cursor=cursor, limit=_PAGE, **whose)
             page = await self.run(asked)
             found += [s for s in page.items if access_key is None or s.access_key == access_key]
+            looked_at += len(page.items)
             cursor = page.next_cursor
             if cursor is None:
                 break
@@ -164,8 +195,7 @@ class Lists:
         """What has to be looked up is looked up when it is asked for."""
 
         async def group_id(_info: Any) -> str | None:
-            here = [p for p in await self.projects() if (p.domain, p.name) == (s.domain, s.project)]
-            return str(here[0].id) if here else None
+            return (await self._once("project ids", self._project_ids)).get((s.domain, s.project))
 
         async def user_id(_info: Any) -> str | None:
             owner = await self.owner_of(s.access_key)
@@ -207,7 +237,18 @@ class Lists:
         }
         return {**rows.session(s, self.now), **lookups}
 
-    # -- hosts ---------------------------------------------------------------------------------------------------------
+    # -- volumes and hosts ---------------------------------------------------------------------------------------------
+    async def volumes(self, *, everybodys: bool) -> list[VolumeData]:
+        found: list[VolumeData] = []
+        cursor = None
+        while len(found) < MOST_LOOKED_AT:
+            page = await self.run(ListVolumesAction(all=everybodys, cursor=cursor, limit=_PAGE))
+            found += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        return found
+
     async def use_by_agent(self) -> Mapping[str, tuple[float, float]]:
         """CPUs and MiB that sessions use on each host; a cluster's in equal parts."""
         return await self._once("use", self._use_by_agent)
@@ -222,16 +263,25 @@ class Lists:
         return used
 
 
-def paged(
+async def paged(
     found: Sequence[Mapping[str, Any]], columns: frozenset[str], asked: Mapping[str, Any]
 ) -> tuple[list[Mapping[str, Any]], int]:
     """The page that is asked for, and how many there are in all. Raises InvalidRequest."""
     limit, offset = checked_page(asked["limit"], asked["offset"])
     try:
-        fitting = ordered(filtered(found, asked.get("filter"), columns), asked.get("order"), columns)
+        fits = condition(asked.get("filter"), columns)
+        fitting = ordered([row async for row in in_turns(found) if fits(row)], asked.get("order"), columns)
     except BadExpression as error:
         raise InvalidRequest(str(error), field="filter") from None
     return fitting[offset : offset + limit], len(fitting)
+
+
+async def in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """One by one, with room for what others want now and then."""
+    for start in range(0, len(items), _TURN):
+        for item in items[start : start + _TURN]:
+            yield item
+        await asyncio.sleep(0)
 
 
 def checked_page(limit: int, offset: int) -> tuple[int, int]:

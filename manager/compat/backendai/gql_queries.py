@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
@@ -18,12 +17,12 @@ from actions import (
     ListImagesAction,
     ListPoliciesAction,
     ListResourceGroupsAction,
-    ListVolumesAction,
 )
 from domain.errors import AgentNotFound, InvalidRequest, SessionNotFound
 from domain.session import Status
 from manager.compat.backendai import gql_rows as rows
-from manager.compat.backendai.gql_lists import Lists, checked_page, or_none, paged
+from manager.compat.backendai.gql_limits import cost_inside
+from manager.compat.backendai.gql_lists import Lists, checked_page, in_turns, or_none, paged
 from manager.compat.backendai.gql_schema import SDL
 
 if TYPE_CHECKING:
@@ -35,13 +34,11 @@ if TYPE_CHECKING:
 
 Resolver = Callable[..., Awaitable[Any]]
 Row = Mapping[str, Any]
-#: What is looked up row by row is nothing to filter or order by.
-_LOOKED_UP: Final = frozenset(
+#: What is looked up row by row is nothing to filter or order by, and neither are whole scripts.
+_NO_COLUMNS: Final = frozenset(
     "group_id user_id user_email created_user_id created_user_email containers dependencies abusing_reports groups "
-    "main_access_key concurrency_used user_info".split()
+    "main_access_key concurrency_used user_info startup_command bootstrap_script".split()
 )
-#: Rows that are made before others have their turn.
-_AT_ONCE: Final = 200
 _ITSELF: Final = ""
 _NAMED: Final = re.compile(r'\s*name\s*==\s*"([\w.-]{1,64})"\s*')
 _OF_LIVE: Final = tuple(str(s) for s in Status if s not in (Status.TERMINATED, Status.CANCELLED, Status.ERROR))
@@ -63,12 +60,23 @@ def schema() -> GraphQLSchema:
 def _columns(info: Info, name: str) -> frozenset[str]:
     kind = info.schema.get_type(name)
     assert isinstance(kind, GraphQLObjectType)
-    return frozenset(kind.fields) - _LOOKED_UP
+    return frozenset(kind.fields) - _NO_COLUMNS
 
 
-def _page(info: Info, kind: str, found: Sequence[Row], asked: Mapping[str, Any]) -> dict[str, Any]:
-    items, count = paged(found, _columns(info, kind), asked)
+async def _page(info: Info, kind: str, found: Sequence[Row], asked: Mapping[str, Any]) -> dict[str, Any]:
+    items, count = await paged(found, _columns(info, kind), asked)
     return {"items": items, "total_count": count}
+
+
+def _whole(resolver: Resolver) -> Resolver:
+    """Of a list that has no pages: how much of an answer it is shows when it is there."""
+
+    async def counted(root: Any, info: Info, **given: Any) -> Any:
+        found = await resolver(root, info, **given)
+        info.context.spend(len(found) * cost_inside(info))
+        return found
+
+    return counted
 
 
 # -- sessions ------------------------------------------------------------------------------------------------------------
@@ -90,11 +98,8 @@ async def _sessions(_: Any, info: Info, **given: Any) -> Any:
     if not given.get("filter") and not given.get("order"):
         limit, offset = checked_page(given["limit"], given["offset"])
         return {"items": [asked.session_row(s) for s in found[offset : offset + limit]], "total_count": len(found)}
-    table: list[dict[str, Any]] = []
-    for start in range(0, len(found), _AT_ONCE):
-        table += [{**rows.session(s, asked.now), _ITSELF: s} for s in found[start : start + _AT_ONCE]]
-        await asyncio.sleep(0)  # others want something too
-    page = _page(info, "ComputeSession", table, given)
+    table = [{**rows.session(s, asked.now), _ITSELF: s} async for s in in_turns(found)]
+    page = await _page(info, "ComputeSession", table, given)
     return {**page, "items": [asked.session_row(row[_ITSELF]) for row in page["items"]]}
 
 
@@ -119,7 +124,7 @@ async def _keypair_rows(info: Info, given: Mapping[str, Any]) -> list[dict[str, 
     if (domain := given.get("domain_name")) is not None:
         here = {user.email for user in await asked.users() if user.domain == domain}
         found = [keypair for keypair in found if keypair.user in here]
-    return [await asked.keypair_row(keypair) for keypair in found]
+    return [await asked.keypair_row(keypair) async for keypair in in_turns(found)]
 
 
 async def _keypairs(_: Any, info: Info, **given: Any) -> Any:
@@ -127,7 +132,7 @@ async def _keypairs(_: Any, info: Info, **given: Any) -> Any:
 
 
 async def _keypair_list(_: Any, info: Info, **given: Any) -> Any:
-    return _page(info, "KeyPair", await _keypair_rows(info, given), given)
+    return await _page(info, "KeyPair", await _keypair_rows(info, given), given)
 
 
 async def _user(_: Any, info: Info, **given: Any) -> Any:
@@ -146,7 +151,7 @@ async def _user_rows(info: Info, given: Mapping[str, Any]) -> list[dict[str, Any
     if (group := given.get("group_id")) is not None:
         members = {email for p in await asked.projects() if str(p.id) == group for email in p.members}
         found = [user for user in found if user.email in members]
-    return [await asked.user_row(user) for user in found]
+    return [await asked.user_row(user) async for user in in_turns(found)]
 
 
 async def _users(_: Any, info: Info, **given: Any) -> Any:
@@ -154,7 +159,7 @@ async def _users(_: Any, info: Info, **given: Any) -> Any:
 
 
 async def _user_list(_: Any, info: Info, **given: Any) -> Any:
-    return _page(info, "User", await _user_rows(info, given), given)
+    return await _page(info, "User", await _user_rows(info, given), given)
 
 
 # -- domains and projects ------------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ async def _agent_list(_: Any, info: Info, **given: Any) -> Any:
         if (not wanted or rows.agent_status(agent) in wanted)
         and _fits(agent.resource_group, given.get("scaling_group"))
     ]
-    return _page(info, "Agent", table, given)
+    return await _page(info, "Agent", table, given)
 
 
 async def _images(_: Any, info: Info, is_operation: bool | None = None, **_more: Any) -> Any:
@@ -232,10 +237,9 @@ async def _policy(_: Any, info: Info, name: str | None = None) -> Any:
 # -- volumes -------------------------------------------------------------------------------------------------------------
 async def _folder_page(info: Info, given: Mapping[str, Any], owned: bool | None) -> dict[str, Any]:
     asked = info.context
-    everybodys = owned is None and asked.by.sees_all
-    page = await asked.run(ListVolumesAction(all=everybodys, limit=1000))
-    table = [rows.folder(volume) for volume in page.items if owned is None or volume.owned is owned]
-    return _page(info, "VirtualFolder", table, given)
+    volumes = await asked.volumes(everybodys=owned is None and asked.by.sees_all)
+    table = [rows.folder(volume) for volume in volumes if owned is None or volume.owned is owned]
+    return await _page(info, "VirtualFolder", table, given)
 
 
 async def _folders(_: Any, info: Info, **given: Any) -> Any:
@@ -254,26 +258,26 @@ async def _invited_folders(_: Any, info: Info, **given: Any) -> Any:
 
 RESOLVERS: Final[Mapping[str, Resolver]] = {
     "keypair": _own_keypair,
-    "keypairs": _keypairs,
+    "keypairs": _whole(_keypairs),
     "keypair_list": _keypair_list,
     "compute_session": _session,
     "compute_session_list": _sessions,
     "agent": _agent,
     "agent_list": _agent_list,
-    "images": _images,
+    "images": _whole(_images),
     "user": _user,
     "user_from_uuid": _user,
-    "users": _users,
+    "users": _whole(_users),
     "user_list": _user_list,
     "domain": _domain,
-    "domains": _domains,
+    "domains": _whole(_domains),
     "group": _group,
-    "groups": _groups,
-    "groups_by_name": _groups_by_name,
+    "groups": _whole(_groups),
+    "groups_by_name": _whole(_groups_by_name),
     "scaling_group": _scaling_group,
-    "scaling_groups": _scaling_groups,
+    "scaling_groups": _whole(_scaling_groups),
     "keypair_resource_policy": _policy,
-    "keypair_resource_policies": _policies,
+    "keypair_resource_policies": _whole(_policies),
     "vfolder_list": _folders,
     "vfolder_own_list": _own_folders,
     "vfolder_invited_list": _invited_folders,

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cmp_to_key
 from typing import Any, Final
 
 Row = Mapping[str, Any]
 Test = Callable[[Row], bool]
 MOST_CHARACTERS: Final = 2000
 _MOST_DEPTH: Final = 20
+_MOST_COLUMNS: Final = 5
 _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*")
@@ -33,12 +33,11 @@ class BadExpression(ValueError):
     """A filter or an order that cannot be understood; its text says where."""
 
 
-def filtered(rows: Iterable[Row], text: str | None, columns: Iterable[str]) -> list[Row]:
-    """Raises BadExpression."""
+def condition(text: str | None, columns: Iterable[str]) -> Test:
+    """Raises BadExpression, and so may what it returns."""
     if not text or not text.strip():
-        return list(rows)
-    test = _Parser(text, frozenset(columns)).parse()
-    return [row for row in rows if test(row)]
+        return lambda row: True
+    return _Parser(text, frozenset(columns)).parse()
 
 
 def ordered(rows: Sequence[Row], text: str | None, columns: Iterable[str]) -> list[Row]:
@@ -46,7 +45,8 @@ def ordered(rows: Sequence[Row], text: str | None, columns: Iterable[str]) -> li
     keys = order_of(text, columns)
     found = list(rows)
     for column, descending in reversed(keys):
-        found.sort(key=cmp_to_key(_by(column)), reverse=descending)
+        kinds = {type(_comparable(row[column])) for row in found} - {type(None)}
+        found.sort(key=_rank(column, as_text=len(kinds) > 1), reverse=descending)
     return found
 
 
@@ -62,19 +62,17 @@ def order_of(text: str | None, columns: Iterable[str]) -> list[tuple[str, bool]]
         if len(word) - len(column) > 1 or column not in known:
             raise BadExpression(f"'{word[:80]}' is no column to order by; there are {', '.join(sorted(known))}.")
         keys.append((column, word.startswith("-")))
+    if len(keys) > _MOST_COLUMNS:
+        raise BadExpression(f"At most {_MOST_COLUMNS} columns are ordered by.")
     return keys
 
 
-def _by(column: str) -> Callable[[Row, Row], int]:
-    def compare(one: Row, other: Row) -> int:
-        left, right = _comparable(one[column]), _comparable(other[column])
-        if left is None or right is None:  # nothing comes first
-            return (left is not None) - (right is not None)
-        if type(left) is not type(right):
-            left, right = str(left), str(right)
-        return int(left > right) - int(left < right)
+def _rank(column: str, *, as_text: bool) -> Callable[[Row], tuple[Any, ...]]:
+    def rank(row: Row) -> tuple[Any, ...]:
+        value = _comparable(row[column])
+        return (False,) if value is None else (True, str(value) if as_text else value)  # nothing comes first
 
-    return compare
+    return rank
 
 
 class _Parser:
@@ -131,15 +129,18 @@ class _Parser:
         return _test(str(column), str(operator), self._value())
 
     def _value(self) -> Any:
+        if not self._take("["):
+            return self._one_value()
+        items = []
+        while not self._take("]"):
+            items.append(self._one_value())
+            if not self._take(","):
+                self._expect("]")
+                break
+        return items
+
+    def _one_value(self) -> Any:
         kind, value = self._next()
-        if kind == "sign" and value == "[":
-            items = []
-            while not self._take("]"):
-                items.append(self._value())
-                if not self._take(","):
-                    self._expect("]")
-                    break
-            return items
         if kind == "word":
             if str(value).lower() in _CONSTANTS:
                 return _CONSTANTS[str(value).lower()]
@@ -207,12 +208,15 @@ def _test(column: str, operator: str, wanted: Any) -> Test:
 
 
 def _like(pattern: str, *, ignore_case: bool) -> re.Pattern[str]:
-    """`%` is anything, `_` one character. Runs of `%` are one, so that matching stays quick."""
-    squeezed = re.sub("%+", "%", pattern)
-    if squeezed.count("%") > 5:
-        raise BadExpression("A pattern has at most 5 '%'.")
-    parts = {"%": ".*", "_": "."}
-    text = "".join(parts.get(letter, re.escape(letter)) for letter in squeezed)
+    """`%` is anything, `_` one character. What stands between two `%` is looked for once, where it comes first (`(?>`):
+    whoever chooses pattern and text could keep everybody waiting otherwise."""
+    first, *rest = [
+        "".join("." if letter == "_" else re.escape(letter) for letter in part) for part in pattern.split("%")
+    ]
+    text = first
+    if rest:
+        *between, last = rest
+        text = "".join([first, *(f"(?>.*?{part})" for part in between if part), ".*", last])
     return re.compile(text, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
 
 

@@ -195,6 +195,11 @@ BOMB = (
     "query{...a} fragment a on Queries{...b ...b ...b} fragment b on Queries{...c ...c ...c}"
     " fragment c on Queries{...d ...d ...d} fragment d on Queries{user{email} keypair{user_id} images{name}}"
 )
+LOOKUPS = (
+    "{compute_session_list(limit:100,offset:0){items{" + " ".join(f"a{n}:abusing_reports" for n in range(7)) + "}}}"
+)
+SAME = "{user{" + "email " * 900 + "}}"
+SPREAD = "{user{" + "...f " * 300 + "}} fragment f on User{email}"
 LOOP = "query{...a} fragment a on Queries{user{email} ...b} fragment b on Queries{...a}"
 
 
@@ -207,9 +212,13 @@ LOOP = "query{...a} fragment a on Queries{user{email} ...b} fragment b on Querie
         ("{user{email}} # " + "x" * 40_000, "at most 32 KiB"),
         ("{" + "a " * 5000 + "}", "tokens"),
         ("{a" * 700 + "}" * 700, "nested too deeply"),
+        ("{user{email}} fragment a on User{" + "groups{" * 400 + "id" + "}" * 401, "nested too deeply"),
         (DEEP, "at most 8 levels"),
         (MANY, "at most 8 things"),
         (WIDE, "fields in its answer"),
+        (LOOKUPS, "fields in its answer"),
+        (SAME, "'email' is asked for 900 times"),
+        (SPREAD, "'...' is asked for 300 times"),
         (BOMB, "at most 8 things"),
         (LOOP, "contains itself"),
         ("{__schema{types{name}}}", "schema is not told"),
@@ -246,3 +255,32 @@ class Nobody:
 
     async def run(self, action: Any) -> Any:
         raise AssertionError("the engine room")
+
+
+async def test_an_error_of_the_engine_room_is_not_told_whatever_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Nobody):
+        async def run(self, action: Any) -> Any:
+            raise ValueError("the engine room")
+
+    answer = await execute(cast(Any, Broken()), {"query": "{images{name}}"}, now=datetime.now(UTC), proxy_url="")
+    assert answer["errors"][0]["message"] == "Internal server error."
+
+
+async def test_a_list_without_pages_is_told_as_long_as_its_answer_is_no_load(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.compat.backendai.gql_lists.MOST_COST", 8)
+    assert "errors" not in await ask("root", "{keypairs{access_key user_id}}")
+    for query in (
+        "{keypairs{access_key user_id is_active}}",
+        "{keypairs{...k}} fragment k on KeyPair{access_key user_id is_active}",
+        "{a:keypairs{access_key user_id} b:keypairs{access_key}}",
+    ):
+        answer = await ask("root", query)
+        assert "pages" in answer["errors"][0]["message"], query
+
+
+async def test_whole_scripts_are_nothing_to_search_in(ask: Ask) -> None:
+    for column in ("startup_command", "bootstrap_script"):
+        answer = await ask("alice", LIST, **{**ALL, "filter": f'{column} like "%a%"'})
+        assert "is no column" in answer["errors"][0]["message"]
