@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphlib import TopologicalSorter
 from typing import Any, Final
 from uuid import UUID
 
@@ -38,6 +39,9 @@ from manager.rest.streams import permitted
 _ENDING_SECONDS: Final = 30.0
 _RESTARTING_SECONDS: Final = 300.0
 _LOG_LINES: Final = 10_000
+#: Of a tree of dependencies.
+_MOST_LEVELS: Final = 100
+_MOST_TOLD: Final = 10_000
 
 
 async def session_of(ask: Ask) -> SessionData:
@@ -160,17 +164,22 @@ async def dependency_graph(ask: Ask) -> web.StreamResponse:
 
 
 def _tree(graph: Graph) -> dict[str, Any]:
-    """A session with all that it depends on, and these with theirs."""
-    nodes = {node.id: node for node in graph.nodes}
+    """A session with all that it depends on, and these with theirs. Raises InvalidRequest."""
+    nodes: dict[UUID, GraphNode] = {node.id: node for node in graph.nodes}
+    below: dict[UUID, list[UUID]] = {session_id: [] for session_id in nodes}
+    for edge in graph.edges:
+        below[edge.target].append(edge.source)
     told: dict[UUID, dict[str, Any]] = {}
-
-    def tell(session_id: UUID) -> dict[str, Any]:
-        if session_id not in told:  # there is no circle, but many ways to one
-            below = [edge.source for edge in graph.edges if edge.target == session_id and edge.source in nodes]
-            told[session_id] = {**_node(nodes[session_id]), "depends_on": [tell(one) for one in below]}  # type: ignore[index]
-        return told[session_id]
-
-    return tell(graph.root)
+    levels: dict[UUID, int] = {}
+    sizes: dict[UUID, int] = {}
+    for one in TopologicalSorter(below).static_order():
+        told[one] = {**_node(nodes[one]), "depends_on": [told[other] for other in below[one]]}
+        levels[one] = 1 + max((levels[other] for other in below[one]), default=0)
+        sizes[one] = 1 + sum(sizes[other] for other in below[one])
+    # a session is told once for every way that leads to it, and a few dozen can have millions of ways
+    if levels[graph.root] > _MOST_LEVELS or sizes[graph.root] > _MOST_TOLD:
+        raise InvalidRequest("These dependencies are too many for a tree; 'moorage graph NAME' shows them.")
+    return told[graph.root]
 
 
 def _node(node: GraphNode) -> dict[str, Any]:
