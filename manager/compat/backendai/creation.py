@@ -188,15 +188,15 @@ def starts_at(text: Any, now: datetime) -> datetime | None:
     """A time in ISO 8601 (UTC where it names no zone), or `+5m` from now."""
     if text in (None, ""):
         return None
-    if match := _RELATIVE.fullmatch(str(text).strip()):
-        return now + timedelta(seconds=int(match[1]) * _SECONDS[match[2].lower()])
     try:
+        if match := _RELATIVE.fullmatch(str(text).strip()):
+            return now + timedelta(seconds=int(match[1]) * _SECONDS[match[2].lower()])
         at = datetime.fromisoformat(str(text).strip())
-    except ValueError:
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise InvalidRequest(
             f"'{str(text)[:40]}' is no time; write 2026-01-31T08:00:00Z, or +30m.", field="starts_at"
         ) from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _port(value: Any) -> int:

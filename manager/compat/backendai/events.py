@@ -11,7 +11,7 @@ from aiohttp import web
 
 from actions import GetSessionInfoAction, GetTaskAction, ReadEventsAction
 from actions.views import KernelData, SessionData
-from domain.errors import InvalidRequest
+from domain.errors import InvalidRequest, SessionNotFound
 from domain.session import FINAL, SessionTypes, Status
 from manager.compat.backendai.ask import Ask
 from manager.compat.backendai.table import Route
@@ -70,13 +70,19 @@ async def _about(ask: Ask, event: StampedEvent, session: SessionData | None) -> 
     """The session with its kernels as they are now; it may have got them since the stream began."""
     if event.session_id is None:
         return session
-    found = await ask.run(GetSessionInfoAction(session_name=str(event.session_id), **ask.owner))
+    try:
+        found = await ask.run(GetSessionInfoAction(session_name=str(event.session_id), **ask.owner))
+    except SessionNotFound:  # it has been purged since
+        return session
     return found.session_info
 
 
 async def _goes_on(ask: Ask, session: SessionData) -> bool:
     """A batch session that is tried again, or one that was restarted meanwhile, has not come to its end."""
-    now = (await ask.run(GetSessionInfoAction(session_name=str(session.id), **ask.owner))).session_info
+    try:
+        now = (await ask.run(GetSessionInfoAction(session_name=str(session.id), **ask.owner))).session_info
+    except SessionNotFound:
+        return False
     return now.status not in FINAL
 
 

@@ -10,18 +10,17 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 from urllib.parse import quote
 
-import orjson
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 
 from actions import DownloadFileAction, DownloadFilesAction, ListFilesAction, UploadFilesAction
 from actions.files import WORK_DIR, FileUploadSpec, Stream
 from agent.client import FileStat
-from domain.errors import FileError, FileNotFound, InvalidRequest
+from domain.errors import FileError, InvalidRequest
 from manager.compat.backendai.ask import Ask
 from manager.compat.backendai.table import Route
 from manager.rest.exchange import BODY_SILENCE_SECONDS, decode_segment, refuse_encoding
 from manager.rest.files import MALFORMED, part_chunks
-from manager.rest.json import check_text
+from manager.rest.json import check_text, dumps
 from manager.rest.streams import permitted
 
 _MOST_FILES: Final = 1000
@@ -162,11 +161,9 @@ async def list_files(ask: Ask) -> web.StreamResponse:
         raise InvalidRequest("'path' is text.", field="path")
     try:
         found = [_listed(stat) async for stat in _all_files(ask, path)]
-    except FileNotFound as error:
-        return ask.answer({"files": "[]", "errors": error.message, "abspath": _absolute(path)})
     except FileError as error:
         return ask.answer({"files": "[]", "errors": error.message, "abspath": _absolute(path)})
-    return ask.answer({"files": orjson.dumps(found).decode(), "errors": "", "abspath": _absolute(path)})
+    return ask.answer({"files": dumps(found).decode(), "errors": "", "abspath": _absolute(path)})
 
 
 async def _all_files(ask: Ask, path: str) -> AsyncIterator[FileStat]:

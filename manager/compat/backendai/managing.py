@@ -9,6 +9,7 @@ from aiohttp import web
 from actions import GetContainerLogsAction
 from actions.information import LogStream
 from domain.errors import InvalidRequest, SessionNotFound
+from domain.names import as_uuid
 from manager.compat.backendai.ask import Ask
 from manager.compat.backendai.gql_lists import Lists
 from manager.compat.backendai.negotiation import MANAGER, VERSION
@@ -55,10 +56,12 @@ async def task_logs(ask: Ask) -> web.StreamResponse:
     task = ask.query_value("taskId") or ask.query_value("task_id")
     if not task:
         raise InvalidRequest("Say which task: ?taskId=ID.", field="taskId")
-    stream = await _log(ask, task)
-    response = await ask.begin(200, {"Content-Type": "text/plain; charset=utf-8"})
     async with permitted(ask):
-        async for chunk in stream.chunks():
+        chunks = (await _log(ask, task)).chunks()
+        first = await anext(chunks, b"")  # a host that does not answer is told as a failure, before an answer begins
+        response = await ask.begin(200, {"Content-Type": "text/plain; charset=utf-8"})
+        await ask.write(response, first)
+        async for chunk in chunks:
             await ask.write(response, chunk)
     await response.write_eof()
     return response
@@ -68,9 +71,11 @@ async def _log(ask: Ask, task: str) -> LogStream:
     try:
         return await ask.run(GetContainerLogsAction(session_name=task))
     except SessionNotFound:
+        if (kernel_id := as_uuid(task)) is None:
+            raise
         for session in await Lists(ask, ask.door.world.service.now(), "").sessions(("all",), None, None):
-            if task in [str(kernel.id) for kernel in session.kernels]:
-                return await ask.run(GetContainerLogsAction(session_name=str(session.id), kernel=task))
+            if kernel_id in [kernel.id for kernel in session.kernels]:
+                return await ask.run(GetContainerLogsAction(session_name=str(session.id), kernel=str(kernel_id)))
         raise
 
 

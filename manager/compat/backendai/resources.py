@@ -32,8 +32,8 @@ SLOTS: Final = {"cpu": "count", "mem": "bytes", "cuda.device": "count", "cuda.me
 _NAMES: Final = ("cpu", "mem")
 #: Everything that is counted twice by whoever holds it, and can be counted again.
 _RECOUNTED: Final = ("slots_in_use", "quota_counters")
-_MONTH: Final = re.compile(r"(\d{4})(\d{2})")
-_DAY: Final = re.compile(r"(\d{4})(\d{2})(\d{2})")
+_MONTH: Final = re.compile(r"\d{6}")
+_DAY: Final = re.compile(r"([12]\d{3})(\d{2})(\d{2})")
 _LONGEST: Final = timedelta(days=100)
 
 
@@ -137,15 +137,16 @@ def _amounts(agents: Sequence[AgentData], *, left: bool) -> dict[str, str]:
 # -- what was held -------------------------------------------------------------------------------------------------------
 async def month(ask: Ask) -> web.StreamResponse:
     body = await ask.body()
-    found = _MONTH.fullmatch(str(body.get("month") or ask.query_value("month")))
+    given = str(body.get("month") or ask.query_value("month"))
     groups = body.get("group_ids") or ask.query.get("group_ids") or []
-    if found is None or not 1 <= int(found[2]) <= 12 or not isinstance(groups, list):
+    if not _MONTH.fullmatch(given) or not isinstance(groups, list):
         raise InvalidRequest("A month is written yyyymm: 202601.", field="month")
-    since = datetime(int(found[1]), int(found[2]), 1, tzinfo=UTC)
+    since = _day(f"{given}01", "month")
     until = (since + timedelta(days=32)).replace(day=1)
     projects = (await ask.run(ListProjectsAction())).items
     chosen = [p for p in projects if not groups or str(p.id) in groups or p.name in groups]
-    used = [await _usage(ask, project, since, until) for project in chosen]
+    sessions = await _lists(ask).sessions(("all",), None, None)
+    used = [await _usage(ask, project, sessions, since, until) for project in chosen]
     return ask.answer([one for one in used if one])
 
 
@@ -161,7 +162,8 @@ async def period(ask: Ask) -> web.StreamResponse:
     projects = (await ask.run(ListProjectsAction())).items
     for project in projects:
         if wanted in (str(project.id), project.name):
-            return ask.answer(await _usage(ask, project, since, until))
+            sessions = await _lists(ask).sessions(("all",), None, None)
+            return ask.answer(await _usage(ask, project, sessions, since, until))
     raise ProjectNotFound(project=wanted[:64])
 
 
@@ -171,10 +173,12 @@ def _day(text: Any, field: str) -> datetime:
         assert found is not None
         return datetime(int(found[1]), int(found[2]), int(found[3]), tzinfo=UTC)
     except (AssertionError, ValueError):
-        raise InvalidRequest("A day is written yyyymmdd: 20260131.", field=field) from None
+        raise InvalidRequest("A day is written yyyymmdd (20260131), a month yyyymm (202601).", field=field) from None
 
 
-async def _usage(ask: Ask, project: ProjectData, since: datetime, until: datetime) -> dict[str, Any]:
+async def _usage(
+    ask: Ask, project: ProjectData, all_sessions: Sequence[SessionData], since: datetime, until: datetime
+) -> dict[str, Any]:
     """Of one's own sessions; for administrators everybody's. What only samples would tell is null."""
     now = ask.door.world.service.now()
     if since >= now:
@@ -182,9 +186,7 @@ async def _usage(ask: Ask, project: ProjectData, since: datetime, until: datetim
     used = await ask.run(GetUsageAction(by="session", since=since, until=min(until, now), project=project.name))
     held = {row.key: row for row in used.rows}
     sessions = [
-        s
-        for s in await _lists(ask).sessions(("all",), None, None)
-        if s.started_at is not None and str(s.id) in held and s.domain == project.domain
+        s for s in all_sessions if s.started_at is not None and str(s.id) in held and s.domain == project.domain
     ]
     if not sessions:
         return {}

@@ -57,11 +57,18 @@ async def direct_access(ask: Ask) -> web.StreamResponse:
         told = {
             "kernel_role": "main",
             "session_type": session.session_type.upper(),
-            "public_host": ssh.host or urlsplit(f"//{ask.request.host}").hostname,
+            "public_host": ssh.host or _without_port(ask.request.host),
             "sshd_ports": [ssh.port],
             "ssh_user": ssh.user,
         }
     return ask.answer(told)
+
+
+def _without_port(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:  # its sender may have signed anything
+        return None
 
 
 def port_of(value: Any) -> int | None:

@@ -21,6 +21,7 @@ MIB: Final = 1024 * 1024
 #: Where an image is from that names no registry, as engines read names.
 USUAL_REGISTRY: Final = "index.docker.io"
 _BARE: Final = re.compile(r"\d{1,20}")
+_WHOLE: Final = re.compile(r"\d{1,6}(\.0*)?")
 #: Slots that have another name there.
 _THEIRS: Final = {"gpu": "cuda.device", "gpu-mem": "cuda.mem"}
 _OURS: Final = {"cuda.device": "gpu", "cuda.mem": "gpu-mem", "gpu": "gpu", "gpu-mem": "gpu-mem"}
@@ -36,11 +37,12 @@ def resources(given: Mapping[str, Any], otherwise: ResourceSlot) -> ResourceSlot
         if name in ("mem", "cuda.mem"):
             amounts[_OURS.get(name, name)] = memory_mib(value, name)
         elif name == "cuda.shares":
-            if Decimal(str(value)) % 1:
+            if not (isinstance(value, int | float | str) and _WHOLE.fullmatch(str(value))):
                 raise InvalidResources(
-                    f"{value} of a device cannot be had: ask for whole ones (cuda.device=1) or for memory of one (cuda.mem=8g)."
+                    f"{str(value)[:40]} of a device cannot be had: ask for whole ones (cuda.device=1) or for memory of one "
+                    "(cuda.mem=8g)."
                 )
-            amounts["gpu"] = value
+            amounts["gpu"] = int(float(value))
         else:
             amounts[_OURS.get(name, name)] = value
     return ResourceSlot({**otherwise.to_json(), **amounts})
