@@ -82,16 +82,25 @@ class Terminal:
         except MoorageError as error:
             code, reason = WSCloseCode.INTERNAL_ERROR, error.message
         finally:
-            if self._restarting is not None:
-                self._restarting.cancel()
-            with contextlib.suppress(MoorageError, ConnectionError):
-                await self._process.hang_up()
-            await self._process.close()
+            await self._leave()
         if watch.reason in ("closing", "revoked"):
             code = WSCloseCode.GOING_AWAY if watch.reason == "closing" else WSCloseCode.POLICY_VIOLATION
             reason = "this manager stops" if watch.reason == "closing" else "the credential is no longer valid"
         await self._ws.close(code=code, message=reason.encode()[:120])
         return self._ws
+
+    async def _leave(self) -> None:
+        """No shell stays behind, not even one that a restart has just opened."""
+        shells = [self._process]
+        if self._restarting is not None:
+            self._restarting.cancel()
+            (opened,) = await asyncio.gather(self._restarting, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                shells.append(opened)
+        for shell in shells:
+            with contextlib.suppress(MoorageError, ConnectionError):
+                await shell.hang_up()
+            await shell.close()
 
     async def _relay(self, listening: asyncio.Task[None]) -> None:
         """What the shell writes, to its end, or to the one's of whoever reads; on to the next one after a restart."""

@@ -25,8 +25,9 @@ from manager.rest.streams import watched
 #: The code to run has to come within so many seconds.
 _FIRST_SECONDS: Final = 30.0
 _SEND_SECONDS: Final = 120.0
-#: Lines that nobody has asked for yet.
+#: What nobody has asked for yet, in lines and in characters.
 _MOST_TYPED: Final = 1000
+_MOST_CHARACTERS: Final = 1024 * 1024
 
 
 @asynccontextmanager
@@ -89,7 +90,7 @@ async def _first(ws: web.WebSocketResponse, session_id: str) -> tuple[RunLoop, s
 
 
 async def _run(ask: Ask, ws: web.WebSocketResponse, loop: RunLoop, code: str) -> None:
-    typed: asyncio.Queue[str | None] = asyncio.Queue()
+    typed = Typed()
     listening = asyncio.create_task(_listen(ws, typed))
     try:
         while not loop.finished:
@@ -97,7 +98,7 @@ async def _run(ask: Ask, ws: web.WebSocketResponse, loop: RunLoop, code: str) ->
             if result["status"] != "continued" or result["console"]:
                 await tell(ask, ws, {name: value for name, value in result.items() if name != "runId"})
             if loop.waiting:
-                if (line := await typed.get()) is None:
+                if (line := await typed.line()) is None:
                     return
                 await loop.feed(ask, line)
             elif ws.closed:
@@ -108,12 +109,33 @@ async def _run(ask: Ask, ws: web.WebSocketResponse, loop: RunLoop, code: str) ->
             await listening
 
 
-async def _listen(ws: web.WebSocketResponse, typed: asyncio.Queue[str | None]) -> None:
-    """What is typed, also ahead of the question; None when the client has gone. The run goes on by itself then."""
+class Typed:
+    """Lines, also ahead of the question; what is more than anybody types is dropped."""
+
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._characters = 0
+
+    def add(self, line: str) -> None:
+        if self._lines.qsize() < _MOST_TYPED and self._characters + len(line) <= _MOST_CHARACTERS:
+            self._characters += len(line)
+            self._lines.put_nowait(line)
+
+    def end(self) -> None:
+        self._lines.put_nowait(None)
+
+    async def line(self) -> str | None:
+        """None when the client has gone. The run goes on by itself then."""
+        line = await self._lines.get()
+        self._characters -= len(line or "")
+        return line
+
+
+async def _listen(ws: web.WebSocketResponse, typed: Typed) -> None:
     async for message in ws:
-        if message.type is WSMsgType.TEXT and typed.qsize() < _MOST_TYPED:
-            typed.put_nowait(message.data)
-    typed.put_nowait(None)
+        if message.type is WSMsgType.TEXT:
+            typed.add(message.data)
+    typed.end()
 
 
 def _failure(error: MoorageError) -> dict[str, Any]:
