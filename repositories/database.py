@@ -50,6 +50,8 @@ _UNREACHABLE: Final = (
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
+    # of a request that was given up on the same connection just before: a cancellation can reach the next statement
+    asyncpg.QueryCanceledError,
     ConnectionError,
     TimeoutError,
 )

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from domain.errors import MoorageError
+from domain.errors import DatabaseUnavailable, MoorageError
 from repositories.database import Database
 
 PID = "SELECT pg_backend_pid()"
@@ -63,4 +63,23 @@ async def test_who_is_cancelled_leaves_a_connection_that_works(small: Database) 
             sleeping.cancel()
             await asyncio.wait({sleeping})
         assert await pid(small)
+    await small.close()
+
+
+async def test_a_cancellation_that_was_meant_for_the_statement_before_is_no_fault_of_this_one(
+    small: Database, database: Database
+) -> None:
+    async def work() -> None:
+        async with small.reader() as connection:
+            await connection.execute("SELECT pg_sleep(60)")
+
+    victim = await pid(small)
+    working = asyncio.create_task(work())
+    async with asyncio.timeout(20), database.reader() as connection:
+        while not working.done():
+            await connection.execute("SELECT pg_cancel_backend($1)", victim)
+            await asyncio.wait({working}, timeout=0.01)
+    with pytest.raises(DatabaseUnavailable):
+        await working
+    assert await pid(small)
     await small.close()
