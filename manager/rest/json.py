@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,6 +17,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_CODE_BODY_BYTES: Final = 6 * 1024 * 1024
 MAX_DEPTH: Final = 64
 MAX_INTEGER: Final = 2**63 - 1
+#: Of an answer: the encoder takes 254 levels.
+_DEEPEST: Final = 250
 
 
 def loads(body: bytes, *, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
@@ -123,7 +126,9 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_default, option=orjson.OPT_UTC_Z)
     except orjson.JSONEncodeError:
-        return orjson.dumps(_printable(value), default=_default, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(
+            _printable(value, _DEEPEST), default=_default, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+        )
 
 
 def _default(value: object) -> object:
@@ -140,16 +145,20 @@ def _default(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _printable(value: Any) -> Any:
-    """Lone surrogates and integers beyond 64 bits, as some JSON of others holds them, made harmless."""
+def _printable(value: Any, depth: int) -> Any:
+    """Lone surrogates, integers beyond 64 bits and endless nesting, as some JSON of others holds them, made harmless."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
         return value if abs(value) <= MAX_INTEGER else float(value) if abs(value) < 2**1000 else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth <= 0:
+        return None
     if isinstance(value, Mapping):
-        return {_printable(name): _printable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_printable(item) for item in value]
-    return value
+        return {_printable(name, 0): _printable(item, depth - 1) for name, item in value.items()}
+    return [_printable(item, depth - 1) for item in value]

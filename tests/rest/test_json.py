@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -109,3 +110,17 @@ def test_any_value_can_be_answered(value: Any) -> None:
     back = json.loads(dumps({"value": value}))["value"]
     if isinstance(value, float) and not math.isfinite(value):
         assert back is None
+
+
+@dataclass
+class Told:
+    said: Any
+
+
+def test_what_a_container_says_is_answered_whatever_it_holds() -> None:
+    deep: Any = "deep"
+    for _ in range(900):
+        deep = [deep]
+    assert json.loads(dumps(Told("\udcff"))) == {"said": "?"}
+    assert json.loads(dumps({"data": Told({"\ud800": 2**70})})) == {"data": {"said": {"?": float(2**70)}}}
+    assert json.loads(dumps(Told(deep)))["said"][0][0]
