@@ -13,7 +13,8 @@ from pydantic import Field, WithJsonSchema
 
 from actions.base import Effect, Reading, Result, Rules, ScopeAction, Work, action, any_user, anyone
 from actions.lifecycle import check_slots, checked_environ
-from actions.templates import TemplateScope as AppScope
+from actions.scopes import TemplateScope as AppScope
+from actions.scopes import check_may_change, scope_of
 from actions.views import Done
 from domain.apps import (
     DEFAULT_IDLE_SECONDS,
@@ -23,12 +24,12 @@ from domain.apps import (
     AppDefinition,
     parse_app,
 )
-from domain.errors import InvalidApp, InvalidName, InvalidRequest, PermissionDenied, RequestTooLarge
+from domain.errors import InvalidApp, InvalidName, RequestTooLarge
 from domain.names import as_uuid
-from domain.principal import Principal, Role, TokenScope
+from domain.principal import Principal, TokenScope
 from domain.resources import ResourceSlot
 from repositories.apps import App
-from repositories.template import Scope
+from repositories.scope import Scope
 
 _WORD: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"(?:{_WORD}/)?{_WORD}")
@@ -154,15 +155,10 @@ class DeployAppAction(ScopeAction[Work, AppResult]):
 
     async def run(self, call: Work, /) -> AppResult:
         name, definition = _checked_name(self.name), await self._definition(call)
-        scope = await self._scope(call)
-        app_id = await call.db.apps.of_scope(name, scope)
-        if app_id is None:
-            app_id = await call.db.apps.create(call.new_id(), name, scope)
-        else:
-            _check_may_change(call.by, await call.db.apps.get(str(app_id)))
+        scope = await scope_of(call, "an app", self.scope, self.project)
         archive = self.archive
         made = await call.db.apps.add_version(
-            app_id,
+            await _app(call, name, scope),
             scope,
             definition,
             archive_bytes=archive.size if archive else 0,
@@ -199,19 +195,6 @@ class DeployAppAction(ScopeAction[Work, AppResult]):
             call_timeout=self.call_timeout,
             description=self.description,
         )
-
-    async def _scope(self, call: Work) -> Scope:
-        if (self.scope is AppScope.PROJECT) != (self.project is not None):
-            raise InvalidRequest("An app of scope project, and only that, names its project.", field="project")
-        if self.project is not None:
-            member = None if call.by.is_admin else call.by.user_id
-            project_id = await call.db.identity.project_id(self.project, domain=call.by.domain, member=member)
-            return Scope(project_id=project_id)
-        if self.scope is AppScope.USER:
-            return Scope(user_id=call.by.user_id)
-        if not (call.by.is_admin or call.by.role is Role.DOMAIN_ADMIN):
-            raise PermissionDenied("Only administrators keep apps for a whole domain.")
-        return Scope(domain=call.by.domain)
 
 
 @action(Rules(allow=anyone, effect=Effect.READ))
@@ -250,6 +233,18 @@ class DeleteAppAction(ScopeAction[Work, Done]):
         return Done()
 
 
+async def _app(call: Work, name: str, scope: Scope) -> UUID:
+    """A new one, or the one that is there, which not everybody may give a version."""
+    there = await call.db.apps.of_scope(name, scope)
+    if there is None:
+        if await call.db.apps.create(app_id := call.new_id(), name, scope):
+            return app_id
+        there = await call.db.apps.of_scope(name, scope)  # somebody else was faster
+    found = await call.db.apps.get(str(there))
+    _check_may_change(call.by, found)
+    return found.id
+
+
 async def _versions(call: Reading, app_id: UUID) -> tuple[AppVersion, ...]:
     return tuple(AppVersion(**row) for row in await call.db.apps.versions(app_id))
 
@@ -265,7 +260,5 @@ def _checked_name(name: str) -> str:
 
 
 def _check_may_change(by: Principal, app: App) -> None:
-    administers = by.is_admin or (by.role is Role.DOMAIN_ADMIN and by.domain == app.owner_domain)
-    own = app.scope != "domain" and app.created_by == by.user_id
-    if not administers and not own:
-        raise PermissionDenied(f"The app '{app.name}' belongs to the {app.scope} {app.of}: use it, or deploy your own.")
+    said = f"The app '{app.name}' belongs to the {app.scope} {app.of}: use it, or deploy your own."
+    check_may_change(by, app, said)

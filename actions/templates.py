@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -14,22 +13,17 @@ from pydantic import Field
 
 from actions.base import Effect, Reading, Result, Rules, ScopeAction, Service, Settles, Work, action, any_user, anyone
 from actions.lifecycle import CreatedSession, CreateFromParamsAction
+from actions.scopes import TemplateScope, check_may_change, scope_of
 from actions.template_document import Scalar, TemplateDocument, fill, parse
 from actions.views import Done
-from domain.errors import InvalidName, InvalidRequest, PermissionDenied
+from domain.errors import InvalidName, InvalidRequest
 from domain.names import as_uuid
-from domain.principal import Principal, Role, TokenScope
-from repositories.template import Scope, Template
+from domain.principal import Principal, TokenScope
+from repositories.template import Template
 
 _NAME: Final = re.compile(r"\w(?:[\w.-]{0,62}\w)?")
 TemplateName = Annotated[str, Field(min_length=1, max_length=64)]
 Document = Mapping[str, Any] | str  #: JSON, or text in YAML
-
-
-class TemplateScope(StrEnum):
-    USER = "user"  #: seen and changed by its owner
-    PROJECT = "project"  #: seen by the members, changed by who made it and by administrators
-    DOMAIN = "domain"  #: seen by everybody in the domain, changed by its administrators
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,22 +95,9 @@ class CreateTemplateAction(ScopeAction[Work, TemplateResult]):
 
     async def run(self, call: Work, /) -> TemplateResult:
         name, (document, source) = _checked_name(self.name), parse(self.document)
-        scope = await self._scope(call)
+        scope = await scope_of(call, "a template", self.scope, self.project)
         made = await call.db.templates.create(call.new_id(), name, scope, _stored(document), source)
         return TemplateResult(template=TemplateData.of_row(made))
-
-    async def _scope(self, call: Work) -> Scope:
-        if (self.scope is TemplateScope.PROJECT) != (self.project is not None):
-            raise InvalidRequest("A template of scope project, and only that, names its project.", field="project")
-        if self.project is not None:
-            member = None if call.by.is_admin else call.by.user_id
-            project_id = await call.db.identity.project_id(self.project, domain=call.by.domain, member=member)
-            return Scope(project_id=project_id)
-        if self.scope is TemplateScope.USER:
-            return Scope(user_id=call.by.user_id)
-        if not (call.by.is_admin or call.by.role is Role.DOMAIN_ADMIN):
-            raise PermissionDenied("Only administrators keep templates for a whole domain.")
-        return Scope(domain=call.by.domain)
 
 
 @action(Rules(allow=anyone, effect=Effect.READ))
@@ -214,13 +195,11 @@ def _checked_name(name: str) -> str:
 
 
 def _check_may_change(by: Principal, template: Template) -> None:
-    administers = by.is_admin or (by.role is Role.DOMAIN_ADMIN and by.domain == template.owner_domain)
-    own = template.scope != "domain" and template.created_by == by.user_id
-    if not administers and not own:
-        raise PermissionDenied(
-            f"The template '{template.name}' belongs to the {template.scope} {template.of}: use it, or copy it to one of "
-            "your own."
-        )
+    said = (
+        f"The template '{template.name}' belongs to the {template.scope} {template.of}: use it, or copy it to one of your "
+        "own."
+    )
+    check_may_change(by, template, said)
 
 
 def _stored(document: TemplateDocument) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from uuid import UUID
 from domain.apps import AppDefinition, parse_app
 from domain.errors import AppNotFound, InvalidRequest, QuotaExceeded, StillInUse
 from domain.names import as_uuid
-from domain.principal import Principal, Role
+from domain.principal import Principal
 from repositories import tables
 from repositories.database import Connection
-from repositories.template import Scope
+from repositories.scope import BY_NAME, NEAREST_FIRST, OF_SCOPE, OWNER_COLUMNS, OWNER_JOINS, VISIBLE, Scope, seen_by
 
 #: Of one app; older ones that no live session is made of are forgotten.
 MOST_VERSIONS: Final = 50
@@ -44,24 +44,13 @@ class App:
     changed_at: datetime
 
 
-_SELECT: Final = """
-    SELECT t.id, t.name, CASE WHEN t.user_id IS NOT NULL THEN 'user' WHEN t.project_id IS NOT NULL THEN 'project'
-            ELSE 'domain' END AS scope, coalesce(u.email, p.name, t.domain) AS of,
-        coalesce(u.domain, p.domain, t.domain) AS owner_domain, t.created_by, v.version, t.version AS latest, v.definition,
-        v.archive_bytes, v.archive_sha256, t.created_at, v.created_at AS changed_at
-    FROM apps t
-    LEFT JOIN users u ON u.id = t.user_id LEFT JOIN projects p ON p.id = t.project_id
-    JOIN app_versions v ON v.app_id = t.id AND v.version = coalesce($1,
-        (SELECT max(n.version) FROM app_versions n WHERE n.app_id = t.id))
-"""
-#: $2 who looks, $3 of which domain, $4 whether at all of it, $5 whether at everything
-_VISIBLE: Final = """
-    ($5 OR t.user_id = $2 OR t.domain = $3
-        OR t.project_id IN (SELECT m.project_id FROM project_members m WHERE m.user_id = $2)
-        OR $4 AND coalesce(u.domain, p.domain) = $3)
-"""
-_OF_SCOPE: Final = """
-    user_id IS NOT DISTINCT FROM $1 AND project_id IS NOT DISTINCT FROM $2 AND domain IS NOT DISTINCT FROM $3
+#: `t.version` counts on when the newest is removed.
+_SELECT: Final = f"""
+    SELECT t.id, t.name, {OWNER_COLUMNS}, t.created_by, v.version, n.latest, v.definition, v.archive_bytes, v.archive_sha256,
+        t.created_at, v.created_at AS changed_at
+    FROM apps t {OWNER_JOINS}
+    CROSS JOIN LATERAL (SELECT max(o.version) AS latest FROM app_versions o WHERE o.app_id = t.id) n
+    JOIN app_versions v ON v.app_id = t.id AND v.version = coalesce($1, n.latest)
 """
 
 
@@ -78,12 +67,11 @@ class AppRepository:
         the domain's. Raises AppNotFound."""
         name, version = parse_app(named)
         app_id = as_uuid(name)
-        by_name = "t.name = $6 AND (t.user_id IS NULL OR t.user_id = $2)"  # another's is named by its id
+        condition = "t.id = $6" if app_id is not None else BY_NAME
         rows = await self._connection.fetch(
-            f"""{_SELECT} WHERE {"t.id = $6" if app_id is not None else by_name} AND {_VISIBLE}
-            ORDER BY t.user_id IS NOT DISTINCT FROM $2 DESC, t.project_id IS NULL, t.domain IS NULL, t.created_at LIMIT 2
-            """,
-            *self._seen_by(version),
+            f"{_SELECT} WHERE {condition} AND {VISIBLE} ORDER BY {NEAREST_FIRST} LIMIT 2",
+            version,
+            *seen_by(self._viewer),
             app_id or name,
         )
         if not rows:
@@ -99,7 +87,7 @@ class AppRepository:
 
     async def all(self) -> list[App]:
         rows = await self._connection.fetch(
-            f"{_SELECT} WHERE {_VISIBLE} ORDER BY t.name, t.created_at", *self._seen_by(None)
+            f"{_SELECT} WHERE {VISIBLE} ORDER BY t.name, t.created_at", None, *seen_by(self._viewer)
         )
         return [_app(row) for row in rows]
 
@@ -117,29 +105,27 @@ class AppRepository:
     async def of_scope(self, name: str, scope: Scope) -> UUID | None:
         """The app of this name there, locked."""
         found: UUID | None = await self._connection.fetchval(
-            f"SELECT id FROM apps WHERE {_OF_SCOPE} AND name = $4 FOR NO KEY UPDATE", *_of(scope), name
+            f"SELECT id FROM apps WHERE {OF_SCOPE} AND name = $4 FOR NO KEY UPDATE", *scope.values, name
         )
         return found
 
-    async def create(self, app_id: UUID, name: str, scope: Scope) -> UUID:
-        """An app without a version yet; the one that is there when somebody else was faster. Raises QuotaExceeded."""
-        number = await self._connection.fetchval(f"SELECT count(*) FROM apps WHERE {_OF_SCOPE}", *_of(scope))
+    async def create(self, app_id: UUID, name: str, scope: Scope) -> bool:
+        """An app without a version yet. False when there is one of this name now. Raises QuotaExceeded."""
+        number = await self._connection.fetchval(f"SELECT count(*) FROM apps WHERE {OF_SCOPE}", *scope.values)
         if number >= MOST_APPS:
             raise QuotaExceeded(f"There are {number} apps already, which is the most; remove some first.")
-        await self._connection.execute(
+        made = await self._connection.fetchval(
             """
             INSERT INTO apps (id, name, user_id, project_id, domain, created_by, version, created_at, changed_at)
-            VALUES ($4, $5, $1, $2, $3, $6, 0, $7, $7) ON CONFLICT DO NOTHING
+            VALUES ($4, $5, $1, $2, $3, $6, 0, $7, $7) ON CONFLICT DO NOTHING RETURNING true
             """,
-            *_of(scope),
+            *scope.values,
             app_id,
             name,
             self._viewer.user_id,
             self._now,
         )
-        there = await self.of_scope(name, scope)
-        assert there is not None
-        return there
+        return made is not None
 
     async def add_version(
         self,
@@ -177,14 +163,17 @@ class AppRepository:
                 number,
                 content,
             )
+        old = (app_id, version - MOST_VERSIONS)
+        await self._connection.execute(  # see `employ`
+            "SELECT FROM app_versions WHERE app_id = $1 AND version <= $2 FOR UPDATE", *old
+        )
         await self._connection.execute(
             f"""
             DELETE FROM app_versions v WHERE app_id = $1 AND version <= $2 AND NOT EXISTS (
                 SELECT FROM workers w JOIN sessions s ON s.id = w.session_id
                 WHERE w.app_id = $1 AND w.app_version = v.version AND {_NOT_FINAL})
             """,
-            app_id,
-            version - MOST_VERSIONS,
+            *old,
         )
         return await self.get(f"{app_id}@{version}")
 
@@ -215,19 +204,15 @@ class AppRepository:
         stored = await self._connection.fetchval(
             f"""
             SELECT coalesce(sum(archive_bytes), 0)::bigint FROM app_versions
-            WHERE app_id IN (SELECT id FROM apps WHERE {_OF_SCOPE})
+            WHERE app_id IN (SELECT id FROM apps WHERE {OF_SCOPE})
             """,
-            *_of(scope),
+            *scope.values,
         )
         if more_bytes and stored + more_bytes > MOST_STORED_BYTES:
             raise QuotaExceeded(
                 f"The archives of your apps have {stored >> 20} MiB, and at most {MOST_STORED_BYTES >> 20} MiB are kept; "
                 "remove versions with 'moorage app rm NAME@VERSION'."
             )
-
-    def _seen_by(self, version: int | None) -> tuple[object, ...]:
-        viewer = self._viewer
-        return version, viewer.user_id, viewer.domain, viewer.role is Role.DOMAIN_ADMIN, viewer.sees_all
 
 
 async def archive_chunk(connection: Connection, app_id: UUID, version: int, number: int) -> bytes | None:
@@ -236,10 +221,6 @@ async def archive_chunk(connection: Connection, app_id: UUID, version: int, numb
         "SELECT content FROM app_chunks WHERE app_id = $1 AND version = $2 AND number = $3", app_id, version, number
     )
     return found
-
-
-def _of(scope: Scope) -> tuple[object, ...]:
-    return scope.user_id, scope.project_id, scope.domain
 
 
 def _app(row: Mapping[str, Any]) -> App:

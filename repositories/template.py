@@ -10,8 +10,9 @@ from uuid import UUID
 
 from domain.errors import AlreadyExists, InvalidRequest, PreconditionFailed, TemplateNotFound
 from domain.names import as_uuid
-from domain.principal import Principal, Role
+from domain.principal import Principal
 from repositories.database import Connection
+from repositories.scope import BY_NAME, NEAREST_FIRST, OF_SCOPE, OWNER_COLUMNS, OWNER_JOINS, VISIBLE, Scope, seen_by
 
 #: Of one template; older ones are forgotten.
 MOST_VERSIONS: Final = 100
@@ -37,29 +38,11 @@ class Template:
     changed_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """Whose templates: exactly one of the three."""
-
-    user_id: UUID | None = None
-    project_id: UUID | None = None
-    domain: str | None = None
-
-
-_SELECT: Final = """
-    SELECT t.id, t.name, CASE WHEN t.user_id IS NOT NULL THEN 'user' WHEN t.project_id IS NOT NULL THEN 'project'
-            ELSE 'domain' END AS scope, coalesce(u.email, p.name, t.domain) AS of,
-        coalesce(u.domain, p.domain, t.domain) AS owner_domain, t.created_by, v.version, t.version AS latest, v.document,
-        v.source, t.created_at, t.changed_at
-    FROM session_templates t
-    LEFT JOIN users u ON u.id = t.user_id LEFT JOIN projects p ON p.id = t.project_id
+_SELECT: Final = f"""
+    SELECT t.id, t.name, {OWNER_COLUMNS}, t.created_by, v.version, t.version AS latest, v.document, v.source, t.created_at,
+        t.changed_at
+    FROM session_templates t {OWNER_JOINS}
     JOIN session_template_versions v ON v.template_id = t.id AND v.version = coalesce($1, t.version)
-"""
-#: $2 who looks, $3 of which domain, $4 whether at all of it, $5 whether at everything
-_VISIBLE: Final = """
-    ($5 OR t.user_id = $2 OR t.domain = $3
-        OR t.project_id IN (SELECT m.project_id FROM project_members m WHERE m.user_id = $2)
-        OR $4 AND coalesce(u.domain, p.domain) = $3)
 """
 
 
@@ -71,20 +54,14 @@ class TemplateRepository:
         self._viewer = viewer
         self._now = now
 
-    def _seen_by(self, version: int | None) -> tuple[object, ...]:
-        viewer = self._viewer
-        return version, viewer.user_id, viewer.domain, viewer.role is Role.DOMAIN_ADMIN, viewer.sees_all
-
     async def get(self, name_or_id: str, *, version: int | None = None) -> Template:
         """By id; or by name: the viewer's own first, then those of projects, then the domain's. Raises TemplateNotFound."""
         template_id = as_uuid(name_or_id)
-        by_name = "t.name = $6 AND (t.user_id IS NULL OR t.user_id = $2)"  # another's is named by its id
-        condition = "t.id = $6" if template_id is not None else by_name
+        condition = "t.id = $6" if template_id is not None else BY_NAME
         rows = await self._connection.fetch(
-            f"""{_SELECT} WHERE {condition} AND {_VISIBLE}
-            ORDER BY t.user_id IS NOT DISTINCT FROM $2 DESC, t.project_id IS NULL, t.domain IS NULL, t.created_at LIMIT 2
-            """,
-            *self._seen_by(version),
+            f"{_SELECT} WHERE {condition} AND {VISIBLE} ORDER BY {NEAREST_FIRST} LIMIT 2",
+            version,
+            *seen_by(self._viewer),
             template_id or name_or_id,
         )
         if not rows:
@@ -101,7 +78,7 @@ class TemplateRepository:
 
     async def all(self) -> list[Template]:
         rows = await self._connection.fetch(
-            f"{_SELECT} WHERE {_VISIBLE} ORDER BY t.name, t.created_at", *self._seen_by(None)
+            f"{_SELECT} WHERE {VISIBLE} ORDER BY t.name, t.created_at", None, *seen_by(self._viewer)
         )
         return [Template(**dict(row)) for row in rows]
 
@@ -120,13 +97,8 @@ class TemplateRepository:
         self, template_id: UUID, name: str, scope: Scope, document: Mapping[str, Any], source: str
     ) -> Template:
         """Raises AlreadyExists when the scope has one of this name."""
-        values = (scope.user_id, scope.project_id, scope.domain)
         there = await self._connection.fetchval(
-            """
-            SELECT count(*) FROM session_templates WHERE user_id IS NOT DISTINCT FROM $1
-            AND project_id IS NOT DISTINCT FROM $2 AND domain IS NOT DISTINCT FROM $3
-            """,
-            *values,
+            f"SELECT count(*) FROM session_templates WHERE {OF_SCOPE}", *scope.values
         )
         if there >= MOST_TEMPLATES:
             raise InvalidRequest(f"There are {there} templates already, which is the most; remove some first.")
@@ -137,7 +109,7 @@ class TemplateRepository:
             """,
             template_id,
             name,
-            *values,
+            *scope.values,
             self._viewer.user_id,
             dict(document),
             self._now,

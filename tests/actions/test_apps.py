@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
 from actions import DeleteAppAction, DeployAppAction, GetAppAction, ListAppsAction
 from actions.apps import Archive
+from actions.scopes import TemplateScope
 from domain.errors import (
     AppNotFound,
     ImageNotFound,
@@ -42,6 +45,7 @@ from tests.scenario import (
 
 ZIP: Final = b"PK\x03\x04" + bytes(3 * 1024 * 1024)
 MADE: Final = f"{new_id(0)}"
+BLOCKED: Final = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def archive(content: bytes = ZIP, size: int | None = None) -> Archive:
@@ -216,6 +220,56 @@ remove: Final = DeleteAppAction(app="blur")
 )
 async def test_delete_app(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+async def test_the_newest_is_the_newest_that_is_there(database: Database) -> None:
+    processor = await stage(database, an_app())
+    await processor.run(deploy(), by=ALICE)
+    await processor.run(DeleteAppAction(app="blur@2"), by=ALICE)
+    found = await processor.run(GetAppAction(app="blur"), by=ALICE)
+    assert (found.app.version, found.app.latest) == (1, 1)
+    made = await processor.run(deploy(), by=ALICE)
+    assert (made.app.version, made.app.latest) == (3, 3)
+
+
+async def test_an_app_of_a_project_is_not_changed_by_who_comes_second(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = await stage(database)
+    create = app_rows.AppRepository.create
+
+    async def late(self: Any, *arguments: Any) -> bool:
+        monkeypatch.undo()
+        await processor.run(deploy(scope=TemplateScope.PROJECT, project="default"), by=MALLORY)
+        return await create(self, *arguments)
+
+    monkeypatch.setattr(app_rows.AppRepository, "create", late)
+    with pytest.raises(PermissionDenied):
+        await processor.run(deploy(scope=TemplateScope.PROJECT, project="default"), by=ALICE)
+
+
+async def test_a_version_is_not_forgotten_while_a_session_is_made_of_it(
+    database: Database, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_rows, "MOST_VERSIONS", 1)
+    processor = await stage(database, an_app())
+    async with database.transaction() as connection:
+        await connection.execute("SELECT FROM app_versions FOR KEY SHARE")  # as `employ` does
+        deploying = asyncio.create_task(processor.run(deploy(), by=ALICE))
+        await until_blocked(dsn)
+        await a_worker().put(connection)
+    made = await deploying
+    assert [version.version for version in made.app.versions] == [2, 1]
+
+
+async def until_blocked(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with asyncio.timeout(20):
+            while not await connection.fetchval(BLOCKED):
+                await asyncio.sleep(0.01)
+    finally:
+        await connection.close()
 
 
 async def test_archives_take_no_more_room_than_there_is(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from actions import (
     ListTemplatesAction,
     ModifyTemplateAction,
 )
+from actions.scopes import TemplateScope
 from actions.template_document import fill, parse
-from actions.templates import TemplateScope
 from domain.errors import (
     AlreadyExists,
     InvalidName,

@@ -17,7 +17,8 @@ from actions import (
     ModifyTemplateAction,
     WhoAmIAction,
 )
-from actions.templates import TemplateData, TemplateScope
+from actions.scopes import TemplateScope
+from actions.templates import TemplateData
 from domain.errors import InvalidRequest, PermissionDenied
 from domain.names import as_uuid
 from manager.compat.backendai import shapes, task_template
