@@ -13,17 +13,20 @@ from uuid import UUID
 
 from actions.base import Remote, main_kernel
 from actions.execution import POLL_SECONDS
-from actions.outcome import CallCollector, ended_outcome
+from actions.outcome import CallCollector, ended_outcome, refused_outcome
 from agent.client import KernelAddress
 from agent.wire import RunRead
 from domain.apps import MOST_INPUT_BYTES
 from domain.crash import reach
 from domain.errors import (
     AgentUnavailable,
+    AppNotLoaded,
     FunctionUnknown,
     InputTooLarge,
     InvalidRequest,
     NotAWorker,
+    ResourceExhausted,
+    RunnerLost,
     RunNotFound,
     SessionEnded,
 )
@@ -34,6 +37,7 @@ from repositories.session import wrong_status
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _OVER: Final = FINAL | {Status.TERMINATING}
+_NOBODY_KNOWS: Final = (AgentUnavailable, RunnerLost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,10 @@ class CallData:
 
 
 def _value(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    try:
+        return None if text is None else json.loads(text)
+    except RecursionError:  # an app has gone around its worker, which nests nothing so deeply
+        return None
 
 
 _TEXTS: Final = ("input", "output", "error", "progress")
@@ -125,7 +132,7 @@ async def place(
 
     Raises SessionEnded, SessionExpired, and what is wrong with it.
     """
-    if session.status in _OVER:
+    if session.status in _OVER and call.key is None:  # with a key, it may be asked for the answer of one that it took
         raise wrong_status(session)
     asked = asked_of(session, call.run_id, call.by.user_id, function, given, seconds)
     where = main_kernel(session) if is_ready(session) else None
@@ -153,17 +160,19 @@ async def place(
         async with call.service.reading(call) as reading:
             row = await reading.db.calls.get(asked.id)
     placed = Placed(call=call, row=row, session=session)
+    if not made and row.reason == "session_ended":
+        raise SessionEnded(str((placed.error or {}).get("evalue")), status=session.status)
     if made and not delivered:
         call.service.announce("workers", session.id)
     call.service.announce("events")
     if delivered:
         try:
             placed.first = await placed.ask(0, POLL_SECONDS if wait is None else min(POLL_SECONDS, wait))
-        except SessionEnded as error:  # it has ended itself in between
-            await placed.settle(partial(ended_outcome, session, error=error))
-            raise
-        except AgentUnavailable:  # nobody knows whether it has it: it is asked again
+        except _NOBODY_KNOWS:  # whether it has it: it is asked again
             pass
+        except (SessionEnded, AppNotLoaded, ResourceExhausted) as error:  # its host has refused it: it never runs
+            await placed.settle(partial(refused_outcome, error))
+            raise
     return placed
 
 
@@ -224,7 +233,7 @@ class Placed:
                 try:
                     read = await self.ask(next_seq, left)
                     misses = 0
-                except (AgentUnavailable, RunNotFound, SessionEnded):
+                except (*_NOBODY_KNOWS, RunNotFound, SessionEnded):
                     misses += 1
                     if await self._gave_up(misses, until):
                         break
@@ -233,8 +242,9 @@ class Placed:
             if collector.done:
                 await self.settle(collector.outcome)
                 break
-            over = (until is not None and service.monotonic() >= until) or service.patience.ended
-            if over and not read.records:
+            # an app may say more than is read at once, and may go on saying it
+            all_said = not read.records or (read.status != "done" and len(read.records) < _CHUNK_BYTES // 2)
+            if all_said and self._must_stop(until):
                 break
             next_seq, read = read.next_seq, None
         said = CallData.of_row(self.row)
@@ -262,7 +272,8 @@ class Placed:
             if not self._can_go_on(self.session):
                 if seconds == 0.0:
                     break
-                self.session = await service.wait_for_session(self.session.id, self._can_go_on, seconds)
+                seconds = POLL_SECONDS if seconds is None else min(POLL_SECONDS, seconds)
+                self.session = await service.wait_for_session(self.session.id, _Fewer(self._can_go_on), seconds)
             async with service.reading(self.call) as reading:
                 self.row = await reading.db.calls.get(self.row.id)
                 if self._is_stale(self.session) and not self.row.delivered:
@@ -332,6 +343,19 @@ class Placed:
     async def refresh(self) -> None:
         async with self.call.service.reading(self.call) as reading:
             self.row = await reading.db.calls.get(self.row.id)
+
+
+class _Fewer:
+    """`until`, or one of the session's open calls is over: it may be the one that somebody waits for, cancelled."""
+
+    def __init__(self, until: Callable[[Session], bool]) -> None:
+        self._until = until
+        self._most = 0
+
+    def __call__(self, session: Session) -> bool:
+        number = session.worker.open_calls if session.worker is not None else 0
+        self._most = max(self._most, number)
+        return number < self._most or self._until(session)
 
 
 def _over(row: CallRow, outcome: Outcome) -> CallRow:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from agent.wire import Record, RunRead, decode_records
 from domain.apps import MOST_OUTPUT_BYTES, EndReason
-from domain.errors import MoorageError
+from domain.errors import MoorageError, SessionEnded
 from domain.session import Session
 from repositories.calls import Outcome
 
@@ -54,14 +55,17 @@ class CallCollector:
             if record.payload.startswith(b'{"partial"'):  # not looked into: there may be many, and large
                 self._partials += 1
                 return
-            said = record.data
-            if "partial" in said:
-                self._partials += 1
-            elif "progress" in said:
-                text = _dumped(said["progress"])
-                self._progress = text if len(text) <= _MOST_PROGRESS else self._progress
-            elif "output" in said:
-                self._output = _dumped(said["output"]).encode()
+            with suppress(RecursionError):  # only what goes around our worker is nested so deeply: it is not kept
+                self._keep(record.data)
+
+    def _keep(self, said: dict[str, Any]) -> None:
+        if "partial" in said:
+            self._partials += 1
+        elif "progress" in said:
+            text = _dumped(said["progress"])
+            self._progress = text if len(text) <= _MOST_PROGRESS else self._progress
+        elif "output" in said:
+            self._output = _dumped(said["output"]).encode()
 
     def so_far(self, status: str) -> dict[str, Any]:
         """Fields of a call that is not over."""
@@ -92,24 +96,22 @@ class CallCollector:
         )
 
 
-def ended_outcome(session: Session, now: datetime, error: MoorageError | None = None) -> Outcome:
+def ended_outcome(session: Session, now: datetime) -> Outcome:
     """Of a call whose session ended, or began anew, before it was answered."""
-    expired = session.end_reason is EndReason.EXPIRED
-    code = error.code if error is not None else "session_expired" if expired else "session_ended"
-    why = error.message if error is not None else session.status_reason or "the session was started anew"
-    said = {
-        "code": code,
-        "ename": "SessionEnded",
-        "evalue": f"The session ended before the call: {why}",
-        "traceback": [],
-    }
-    return Outcome(status="failed", reason="session_ended", finished_at=now, error=_dumped(said))
+    code = "session_expired" if session.end_reason is EndReason.EXPIRED else "session_ended"
+    why = session.status_reason or "the session was started anew"
+    return _never_ran(code, "SessionEnded", f"The session ended before the call: {why}", "session_ended", now)
 
 
-def refused_outcome(now: datetime, why: str) -> Outcome:
-    """Of a call that its session did not take any more."""
-    error = {"code": "session_ended", "ename": "SessionEnded", "evalue": why, "traceback": []}
-    return Outcome(status="failed", reason="session_ended", finished_at=now, error=_dumped(error))
+def refused_outcome(error: MoorageError, now: datetime) -> Outcome:
+    """Of a call that its host did not take."""
+    reason = "session_ended" if isinstance(error, SessionEnded) else error.code
+    return _never_ran(error.code, type(error).__name__, error.message, reason, now)
+
+
+def _never_ran(code: str, ename: str, said: str, reason: str, now: datetime) -> Outcome:
+    error = {"code": code, "ename": ename, "evalue": said, "traceback": []}
+    return Outcome(status="failed", reason=reason, finished_at=now, error=_dumped(error))
 
 
 def lost_outcome(now: datetime) -> Outcome:

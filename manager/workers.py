@@ -17,14 +17,14 @@ from agent.client import KernelAddress
 from agent.wire import RunRead
 from domain.apps import APP_FOLDER, load_run_id
 from domain.crash import reach
-from domain.errors import AgentUnavailable, ArchiveRefused, MoorageError, RunNotFound, SessionEnded
+from domain.errors import AgentUnavailable, AppNotLoaded, ArchiveRefused, MoorageError, RunNotFound, SessionEnded
 from domain.ids import RunId, SessionId
 from domain.session import Event
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.loop import Loop
 from repositories.apps import archive_chunk
-from repositories.calls import CallRepository, Outcome
+from repositories.calls import CallRepository, CallRow, Outcome
 from repositories.database import Database
 from repositories.session import AdminSessionRepository
 from repositories.transit import Cause, transit
@@ -38,6 +38,7 @@ from repositories.workers import (
     hold,
     live_workers,
     loading,
+    locked,
     unsettled,
 )
 
@@ -99,7 +100,7 @@ class Workers(Loop):
         waiting: dict[SessionId, list[Unsettled]] = {}
         for call in calls:
             if call.sent or call.stale or call.done:
-                self._begin(("call", call.id, call.done), partial(self._see_to, call))
+                self._begin(("call", call.id, call.done, call.cancelling), partial(self._see_to, call))
             else:
                 waiting.setdefault(call.session_id, []).append(call)
         for session_id, queue in waiting.items():
@@ -165,7 +166,8 @@ class Workers(Loop):
                 return False
         try:
             if one.app.path is None:
-                await self._agents.unpack(where, APP_FOLDER, self._archive(one), size=None)
+                async with self._claimed(one):
+                    await self._agents.unpack(where, APP_FOLDER, self._archive(one), size=None)
         except ArchiveRefused as error:
             await self._fail(one, f"the app's archive was refused: {error}", _error("ArchiveRefused", str(error)))
             return False
@@ -186,14 +188,29 @@ class Workers(Loop):
             await hold(connection, one, until=None)
         return begun
 
+    @contextlib.asynccontextmanager
+    async def _claimed(self, one: Loading) -> AsyncIterator[None]:
+        """No other manager brings it meanwhile, however long that takes."""
+
+        async def claim_on() -> None:
+            while True:
+                await asyncio.sleep(_CLAIM_SECONDS / 3)
+                with contextlib.suppress(MoorageError):
+                    async with self._database.reader() as connection:
+                        await hold(connection, one, until=self._clock() + timedelta(seconds=_CLAIM_SECONDS))
+
+        claiming = asyncio.create_task(claim_on())
+        try:
+            yield
+        finally:
+            claiming.cancel()
+            await asyncio.wait({claiming})
+
     async def _archive(self, one: Loading) -> AsyncIterator[bytes]:
-        number, held = 0, time.monotonic()
+        number = 0
         while True:
             async with self._database.reader() as connection:
                 chunk = await archive_chunk(connection, one.app_id, one.app_version, number)
-                if time.monotonic() - held > _CLAIM_SECONDS / 3:
-                    held = time.monotonic()
-                    await hold(connection, one, until=self._clock() + timedelta(seconds=_CLAIM_SECONDS))
             if chunk is None:
                 return
             yield chunk
@@ -218,6 +235,8 @@ class Workers(Loop):
     async def _fail(self, one: Loading, reason: str, error: dict[str, Any]) -> None:
         now = self._clock()
         async with self._database.transaction("control.workers") as connection:
+            if not await locked(connection, one):
+                return
             moved = await transit(connection, one.id, Event.FAIL, cause=CAUSE, now=now, reason=reason[:2000])
             if moved is not None:
                 await fail_open_calls(connection, one.id, json.dumps({"code": "app_not_loaded", **error}), now=now)
@@ -235,22 +254,26 @@ class Workers(Loop):
         return await self._ask(one)
 
     async def _send(self, session_id: SessionId, queue: Sequence[Unsettled]) -> float:
-        """One after another, in the order in which they were asked; whoever else does so keeps to it, too."""
+        """One after another, in the order in which they were asked: none before an earlier one is at its host, whoever
+        has sent that."""
         for one in queue:
             async with self._database.transaction("control.workers") as connection:
                 calls = self._calls(connection)
-                row = await calls.get(one.id) if one.delivered else await calls.deliver(one.id)
-            if row is None or not row.open:
+                row = None if one.delivered else await calls.deliver(one.id)
+                row = row or await calls.get(one.id)
+            if not row.open:
                 continue
+            if not row.delivered:
+                break  # the session is not ready any more
             reach("control.workers.delivered")
             assert row.agent_id is not None
             assert row.kernel_id is not None
             assert row.run_attempt is not None
             where = KernelAddress(agent_id=row.agent_id, kernel_id=row.kernel_id, attempt=row.run_attempt)
             try:
-                await self._deliver(one, where)
-            except SessionEnded as error:  # the app has ended it meanwhile
-                await self._settle(one, partial(refused_outcome, why=str(error)))
+                await self._deliver(row, where)
+            except (SessionEnded, AppNotLoaded) as error:  # the app has ended it meanwhile
+                await self._settle(one, partial(refused_outcome, error))
                 continue
             async with self._database.reader() as connection:
                 await self._calls(connection).sent(one.id)
@@ -259,7 +282,7 @@ class Workers(Loop):
         return 0.0
 
     async def _ask(self, one: Unsettled) -> float:
-        """Deliver it, or see what came of it."""
+        """See what came of it; deliver it, where its host has not heard of it."""
         assert one.kernel_id is not None
         assert one.agent_id is not None
         assert one.run_attempt is not None
@@ -270,7 +293,9 @@ class Workers(Loop):
         try:
             if one.cancelling and not one.done:
                 await self._agents.interrupt(where, one.id)
-            first = None if one.done or one.input is None else await self._deliver(one, where)
+            first = await self._first(one, where)
+            if not one.done and first.status != "done":  # its end will be reported
+                return _ASKED_AGAIN_SECONDS
             await self._collect(where, one.id, collector, first)
         except (RunNotFound, SessionEnded):
             if not (one.done or one.stale):
@@ -282,15 +307,26 @@ class Workers(Loop):
         await self._settle(one, collector.outcome)
         return 0.0
 
-    async def _deliver(self, one: Unsettled, where: KernelAddress) -> RunRead:
-        assert one.input is not None
+    async def _first(self, one: Unsettled, where: KernelAddress) -> RunRead:
+        try:
+            return await self._agents.read(where, one.id, from_seq=0, max_bytes=_READ_BYTES, wait_seconds=0.0)
+        except RunNotFound:
+            if one.done:
+                raise
+        async with self._database.reader() as connection:
+            row = await self._calls(connection).get(one.id)
+        return await self._deliver(row, where)
+
+    async def _deliver(self, row: CallRow, where: KernelAddress) -> RunRead:
+        if row.input is None:  # it is over
+            raise RunNotFound(run_id=str(row.id))
         return await self._agents.execute(
             where,
-            one.id,
+            row.id,
             mode="call",
-            code=call_code(one.function, one.input),
+            code=call_code(row.function, row.input),
             opts={},
-            timeout_seconds=one.timeout_seconds,
+            timeout_seconds=row.timeout_seconds,
             wait_seconds=0.0,
             max_bytes=_READ_BYTES,
         )

@@ -14,7 +14,6 @@ from repositories import tables
 from repositories.database import Connection
 
 _ANSWERING: Final = ", ".join(f"'{status}'" for status in sorted(ANSWERING))
-_NOT_FINAL: Final = tables.NOT_FINAL.replace("status", "s.status")
 #: What was delivered so long ago and is not over is asked for again: whoever delivered it may be no more.
 ASKED_AGAIN: Final = timedelta(seconds=5)
 #: So long after the end of its session a run that nobody has reported is given up.
@@ -47,9 +46,6 @@ class Unsettled:
 
     id: RunId
     session_id: SessionId
-    function: str
-    input: str | None
-    timeout_seconds: float | None
     delivered: bool
     sent: bool  #: its host has it
     done: bool  #: its run is
@@ -62,8 +58,12 @@ class Unsettled:
 
 
 async def live_workers(connection: Connection) -> set[SessionId]:
+    """Those that have not ended, or of which a call has not. Ended ones are not looked through: there may be very many."""
     rows = await connection.fetch(
-        f"SELECT s.id FROM workers w JOIN sessions s ON s.id = w.session_id WHERE {_NOT_FINAL} OR w.open_calls > 0"
+        f"""
+        SELECT id FROM sessions WHERE {tables.NOT_FINAL} AND session_type = 'worker'
+        UNION SELECT session_id FROM calls WHERE status = 'open'
+        """
     )
     return {SessionId(row["id"]) for row in rows}
 
@@ -84,13 +84,13 @@ async def loading(connection: Connection, *, now: datetime) -> list[Loading]:
     return [Loading(**{**dict(row), "app": AppDefinition.from_json(row["app"])}) for row in rows]
 
 
-async def unsettled(connection: Connection, *, now: datetime, limit: int = 500) -> list[Unsettled]:
-    """In the order in which they were asked."""
+async def unsettled(connection: Connection, *, now: datetime, limit: int = 5000) -> list[Unsettled]:
+    """In the order in which they were asked; first those for which there is something to be done, and of the others, which
+    only run and may be very many, some."""
     rows = await connection.fetch(
         f"""
         SELECT * FROM (
-            SELECT c.id, c.session_id, c.function, c.input, c.timeout_seconds, e.run_id IS NOT NULL AS delivered,
-                c.sent_at IS NOT NULL AS sent,
+            SELECT c.id, c.session_id, e.run_id IS NOT NULL AS delivered, c.sent_at IS NOT NULL AS sent,
                 coalesce(e.status = 'done', false) AS done, x.stale,
                 x.stale AND coalesce(s.ended_at <= $2, c.attempt < s.attempt) AS given_up,
                 c.cancel_at IS NOT NULL AS cancelling, e.kernel_id, e.agent_id, e.attempt AS run_attempt,
@@ -101,7 +101,8 @@ async def unsettled(connection: Connection, *, now: datetime, limit: int = 500) 
             WHERE c.status = 'open'
         ) c
         WHERE done OR stale AND (given_up OR NOT delivered) OR ready AND NOT sent AND NOT cancelling OR delivered AND created_at < $1
-        ORDER BY created_at, id LIMIT $3
+        ORDER BY sent AND NOT (done OR stale OR cancelling),
+            CASE WHEN sent AND NOT (done OR stale OR cancelling) THEN random() END, created_at, id LIMIT $3
         """,
         now - ASKED_AGAIN,
         now - GIVEN_UP,
@@ -127,8 +128,19 @@ async def claim(connection: Connection, one: Loading, *, now: datetime, seconds:
 
 
 async def hold(connection: Connection, one: Loading, *, until: datetime | None) -> None:
-    """Keep the claim until then, or give it back."""
-    await connection.execute("UPDATE workers SET claimed_until = $2 WHERE session_id = $1", one.id, until)
+    """Keep the claim until then, or give it back; not one that somebody else has taken since."""
+    await connection.execute(
+        "UPDATE workers SET claimed_until = $2 WHERE session_id = $1 AND tries = $3 + 1", one.id, until, one.tries
+    )
+
+
+async def locked(connection: Connection, one: Loading) -> bool:
+    """Whether the session is still at this attempt; then it stays so until the transaction ends."""
+    return bool(
+        await connection.fetchval(
+            "SELECT attempt = $2 FROM sessions WHERE id = $1 FOR NO KEY UPDATE", one.id, one.attempt
+        )
+    )
 
 
 async def begin_load(connection: Connection, one: Loading, run_id: RunId, *, now: datetime) -> bool:

@@ -196,7 +196,7 @@ def a_call(session_id: SessionId = ID, *, run: bool = True, **columns: Any) -> G
     async def put(connection: Connection) -> None:
         await insert(connection, "calls", row)
         if run:
-            await a_run(session_id, run_id=CALL, mode="call").put(connection)
+            await a_run(session_id, run_id=row["id"], mode="call").put(connection)
 
     return Given(put=put)
 

@@ -12,15 +12,17 @@ import pytest
 
 from agent.wire import RunDone
 from domain.apps import load_run_id
-from domain.errors import AgentUnavailable
+from domain.errors import AgentUnavailable, AppEnded
 from domain.ids import AgentId
 from domain.session import Status
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
 from manager.reconciler import Deadlines
-from manager.workers import Workers
+from manager.workers import CAUSE, Workers
+from repositories.calls import CallRepository
 from repositories.database import Database
 from repositories.runs_done import finish_runs
+from repositories.workers import loading, unsettled
 from tests.agent.fake import FakeAgent, Run
 from tests.control.fakes import Clock
 from tests.scenario import (
@@ -129,6 +131,45 @@ async def test_another_manager_goes_on_when_the_first_is_no_more(database: Datab
     assert asked(fake) == [("execute", "load")]
 
 
+async def test_what_takes_long_to_bring_is_brought_by_one(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manager.workers._CLAIM_SECONDS", 0.3)
+    clock, there = Clock(NOW), asyncio.Event()
+
+    class Slow(FakeAgent):
+        async def unpack(self, *where: Any, **more: Any) -> dict[str, int]:
+            await there.wait()
+            return await super().unpack(*where, **more)
+
+    fake = Slow()
+    await put(database, an_app(**ARCHIVED), *CHUNKS, a_worker(ready=False, app=ARCHIVED))
+    bringing = loop(database, fake, clock)
+    await bringing.step()
+    async with asyncio.timeout(20):
+        until = None
+        while until is None or until < NOW + timedelta(seconds=3):  # the claim is renewed
+            clock.now = NOW + timedelta(seconds=3)
+            await asyncio.sleep(0.02)
+            until = await value(database, "SELECT claimed_until FROM workers")
+    await loop(database, fake, clock).step()
+    there.set()
+    await turn(bringing)
+    assert asked(fake) == ["unpack", ("execute", "load")]
+    assert await value(database, "SELECT claimed_until FROM workers") is None
+
+
+async def test_a_session_that_was_started_anew_does_not_end_for_its_last_attempt(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, an_app(), a_worker(ready=False))
+    workers = loop(database, fake, clock)
+    await turn(workers)
+    await tell(database, LOAD, exit_code=1)
+    async with database.transaction() as connection:
+        [failed] = await loading(connection, now=NOW)
+        await connection.execute("UPDATE sessions SET attempt = 2")
+    await workers._end_unloaded(failed)
+    assert await value(database, "SELECT status FROM sessions") == "RUNNING"
+
+
 async def test_a_load_that_nobody_knows_the_fate_of_is_asked_for_again(database: Database) -> None:
     fake, clock = FakeAgent(), Clock(NOW)
     await put(database, an_app(), a_worker(ready=False))
@@ -204,6 +245,60 @@ async def test_they_are_sent_in_the_order_in_which_they_were_asked(database: Dat
     assert await value(database, "SELECT count(*) FROM calls WHERE sent_at IS NULL") == 0
 
 
+async def test_nothing_overtakes_what_another_manager_is_about_to_send(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    later = a_call(run=False, id=UUID(int=1), created_at=NOW + timedelta(seconds=1))
+    await put(database, a_worker(), a_call(run=False), later)
+    async with database.transaction() as connection:
+        queue = await unsettled(connection, now=NOW)
+        assert await CallRepository(connection, now=NOW, cause=CAUSE).deliver(CALL) is not None  # and it dies here
+    await loop(database, fake, clock)._send(ID, queue)
+    assert list(fake.runs) == [str(CALL), str(UUID(int=1))]
+
+
+async def test_many_long_calls_do_not_hide_one_that_waits(database: Database) -> None:
+    long = [a_call(id=UUID(int=number)) for number in range(1, 4)]
+    waits = a_call(run=False, created_at=NOW + timedelta(seconds=9))
+    await put(database, a_worker(app={"concurrency": 10}), *long, waits)
+    async with database.reader() as connection:
+        found = await unsettled(connection, now=NOW + timedelta(seconds=10), limit=2)
+    assert found[0].id == CALL
+    assert len(found) == 2
+
+
+async def test_what_its_host_refuses_is_over(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(), a_call(run=False))
+    fake.fails_with = AppEnded()
+    await turn(loop(database, fake, clock))
+    assert await value(database, "SELECT (status, reason) FROM calls") == ("failed", "session_ended")
+    assert json.loads(await value(database, "SELECT error FROM calls"))["code"] == "app_ended"
+
+
+async def test_a_long_call_is_neither_sent_nor_read_again_as_a_whole(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    run = fake.runs[str(CALL)] = Run(mode="call")
+    for _ in range(3):
+        run.say("stdout", bytes(1024 * 1024))
+    await put(database, a_worker(), a_call())
+    clock.turn(seconds=6)
+    await turn(loop(database, fake, clock))
+    assert asked(fake) == ["read"]
+
+
+async def test_what_is_nested_without_end_does_not_hold_up_the_others(database: Database) -> None:
+    fake, clock = FakeAgent(), Clock(NOW)
+    await put(database, a_worker(), *(a_call(id=UUID(int=depth)) for depth in range(900, 1000)))
+    for depth in range(900, 1000):
+        nested = b'{"output":' + b"[" * depth + b"]" * depth + b"}"
+        fake.runs[str(UUID(int=depth))] = Run(mode="call").say("result", nested).end()
+        await tell(database, UUID(int=depth))
+    workers = loop(database, fake, clock)
+    for _ in range(5):  # they are seen to twenty at a time
+        await turn(workers)
+    assert await value(database, "SELECT count(*) FROM calls WHERE status <> 'completed'") == 0
+
+
 async def test_a_call_whose_manager_is_no_more_is_seen_to_its_end(database: Database) -> None:
     fake, clock = FakeAgent(), Clock(NOW)
     fake.runs[str(CALL)] = Run(mode="call").say("result", {"output": [1]}).end()
@@ -220,7 +315,7 @@ async def test_a_delivery_that_got_lost_is_made_again(database: Database) -> Non
     await put(database, a_worker(), a_call())
     clock.turn(seconds=6)
     await turn(loop(database, fake, clock))
-    assert asked(fake) == [("execute", "call")]
+    assert asked(fake) == ["read", ("execute", "call")]
     assert await value(database, "SELECT status FROM calls") == "completed"
 
 
