@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+#: epoll refuses to wait for more than 24 days; a run may take 30.
+MOST_PATIENCE_SECONDS = 86400.0
 
 
 class Timer:
@@ -105,7 +107,7 @@ class Loop:
             return 0
         if not self._timers:
             return -1
-        return max(0.0, self._timers[0].due - time.monotonic())
+        return min(max(0.0, self._timers[0].due - time.monotonic()), MOST_PATIENCE_SECONDS)
 
     def _call(self, action: Callable[[], None]) -> None:
         try:
