@@ -40,6 +40,8 @@ STUBBORN_SECONDS = 0.5  #: after it was cancelled, asynchronous code that still 
 _real_exit = os._exit
 _NOT_THE_APPS = (HERE, "<frozen", asyncio.__path__[0], importlib.__path__[0])
 
+_SCALARS = (str, int, float, bool)
+
 CURRENT: contextvars.ContextVar[Any] = contextvars.ContextVar("moorage_call", default=None)
 
 
@@ -67,7 +69,7 @@ class Call:
         self.over = False
         self.logs: dict[int, list[str]] = {STDOUT: [], STDERR: []}
         self.log_size = 0
-        self.progress: dict[str, Any] | None = None  #: not told yet
+        self.progress: bytes | None = None  #: not told yet
         self.told = 0.0
         self.timer = False
 
@@ -161,6 +163,8 @@ class CallOutput(io.TextIOBase):
         self._pid = pid
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         call = CURRENT.get()
         if call is None or call.over or os.getpid() != self._pid:
             return int(self._plain.write(text))
@@ -179,6 +183,9 @@ class CallOutput(io.TextIOBase):
 
     def isatty(self) -> bool:
         return False
+
+    def reconfigure(self, **options: Any) -> None:
+        """Programs ask for UTF-8 or for lines at once, and have both already."""
 
     def fileno(self) -> int:
         return int(self._plain.fileno())
@@ -225,11 +232,11 @@ class Server:
         self.loop.call_soon(self._on_message, header, body)
         self.loop.call_soon(self._on_readable)
         while not self._over:
-            try:
+            with contextlib.suppress(
+                KeyboardInterrupt, SystemExit
+            ):  # of a task of the app's own, which has it as its end
                 self.loop.run_forever()
-            except (KeyboardInterrupt, SystemExit):
-                continue  # raised in a task of the app's own, which has it as its end
-            while self._jobs:
+            while self._jobs:  # also then: what has asked to stop the loop is not heard twice
                 self._jobs.popleft()()
         self.session.flusher.flush()
 
@@ -444,7 +451,7 @@ class Server:
         if error is None:
             try:
                 body = encoded("output", value, self.state)
-            except Exception as bad:
+            except BaseException as bad:  # a model of the app's may raise anything
                 error = bad
         if error is not None:
             interrupted = bool(call.cancelled) and isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
@@ -464,7 +471,8 @@ class Server:
         self._tell_progress(call)
         self.logs.flush_call(call)
         for output in self.session.flusher.outputs[:2]:
-            output.flush()
+            with contextlib.suppress(Exception):  # closed by the app
+                output.flush()
 
     def _wake_flusher(self) -> None:
         if not self.session.flusher.awake:
@@ -482,7 +490,7 @@ class Server:
             whole.update(evalue="It was cancelled.")
         elif getattr(error, "moorage_code", None) is not None:
             whole["code"] = error.moorage_code  # type: ignore[attr-defined]
-        return json.dumps(whole).encode("utf-8", "replace")
+        return json.dumps(whole, ensure_ascii=False).encode("utf-8", "replace")
 
     # -- the app ---------------------------------------------------------------------------------------------------------
     def _load(self, call: Call) -> Any:
@@ -543,8 +551,7 @@ class Server:
         call = self._here()
         if call is None or os.getpid() != self.sender.pid:
             return
-        encoded("progress", said, self.state)  # it is refused where it is said
-        call.progress = said
+        call.progress = encoded("progress", said, self.state)  # it is refused where it is said, and told as it was then
         if time.monotonic() - call.told >= PROGRESS_SECONDS:
             self._tell_progress(call)
         elif not call.timer:
@@ -560,8 +567,7 @@ class Server:
         said, call.progress = call.progress, None
         if said is not None:
             call.told = time.monotonic()
-            body = encoded("progress", said, self.state)
-            self.sender.send(({"op": "record", "run": call.run, "kind": RESULT}, body))
+            self.sender.send(({"op": "record", "run": call.run, "kind": RESULT}, said))
 
     def end(self) -> None:
         if not self.ending and os.getpid() == self.sender.pid:
@@ -627,6 +633,8 @@ def _entry(entry: str, path: str | None) -> Any:
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """With what pydantic makes of its models in the place of each, however deep they are."""
+    if value is None or type(value) in _SCALARS:  # most of any large output
+        return value
     if depth < 0:
         raise AppError("output_not_json", f"The output is nested more than {MAX_DEPTH} levels deep.")
     if hasattr(value, "model_dump") and not isinstance(value, type):
