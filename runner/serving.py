@@ -100,6 +100,8 @@ class Serving:
         if run in self._queue:
             self._queue.remove(run)
             self._hands.finish(run, 128 + number, number)
+            if run.mode == "load":
+                self._not_loaded()
 
     def ask_to_end(self, run: Run) -> None:
         """Cancel its task. Plain code that blocks is interrupted by the signal; the worker knows which code that is."""
@@ -136,12 +138,17 @@ class Serving:
         del self.active[run.id]
         self._hands.finish(run, exit_code, None)
         if run.mode == "load" and self._state == "loading":
-            self._state = "ready" if exit_code == 0 else "failed"
-            if self._state == "failed":
-                self._refuse_queued("app_not_loaded", "The app could not be loaded, so this call never began.")
+            if exit_code == 0:
+                self._state = "ready"
+            else:
+                self._not_loaded()
         if self._state == "ending" and not self.active:
             self._unload()
         self.feed()
+
+    def _not_loaded(self) -> None:
+        self._state = "failed"
+        self._refuse_queued("app_not_loaded", "The app could not be loaded, so this call never began.")
 
     def owner_of_output(self) -> Run | None:
         """Whose output comes through the worker's pipes: nobody's, when several run at once."""
