@@ -1296,15 +1296,18 @@ class Supervisor:
     def _worker_exited(self, worker: Worker, status: int) -> None:
         exit_code, number = processes.exit_of(status)
         pid, worker.pid = worker.pid, 0
+        was, worker.state = worker.state, "failed"  # from here it is handed nothing more
         run = self._current if worker is self._worker else None
         if run is not None and (run.killed or run.timed_out):
             processes.signal_group(pid, signal.SIGKILL)
         for pipe in worker.pipes:
             pipe.drain()
         if worker.socket is not None:
-            with contextlib.suppress(OSError, BadFrame):  # what it still said: an answer may have been on its way
+            # what it still said: an answer may have been on its way
+            with contextlib.suppress(OSError):  # nothing more for now: what it has forked holds the other end
                 while data := worker.socket.recv(1 << 16):
                     worker.frames.feed(data)
+            with contextlib.suppress(BadFrame):
                 while (frame := worker.frames.next()) is not None:
                     self._on_message(worker, *frame)
             self.loop.forget(worker.socket.fileno())
@@ -1322,11 +1325,8 @@ class Supervisor:
             self._finish(run, exit_code, number, lost=True)
         app = self._app
         if app is not None and app.holds_worker and worker is self._worker and not self._stopping:
-            worker.state = "failed"
             app.worker_exited(exit_code, number)
             return
-        was = worker.state
-        worker.state = "failed"
         if self._stopping or worker is not self._worker:
             return
         self._say(f"the worker ended (exit code {exit_code}); a new one is started")
