@@ -29,6 +29,8 @@ METHODS = (
     ("_repr_pdf_", "application/pdf"),
 )
 MAX_TEXT = 1 << 20
+MAX_MIME = 200  #: what is called by more is no type
+MAX_LINE = 2048  #: of a traceback: 200 such lines fit into a record, however their characters are written
 
 warnings.filterwarnings(
     "ignore", message=".*(non-interactive|non-GUI backend).*"
@@ -75,6 +77,7 @@ def _portable(shown: Any) -> Any:
 
 def encode(data: dict[str, Any], limit: int) -> bytes:
     """The bundle as JSON of at most `limit` bytes: what is too large is left out, and the text says so."""
+    data = {mime: shown for mime, shown in data.items() if isinstance(mime, str) and len(mime) <= MAX_MIME}
     try:
         body = json.dumps(data).encode("utf-8", "replace")
     except (TypeError, ValueError, RecursionError):
@@ -130,10 +133,9 @@ def failure(error: BaseException) -> bytes:
         text = "(the exception's own __str__ failed)"
     if len(lines) > 200:
         lines = [*lines[:100], f"  ... {len(lines) - 200} more ...\n", *lines[-100:]]
-    lines = [line[:4096] for line in lines]
-    return json.dumps({"ename": type(error).__name__, "evalue": text[:65536], "traceback": lines}).encode(
-        "utf-8", "replace"
-    )
+    lines = [line[:MAX_LINE] for line in lines]
+    told = {"ename": type(error).__name__[:1000], "evalue": text[:65536], "traceback": lines}
+    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _cut(frames: TracebackType) -> None:

@@ -52,6 +52,31 @@ async def test_exceptions_become_errors(kernel: Kernel) -> None:
     assert not out.done["namespace_lost"]
 
 
+async def test_whatever_an_exception_or_a_bundle_is_called_the_worker_lives_on(kernel: Kernel) -> None:
+    out = await kernel.run("raise type('X' * 5_000_000, (Exception,), {})('\\1' * 5_000_000)")
+    assert (out.error["ename"], out.error["evalue"]) == ("X" * 1000, "\1" * 65536)
+    chain = """
+error = None
+for n in range(300):
+    try:
+        raise ValueError(chr(1) * 10_000) from error
+    except ValueError as caught:
+        error = caught
+raise error
+"""
+    assert (await kernel.run(chain)).error["ename"] == "ValueError"
+    code = "class M:\n    def _repr_mimebundle_(self, **_): return {'x' * 5_000_000: 1, 3: 4, 'a/b': 5}\nM()"
+    assert (await kernel.run(code)).results[0]["a/b"] == 5
+    out = await kernel.run("len(str(error))")
+    assert (out.results, out.done["namespace_lost"]) == ([{"text/plain": "10000"}], False)
+
+
+async def test_a_run_may_take_a_month(kernel: Kernel) -> None:
+    out = await kernel.run("import time; time.sleep(0.1)", timeout_seconds=30 * 86400)
+    assert out.done["reason"] == "finished"
+    await kernel.link.ping()
+
+
 async def test_syntax_errors_become_errors(kernel: Kernel) -> None:
     out = await kernel.run("def f(:")
     assert out.error["ename"] == "SyntaxError"
