@@ -287,11 +287,14 @@ def _check_size(dtype: str, shape: Sequence[Any], size: int, limits: Limits) -> 
         raise BadTensor(f"'{dtype[:40]}' is no type of elements; there are {', '.join(ITEM_BYTES)}.")
     if len(shape) > limits.dimensions:
         raise TooLarge(f"A tensor has at most {limits.dimensions} dimensions, not {len(shape)}.")
-    wanted = ITEM_BYTES[dtype]
+    wanted = room = ITEM_BYTES[dtype]
     for extent in shape:
         wanted *= _count(extent, "shape", BadTensor)
+        room *= max(extent, 1)
     if wanted != size:
         raise BadTensor(f"A tensor of {dtype} and shape {list(shape)} has {wanted} bytes, not {size}.")
+    if room >= 1 << 63:  # libraries count so, also where an extent of 0 leaves nothing of it
+        raise BadTensor(f"No tensor has the shape {list(shape)}.")
     if size > limits.payload_bytes:
         raise TooLarge(f"A tensor has at most {limits.payload_bytes} bytes, not {size}.")
 

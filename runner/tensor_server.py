@@ -121,7 +121,7 @@ class Server:
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 writer.write(_plain(refusal.status, refusal.body()))
                 await _linger(reader, writer)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, CutOff, Vanished):
+        except (asyncio.TimeoutError, OSError, asyncio.IncompleteReadError, CutOff, Vanished):  # noqa: UP041 - until 3.11
             pass  # it has gone
         except Exception as error:
             self._say(f"a connection failed: {type(error).__name__}: {error}")
@@ -153,9 +153,9 @@ class Server:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, headers: dict[str, str]
     ) -> Frame:
         length = headers.get("content-length", "")
-        if not length.isdigit() or "transfer-encoding" in headers:
+        if not length.isdecimal() or "transfer-encoding" in headers:
             raise Refusal(411, "length_required", "A request says its Content-Length.")
-        if int(length) > self._limits.payload_bytes + self._limits.header_bytes + 12:
+        if len(length) > 18 or int(length) > self._limits.payload_bytes + self._limits.header_bytes + 12:
             raise Refusal(413, TooLarge.code, f"At most {self._limits.payload_bytes} bytes are taken.")
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

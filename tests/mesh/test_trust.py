@@ -199,6 +199,10 @@ SENT = {
     "more_bytes_than_its_shape": (OPEN + frame(RAW, b"x" * 9), "has 8 bytes, not 9"),
     "fewer_bytes_than_its_shape": (OPEN + frame(RAW, b"x" * 4), "has 8 bytes, not 4"),
     "a_shape_that_overflows": (OPEN + frame({**RAW, "shape": [1 << 62, 4]}, b"x" * 8), "bytes, not 8"),
+    "a_shape_of_nothing_that_no_library_makes": (
+        OPEN + frame({**RAW, "shape": [0, 1 << 62, 1 << 62]}),
+        "No tensor has",
+    ),
     "a_negative_shape": (OPEN + frame({**RAW, "shape": [-1, -2]}, b"x" * 8), "whole numbers"),
     "a_shape_of_words": (OPEN + frame({**RAW, "shape": ["2"]}, b"x" * 8), "whole numbers"),
     "too_many_dimensions": (OPEN + frame({**RAW, "shape": [1] * 17}, b"x" * 4), "dimensions"),

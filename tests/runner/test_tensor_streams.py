@@ -168,6 +168,8 @@ REFUSED = {
     "elsewhere": (b"GET /else HTTP/1.1\r\n\r\n", 404, "not_found"),
     "by_get": (b"GET /stream HTTP/1.1\r\n\r\n", 405, "method_not_allowed"),
     "without_a_length": (b"POST /stream HTTP/1.1\r\n\r\n", 411, "length_required"),
+    "a_length_of_odd_digits": (b"POST /stream HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n", 411, "length_required"),
+    "a_length_of_many_digits": (b"POST /stream HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413, "tensor_too_large"),
     "too_long": (post(b"", 1 << 40), 413, "tensor_too_large"),
     "no_frame": (post(b"x"), 400, "bad_frame"),
     "nothing": (post(b""), 400, "bad_frame"),
@@ -177,6 +179,7 @@ REFUSED = {
     "a_shape_that_would_take_everything": (
         post(frame({**RAW, "shape": [1 << 40, 1 << 20]}, size=1 << 22)), 400, "bad_tensor"
     ),
+    "a_shape_of_nothing_that_no_library_makes": (post(frame({**RAW, "shape": [0, 1 << 62, 1 << 62]})), 400, "bad_tensor"),
     "a_payload_that_would_take_everything": (post(frame(RAW, size=1 << 50)), 413, "tensor_too_large"),
     "no_such_dtype": (post(frame({**RAW, "dtype": "object"}, b"x" * 16)), 400, "bad_tensor"),
     "pickle": (post(frame({**RAW, "format": "pickle"}, b"\x80\x04.")), 400, "bad_frame"),
