@@ -6,12 +6,15 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from moorage.forwarding import Refused
 from moorage.mesh import (
     ApplicationError,
+    ClientConfig,
     InvalidInput,
     NodeFailed,
     NoNodes,
@@ -21,6 +24,7 @@ from moorage.mesh import (
     SessionManager,
     StreamInterrupted,
 )
+from moorage.mesh.nodes import SessionP2P
 
 from tests.mesh.nodes import Clock, Here, TestNode, node, remote
 
@@ -147,6 +151,54 @@ async def test_closed_means_closed() -> None:
             await numbers(session)
         await asyncio.wait_for(one.ended.wait(), 10)
         assert (len(one.asked), one.closed) == (1, 1)
+
+
+async def test_what_is_being_opened_when_a_session_is_closed_asks_nothing() -> None:
+    async with node(ten) as one, remote(one.address) as manager:
+        await manager.update()
+        p2p: Any = manager.state.p2p
+        session, connect = Session(manager), p2p.connect
+
+        async def connect_late(peer: str) -> Any:
+            connection = await connect(peer)
+            await session.close()
+            return connection
+
+        p2p.connect = connect_late
+        with pytest.raises(SessionClosed):
+            await numbers(session)
+        assert one.asked == []
+
+
+async def test_a_load_that_is_no_number_to_reckon_with_counts_as_none() -> None:
+    async with node(ten) as one, remote(one.address) as manager:
+        await manager.update()
+        manager.state.nodes[one.address].learn({"load": {"active": 10**400, "limit": 10**400}})
+        assert await numbers(Session(manager)) == list(range(10))
+
+
+async def test_a_pass_that_is_dropped_while_it_is_refused_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def port_pass(port: int, *, kernel: str) -> Any:
+        asked.append(kernel)
+        return SimpleNamespace(expires_at=None)
+
+    async def connect_port(given: Any, config: Any) -> str:
+        if len(asked) == 1:
+            p2p._passes = {}  # as a look at the nodes does that finds this one unwell
+            raise Refused("it was taken back")
+        return "connected"
+
+    async def get(name: str) -> Any:
+        return SimpleNamespace(services=SimpleNamespace(port_pass=port_pass))
+
+    client: Any = SimpleNamespace(config=None, sessions=SimpleNamespace(get=get))
+    p2p: Any = SessionP2P(ClientConfig(session="model", client=client))
+    monkeypatch.setattr("moorage.forwarding.connect_port", connect_port)
+    await p2p._pass("node")
+    assert await p2p.connect("node") == "connected"
+    assert asked == ["node", "node"]
 
 
 async def test_a_client_that_leaves_off_closes_the_generator() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _READ_BYTES = 512 << 10
 _INFO_BYTES = 64 << 10
+_MOST_STREAMS = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,7 +113,7 @@ class SessionP2P:
         except Refused:
             if not known:
                 raise
-        del self._passes[peer_id]  # it may have been taken back
+        self._passes.pop(peer_id, None)  # it may have been taken back, and another look at the nodes has dropped it
         return await connect_port(await self._pass(peer_id), self._settings)
 
     async def shutdown(self) -> None:
@@ -199,7 +200,8 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _number(value: object, default: int) -> int:
-    return value if isinstance(value, int) and value >= 0 else default
+    """Small enough to be reckoned with."""
+    return value if isinstance(value, int) and 0 <= value <= _MOST_STREAMS else default
 
 
 def _soon(at: datetime) -> bool:

@@ -38,6 +38,7 @@ class MockProtocol:
         self._manager = remote_manager
         self._authorizer = authorizer
         self._open: set[asyncio.StreamWriter] = set()
+        self._closed = False
 
     async def call_inference_stream(
         self, peer: str, prompt: str, tensor: Any = None, *, start_at: int = 0
@@ -78,6 +79,8 @@ class MockProtocol:
         self._open.add(writer)
         finished = False
         try:
+            if self._closed:
+                raise NodeFailed("The session was closed while the node was being reached.")
             await self._ask((reader, writer), request)
             async with aclosing(self._frames(reader, request)) as frames:
                 async for frame in frames:
@@ -97,7 +100,8 @@ class MockProtocol:
                 writer.transport.abort()  # it stops its work at once
 
     def close(self) -> None:
-        """Streams that are open break off."""
+        """Streams that are open break off, and so does what is being opened."""
+        self._closed = True
         for writer in self._open:
             writer.transport.abort()
 

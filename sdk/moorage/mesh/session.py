@@ -74,6 +74,7 @@ class Session:
                 with self._manager.using(node.peer_id):
                     async with aclosing(self._outputs(node, prompt, tensor, outputs)) as stream:
                         async for output in stream:
+                            self._check_open()
                             outputs += 1
                             yield output
                             self._check_open()
