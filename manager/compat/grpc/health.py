@@ -13,6 +13,8 @@ from manager.compat.grpc.wire import Malformed, text_field
 
 _SERVING, _NOT_SERVING, _UNKNOWN = b"\x08\x01", b"\x08\x02", b"\x08\x03"
 _READ_SECONDS: Final = 5.0
+#: Who sends nothing keeps the place for reading; so nobody else waits for it any longer than this.
+_PLACE_SECONDS: Final = 0.5
 _MOST_WATCHERS: Final = 100
 _reading = asyncio.Semaphore(1)
 _watchers: set[object] = set()
@@ -50,10 +52,18 @@ def health_handler(path: str, closing: asyncio.Event) -> Any:
 
 
 async def _is_ours(messages: AsyncIterator[bytes], context: Any) -> bool:
+    """Whether the service that is asked about is this one; it is taken for it when there is no place to read its name."""
     try:
-        async with asyncio.timeout(_READ_SECONDS), _reading:
+        async with asyncio.timeout(_PLACE_SECONDS):
+            await _reading.acquire()
+    except TimeoutError:
+        return True
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
             message = await anext(aiter(messages), b"")
         return (text_field(message, 1) or SERVICE) == SERVICE
     except (Malformed, TimeoutError):
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "This is no request of the health service.")
         raise AssertionError("abort raises") from None
+    finally:
+        _reading.release()

@@ -72,11 +72,10 @@ class Sessions:
         """A session whose service answers. What fails, or nobody waits for any more, leaves nothing behind."""
         until = time.monotonic() + (PATIENCE_SECONDS if seconds is None else seconds)
         serves, template, overrides = await self._recipe(by, request_id)
-        made = await self._run(
-            CreateFromTemplateAction(template=str(template.id), template_version=template.version, overrides=overrides),
-            by, request_id, settle=0.0,
-        )  # fmt: skip
-        session_id = SessionId(made.session_data.id)
+        asked = CreateFromTemplateAction(
+            template=str(template.id), template_version=template.version, overrides=overrides
+        )
+        session_id = await self._made(asked, by, request_id)
         try:
             left = until - time.monotonic()
             session = await self._world.service.wait_for_session(
@@ -182,6 +181,16 @@ class Sessions:
         if template.session.get("idle_timeout") is None:
             over["idle_timeout"] = IDLE_SECONDS
         return serves, template, over
+
+    async def _made(self, asked: CreateFromTemplateAction, by: Principal, request_id: str) -> SessionId:
+        """A client that vanishes meanwhile does not leave behind what only then turns out to have been made."""
+        making = asyncio.ensure_future(self._run(asked, by, request_id))
+        try:
+            return SessionId((await asyncio.shield(making)).session_data.id)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # then nothing was made, or nobody knows
+                await self._give_up(by, SessionId((await making).session_data.id), request_id)
+            raise
 
     async def _give_up(self, by: Principal, session_id: SessionId, request_id: str) -> None:
         self.forget(session_id)

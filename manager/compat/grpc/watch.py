@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from domain.errors import DatabaseUnavailable, MoorageError
 
+log = logging.getLogger("moorage.grpc")
 LOOK_SECONDS = 1.0
 
 
@@ -64,6 +66,8 @@ class Watch:
                     if one in self._open and one.error is None:
                         one.error = error
                         one.task.cancel()
+                except Exception:  # the others are still watched, and this one is asked about again
+                    log.exception("it cannot be told whether a call may go on")
         self._looking = None
 
     def close(self) -> None:

@@ -6,14 +6,20 @@ import asyncio
 import subprocess
 import sys
 import uuid
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from domain.errors import SessionNotFound
+from actions.lifecycle import DestroySessionAction
+from actions.templates import CreateFromTemplateAction, GetTemplateAction
+from domain.errors import SessionNotFound, Unauthenticated
 from domain.ids import uuid7
+from manager.compat.grpc import health, watch
 from manager.compat.grpc.budget import MOST_CALLS, Budget, OverBudget, Share
 from manager.compat.grpc.methods import METHODS
-from manager.compat.grpc.sessions import meant, shown
+from manager.compat.grpc.sessions import Sessions, meant, shown
 from manager.compat.grpc.wire import Malformed, flag, text, text_field
 from manager.config import ConfigError, ManagerConfig
 
@@ -124,3 +130,75 @@ def test_without_the_front_none_of_it_is_in_memory() -> None:
     lines = "import sys, manager.daemon, manager.rest.app\nprint([m for m in sys.modules if 'grpc' in m])"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class _Context:
+    """Of a call, as the health service uses it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self.written.append(message)
+
+    async def abort(self, code: object, details: str) -> None:
+        raise RuntimeError(details)
+
+
+async def test_a_silent_client_does_not_keep_others_from_asking_for_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_PLACE_SECONDS", 0.0)
+    monkeypatch.setattr(health, "_reading", asyncio.Semaphore(1))
+    check = health.health_handler("/grpc.health.v1.Health/Check", asyncio.Event()).stream_stream
+
+    async def silence() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    silent = asyncio.create_task(check(silence(), _Context()))
+    await asyncio.sleep(0)
+    context = _Context()
+    await check(silence(), context)
+    assert context.written == [b"\x08\x01"]
+    silent.cancel()
+    await asyncio.gather(silent, return_exceptions=True)
+
+
+async def test_calls_are_still_watched_when_asking_about_one_has_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.0)
+    answers = iter([RuntimeError("a broken pipe"), Unauthenticated("no key any more")])
+
+    async def ask() -> None:
+        raise next(answers)
+
+    seen = watch.Watch()
+    with pytest.raises(Unauthenticated):
+        async with seen.over(ask):
+            await asyncio.Event().wait()
+    assert "it cannot be told" in caplog.text
+
+
+async def test_what_is_made_for_a_client_that_has_vanished_is_given_up() -> None:
+    made, began, given_up = uuid7(), asyncio.Event(), []
+
+    async def run(action: object, **_: object) -> object:
+        if isinstance(action, GetTemplateAction):
+            serves = {"port": 1, "command": ["serve"]}
+            return SimpleNamespace(template=SimpleNamespace(id=uuid7(), version=1, session={"serves": serves}))
+        if isinstance(action, CreateFromTemplateAction):
+            began.set()
+            await asyncio.sleep(0)
+            return SimpleNamespace(session_data=SimpleNamespace(id=made))
+        assert isinstance(action, DestroySessionAction)
+        given_up.append(action.session_name)
+        return None
+
+    herald = SimpleNamespace(subscribe=lambda *_: None)
+    world: Any = SimpleNamespace(processor=SimpleNamespace(run=run), herald=herald)
+    creating = asyncio.create_task(Sessions(world, template="x").create(cast(Any, None), "r", None))
+    await began.wait()
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert given_up == [str(made)]
