@@ -313,6 +313,9 @@ def test_looking_back_finds_what_has_ended(server: ScriptedServer, sh: Shell) ->
     server.on("GET", "/v1/sessions", says({"items": others, "next_cursor": None}))
     assert json.loads(sh("info", "gone", "--json")[1])["status"] == "TERMINATED"
     assert server.seen[-1].query == {"status": "CANCELLED,ERROR,TERMINATED", "name": "gone"}
+    gone = session(name="gone", status="TERMINATED")
+    server.on("GET", BASE, says(gone))  # by its id from here on
+    assert sh("wait", "gone", "end") == (0, "TERMINATED\n", "")
     server.on("GET", "/v1/sessions", says({"items": [], "next_cursor": None}))
     assert sh("info", "gone") == (3, "", "moorage: There is no such session.\n")
 

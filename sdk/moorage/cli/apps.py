@@ -11,6 +11,7 @@ import click
 
 from moorage.cli import terminal
 from moorage.cli.options import Label
+from moorage.cli.sessions import find
 from moorage.cli.terminal import Group, connect, details, json_option, note, print_json, session_argument, table
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _whose(app: AppInfo) -> str:
 # -- calls ---------------------------------------------------------------------------------------------------------------
 @click.group("call", cls=Group)
 def call_command() -> None:
-    """Calls of worker sessions: start, ls, show, output, cancel."""
+    """Calls of worker sessions: start, ls, show, output, cancel, rm."""
 
 
 @call_command.command("start")
@@ -215,7 +216,7 @@ def call_start(
 def call_ls(session: str, limit: int, as_json: bool) -> None:
     """List a session's calls, the newest first."""
     with connect() as client:
-        found = client.sessions.get(session).calls.list(limit=limit)
+        found = find(client, session).calls.list(limit=limit)
     if as_json:
         print_json([one.to_json() for one in found])
         return
@@ -261,6 +262,18 @@ def call_cancel(call: str, as_json: bool) -> None:
     with connect() as client:
         info = client.calls.get(call).cancel()
     print_json(info.to_json()) if as_json else click.echo("cancelling" if info.cancelling else info.status)
+
+
+@call_command.command("rm")
+@click.argument("calls", nargs=-1, required=True, metavar="CALL...")
+@json_option
+def call_rm(calls: tuple[str, ...], as_json: bool) -> None:
+    """Forget calls that are over, with their inputs, outputs and errors."""
+    with connect() as client:
+        for call in calls:
+            client.calls.get(call).delete()
+    if as_json:
+        print_json({"removed": list(calls)})
 
 
 @click.command("keepalive")

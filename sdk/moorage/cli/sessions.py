@@ -493,7 +493,7 @@ def wait_command(session: str, statuses: tuple[str, ...], timeout: float | None,
     if unknown := [status for status in wanted if status not in {*LIVE, *FINAL}]:
         raise click.UsageError(f"There is no status {unknown[0]}; there are {', '.join([*LIVE, *sorted(FINAL)])}.")
     with connect() as client:
-        found = client.sessions.get(session)
+        found = find(client, session)
         with terminal.waiting(f"{found.name}: waiting for {' or '.join(wanted) or 'RUNNING'}", shown=not as_json):
             found.wait_until(*wanted, timeout=timeout)
     if as_json:
@@ -510,7 +510,7 @@ def wait_command(session: str, statuses: tuple[str, ...], timeout: float | None,
 def events_command(follow: bool, session: str | None, after: str | None, as_json: bool) -> None:
     """Show what has happened, and with -f what happens."""
     with connect() as client:
-        session_id = client.sessions.get(session).id if session else None
+        session_id = find(client, session).id if session else None
         for event in client.events(session=session_id, follow=follow, after=after):
             if as_json:
                 terminal.print_line(event.to_json())
