@@ -140,9 +140,11 @@ def _refuse(slots: ResourceSlot, fleet: Sequence[Mapping[str, int]], *, together
     what = _words(dict(slots.items())) + (f" with GPUs of the model '{gpu_model}'" if gpu_model else "")
     if together > 1:
         what += f", which its {together} kernels need on one host"
+    told = "the most that one has is " + _words({name: most[name] for name in over})
+    if "gpu" in over and most["gpu"] == 0:
+        told = "none has a GPU"
     raise ResourcesImpossible(
-        f"No host could ever hold {what}: the most that one has is "
-        + _words({name: most[name] for name in over})
+        f"No host could ever hold {what}: {told}"
         + ("; ask for less." if together == 1 else "; ask for less, or for cluster_mode multi-node."),
         most={name: largest.get(name, 0) for name in over},
     )

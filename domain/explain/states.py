@@ -76,7 +76,7 @@ def _doing(session: Session, now: datetime) -> str:
         hosts=_hosts(session), containers="containers" if session.cluster_size > 1 else "container", image=session.image
     )
     if session.status is Status.TERMINATING and session.status_reason:
-        text += f": {session.status_reason}"
+        text += f": {session.status_reason.rstrip('.')}"
     deadline = DEADLINES[session.status]
     until = session.status_changed_at + timedelta(seconds=deadline.seconds)
     if until > now and session.status is not Status.TERMINATING:
@@ -88,12 +88,10 @@ def _end(session: Session) -> str:
     verb = {Status.CANCELLED: "It was cancelled before it ran", Status.ERROR: "It has failed"}.get(
         session.status, "It has ended"
     )
-    what = [part for part in (session.status_reason, _exit(session)) if part]
+    reason = (session.status_reason or "").rstrip(".")
+    code = "" if session.exit_code is None else f"exit code {session.exit_code}"
+    what = [part for part in (reason, "" if code in reason else code) if part]
     return f"{verb}: {'; '.join(what)}." if what else f"{verb}."
-
-
-def _exit(session: Session) -> str | None:
-    return None if session.exit_code is None else f"exit code {session.exit_code}"
 
 
 def _hosts(session: Session) -> str:

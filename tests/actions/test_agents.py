@@ -273,3 +273,10 @@ async def test_a_new_attempt_of_an_ended_session_needs_the_group_still(database:
     async with database.transaction() as connection:
         await connection.execute("UPDATE sessions SET resource_group = 'asleep'")
     await _refused(processor, RestartSessionAction(session_name=str(ID)), ResourceGroupInactive, ALICE)
+
+
+async def test_where_there_is_no_gpu_it_is_said_so(database: Database) -> None:
+    processor = await stage(database)
+    asked = CreateFromParamsAction(name="with-gpu", image="python", resource_slots=ResourceSlot(cpu=1, mem=512, gpu=1))
+    with pytest.raises(ResourcesImpossible, match=r"1 GPU.*: none has a GPU; ask for less"):
+        await processor.run(asked, by=ALICE)

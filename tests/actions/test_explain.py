@@ -190,6 +190,12 @@ def says(code: str, *words: str, way: str | None = None) -> Any:
             answer=says("ended", "It has failed: out of memory; exit code 137."),
             then_audit=None,
         ),
+        "an_end_is_said_once": TestScenario(
+            given=(a_session(Status.ERROR, status_reason="its work ended (exit code 3).", exit_code=3),),
+            do=explain,
+            answer=lambda a: a.text == "It has failed: its work ended (exit code 3).",
+            then_audit=None,
+        ),
         "hosts_that_take_no_sessions_are_told_of": TestScenario(
             given=(
                 asks(cpu=1000, mem=512),
