@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from moorage.errors import TransferFailed
-from moorage.sync.files import _unpack
+from moorage.sync.files import _arriving, _unpack
 
 
 @pytest.fixture(params=["with filters", "without filters"])
@@ -63,3 +63,9 @@ def test_nothing_leaves_the_folder(
         path for path in tmp_path.rglob("*") if path not in (target, target.parent) and target not in path.parents
     }
     assert outside == set()
+
+
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as wrong, _arriving(tmp_path / "nosuch/file"):
+        pass
+    assert wrong.value.filename == str(tmp_path / "nosuch/file")

@@ -392,7 +392,11 @@ def _file_target(path: str, local: LocalPath | None) -> Path:
 @contextmanager
 def _arriving(target: Path) -> Iterator[IO[bytes]]:
     """A file beside the target that takes its place when everything has arrived."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as problem:
+        problem.filename = str(target)  # not of a file that nobody has named
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
