@@ -253,7 +253,7 @@ class CreateFromParamsAction(ScopeAction[Work, CreatedSession], Settles):
     async def _reuse(self, call: Work, name: str, image: Image, app: App | None) -> CreatedSession:
         if not self.reuse_if_exists:
             raise NameTaken(
-                f"You already have a live session named '{name}'; choose another name, or pass reuse_if_exists.",
+                f"You already have a live session named '{name}'; choose another name, or take that one (--reuse, reuse_if_exists).",
                 name=name,
             )
         there = await call.db.sessions.get(name)

@@ -53,7 +53,7 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
 
 @agent.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
 def doctor(data_dir_before: Path | None, data_dir: Path | None, as_json: bool) -> None:
     """Look at this host: its engine, disks, limits and files. Changes nothing. Exit code 1: something is bad."""

@@ -262,7 +262,7 @@ class SessionNotFound(NotFound):
 
 
 class ImageNotFound(NotFound):
-    """No image of this name is registered here; 'moorage admin image ls' lists what there is."""
+    """No image of this name is registered here; 'moorage image ls' lists what there is."""
 
     code = "image_not_found"
 
@@ -407,7 +407,7 @@ class DeviceUnhealthy(Conflict):
 
 
 class NameTaken(Conflict):
-    """You already have a live session with this name; choose another, or pass reuse_if_exists."""
+    """You already have a live session with this name; choose another, or take that one (--reuse, reuse_if_exists)."""
 
     code = "name_taken"
 

@@ -153,7 +153,7 @@ def down(data_dir: Path | None) -> None:
 
 @click.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(data_dir: Path | None, as_json: bool) -> None:
     """Say whether the installation of this machine runs, and how it is."""
     from manager import up as installing
@@ -166,7 +166,8 @@ def status(data_dir: Path | None, as_json: bool) -> None:
         click.echo(f"Nothing is running in {state['data_dir']}; 'moorage up' starts it.")
     else:
         for name, value in state.items():
-            click.echo(f"{name:<10}  {value}")
+            shown = {True: "yes", False: "no"}.get(value, value)
+            click.echo(f"{name.replace('_', ' '):<10}  {shown}")
     sys.exit(0 if state["running"] and state["ready"] else 6)
 
 
@@ -249,7 +250,7 @@ def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | 
 
 @click.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def doctor(data_dir: Path | None, as_json: bool) -> None:
     """Look at this machine's installation: database, files, engine, disks, clock. Changes nothing.
 

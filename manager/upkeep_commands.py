@@ -65,7 +65,7 @@ def backup(target: Path, data_dir: Path | None, without_keys: bool, as_json: boo
     said = made.manifest
     click.echo(
         f"{made.path} ({made.bytes / 2**20:.1f} MiB): version {said.version}, schema {said.schema}, "
-        f"{said.live_sessions} live sessions, {said.running_executions} executions under way."
+        f"live sessions {said.live_sessions}, executions under way {said.running_executions}."
     )
     if said.keys:
         click.echo(
@@ -106,7 +106,7 @@ def restore(source: Path, data_dir: Path | None, force: bool, database_url: str 
         }
         click.echo(json.dumps({"data_dir": str(folder), "epoch": done.epoch, **kept, **asdict(done.manifest)}))
         return
-    click.echo(f"Restored what was there at {done.manifest.made_at}: {done.manifest.live_sessions} live sessions.")
+    click.echo(f"Restored what was there at {done.manifest.made_at}: live sessions {done.manifest.live_sessions}.")
     if done.kept_database is not None:
         click.echo(f"  the database from before  {done.kept_database} (until the next restore, or DROP DATABASE)")
     if done.kept_files is not None:

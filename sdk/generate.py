@@ -169,7 +169,7 @@ MODELS = {
     "TaskData": ("TaskInfo", "A background task as it was when the server answered.", {"id", "status"}),
     "UserData": ("User", "Somebody who may use this installation.", {"id", "email"}),
     "KeypairData": ("Keypair", "A credential. `secret_key` is there once, in the answer that made it.", {"access_key"}),
-    "ProjectData": ("Project", "Users who share.", {"name"}),
+    "ProjectData": ("Project", "Users who work together, with limits and administrators of their own.", {"name"}),
     "DomainData": ("Domain", "What users, projects and their administrators belong to.", {"name"}),
     "CommitStatus": ("CommitStatus", "How the last commit of a session stands.", {"status"}),
     "RegistryData": (

@@ -369,7 +369,7 @@ class Keypair(Model):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project(Model):
-    """Users who share."""
+    """Users who work together, with limits and administrators of their own."""
 
     id: str = ""
     name: str

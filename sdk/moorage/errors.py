@@ -578,11 +578,11 @@ class SessionNotFound(NotFound):
 
 
 class ImageNotFound(NotFound):
-    """No image of this name is registered here; 'moorage admin image ls' lists what there is."""
+    """No image of this name is registered here; 'moorage image ls' lists what there is."""
 
     code = "image_not_found"
     http_status = 404
-    default_message = "No image of this name is registered here; 'moorage admin image ls' lists what there is."
+    default_message = "No image of this name is registered here; 'moorage image ls' lists what there is."
 
 
 class RunNotFound(NotFound):
@@ -790,11 +790,13 @@ class DeviceUnhealthy(Conflict):
 
 
 class NameTaken(Conflict):
-    """You already have a live session with this name; choose another, or pass reuse_if_exists."""
+    """You already have a live session with this name; choose another, or take that one (--reuse, reuse_if_exists)."""
 
     code = "name_taken"
     http_status = 409
-    default_message = "You already have a live session with this name; choose another, or pass reuse_if_exists."
+    default_message = (
+        "You already have a live session with this name; choose another, or take that one (--reuse, reuse_if_exists)."
+    )
 
 
 class SshKeyTaken(Conflict):

@@ -297,7 +297,7 @@ def token_rm(token_id: str, as_json: bool) -> None:
 # -- projects -------------------------------------------------------------------------------------------------------
 @click.group("project", cls=Forgiving)
 def project_command() -> None:
-    """Users who share."""
+    """Users who work together, with limits and administrators of their own."""
 
 
 @project_command.command("ls")

@@ -356,7 +356,7 @@ def _show_rules(found: WatchRules, as_json: bool) -> None:
         print_json(found.to_json())
         return
     rows = [
-        [rule, name, f"{value:g}" + (" *" if name in found.changed.get(rule, {}) else "")]
+        [rule, name, f"{value:.12g}" + (" *" if name in found.changed.get(rule, {}) else "")]
         for rule, values in found.rules.items()
         for name, value in values.items()
     ]
