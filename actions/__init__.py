@@ -19,6 +19,7 @@ from actions.base import ACTIONS, Action, BatchAction, Effect, Result, Rules, Sc
 from actions.calls import (
     CallAppAction,
     CancelCallAction,
+    DeleteCallAction,
     FollowCallAction,
     GetCallAction,
     KeepaliveSessionAction,
@@ -218,6 +219,7 @@ __all__ = [
     "CreateVolumeAction",
     "CreateWebhookSecretAction",
     "DeleteAppAction",
+    "DeleteCallAction",
     "DeleteDomainAction",
     "DeleteKeypairAction",
     "DeletePolicyAction",

@@ -1,4 +1,4 @@
-"""Calls of worker sessions: ask, look, follow, cancel; and keep a session alive that nobody calls."""
+"""Calls of worker sessions: ask, look, follow, cancel, forget; and keep a session alive that nobody calls."""
 
 from __future__ import annotations
 
@@ -32,13 +32,23 @@ from actions.calling import CallData, Placed, asked_of, place
 from actions.cursor import decode_cursor, encode_cursor
 from actions.execution import RunFollower
 from actions.lifecycle import CreateFromParamsAction
-from actions.views import SessionResult
+from actions.views import Done, SessionResult
 from agent.wire import RunRead
 from domain.apps import SHORTEST_IDLE_SECONDS
-from domain.errors import AgentUnavailable, CallNotFound, PermissionDenied, SessionNotFound
+from domain.errors import (
+    AgentUnavailable,
+    CallNotFound,
+    Conflict,
+    PermissionDenied,
+    RunnerLost,
+    RunNotFound,
+    SessionEnded,
+    SessionNotFound,
+)
 from domain.ids import RunId
 from domain.principal import TokenScope
 from domain.session import ANSWERING, ANY_STATUS, Session
+from repositories.calls import CallRow
 from repositories.record import AuditRecord, write_audit
 from repositories.session import wrong_status
 
@@ -202,11 +212,30 @@ class CancelCallAction(ScopeAction[Remote, CallResult]):
         if placed.row.open:
             async with call.service.work(call) as work:
                 await work.db.calls.cancel(placed.row.id)
-                work.announce("workers", placed.row.session_id)
+                for topic in ("workers", "sessions"):
+                    work.announce(topic, placed.row.session_id)
             await placed.refresh()
             if placed.row.open:
-                await call.agents.interrupt(placed.where, placed.row.id)
+                # it is on record: what its host cannot be told now, the control role tells it
+                with suppress(AgentUnavailable, RunnerLost, RunNotFound, SessionEnded):
+                    await call.agents.interrupt(placed.where, placed.row.id)
         return CallResult(call=await placed.result(0.0))
+
+
+@action(Rules(allow=any_user, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
+class DeleteCallAction(ScopeAction[Work, Done]):
+    """Forget a call that is over, with its input, output and error. What it printed goes with its session."""
+
+    call_id: UUID
+
+    def target(self) -> str | None:
+        return str(self.call_id)
+
+    async def run(self, call: Work, /) -> Done:
+        row, _ = await _seen(call, self.call_id, owner_or_admin)
+        if not await call.db.calls.forget(row.id):
+            raise Conflict("The call is not over; cancel it first.", call=str(row.id))
+        return Done()
 
 
 @action(Rules(allow=owner_or_admin, when=ANSWERING, effect=Effect.DATABASE, scope=TokenScope.SESSIONS))
@@ -222,17 +251,23 @@ class KeepaliveSessionAction(SessionAction[Work, SessionResult]):
         return SessionResult.of(now)
 
 
-async def _found(call: Remote, call_id: UUID, allow: Permission, action: str) -> Placed:
-    """What is not yours is not there. To look at another's is on record."""
-    async with call.service.reading(call) as reading:
-        row = await reading.db.calls.get(call_id)
-        try:
-            sessions = reading.db.all_sessions if call.by.sees_others else reading.db.sessions
-            session = await sessions.get(row.session_id)
-        except SessionNotFound:
-            raise CallNotFound(call=str(call_id)) from None
-    if not allow(call.by, session):
+async def _seen(reading: Reading, call_id: UUID, allow: Permission) -> tuple[CallRow, Session]:
+    """What is not yours is not there."""
+    row = await reading.db.calls.get(call_id)
+    try:
+        sessions = reading.db.all_sessions if reading.by.sees_others else reading.db.sessions
+        session = await sessions.get(row.session_id)
+    except SessionNotFound:
+        raise CallNotFound(call=str(call_id)) from None
+    if not allow(reading.by, session):
         raise PermissionDenied
+    return row, session
+
+
+async def _found(call: Remote, call_id: UUID, allow: Permission, action: str) -> Placed:
+    """To look at another's is on record."""
+    async with call.service.reading(call) as reading:
+        row, session = await _seen(reading, call_id, allow)
     if session.user_id != call.by.user_id:
         record = AuditRecord(
             at=call.now,

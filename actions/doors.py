@@ -40,6 +40,7 @@ DOORS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "call_app": ("app call", "apps.call"),
         "cancel_call": ("call cancel", "calls.Call.cancel"),
         "delete_app": ("app rm", "apps.remove"),
+        "delete_call": ("call rm", "calls.Call.delete"),
         "deploy_app": ("app deploy", "apps.deploy"),
         "follow_call": ("call output", "calls.Call.records"),
         "get_app": ("app show", "apps.get"),

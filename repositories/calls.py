@@ -281,6 +281,14 @@ class CallRepository:
             self._now,
         )
 
+    async def forget(self, call_id: UUID) -> bool:
+        """False while it is not over."""
+        return bool(
+            await self._connection.fetchval(
+                "DELETE FROM calls WHERE id = $1 AND status <> 'open' RETURNING true", call_id
+            )
+        )
+
     async def employ(self, session: Session, app_id: UUID, version: int, definition: AppDefinition, name: str) -> None:
         """Make a session, which is being made, one of this app. Raises AppNotFound when that was removed meanwhile."""
         made = await self._connection.fetchval(

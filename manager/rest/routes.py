@@ -155,6 +155,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("GET", "/v1/calls/{call}", a.GetCallAction, handler=apps.get_call, answer=attrgetter("call"), head=False),
     _row("GET", "/v1/calls/{call}/stream", a.FollowCallAction, handler=apps.follow_call, query=("binary", "follow"),
          media=(NDJSON, SSE), head=False),
+    _row("DELETE", "/v1/calls/{call}", a.DeleteCallAction, status=204),
     _row("POST", "/v1/calls/{call}/cancel", a.CancelCallAction, answer=attrgetter("call")),
     # apps
     _row("GET", "/v1/apps", a.ListAppsAction, answer=page, paged=True),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -14,6 +16,7 @@ from actions import (
     CallAppAction,
     CancelCallAction,
     CreateFromParamsAction,
+    DeleteCallAction,
     ExecuteSessionAction,
     FollowCallAction,
     GetCallAction,
@@ -22,18 +25,25 @@ from actions import (
     ModifySessionAction,
     StartCallAction,
 )
+from agent.wire import RunRead
 from domain.apps import MOST_INPUT_BYTES
 from domain.errors import (
+    AgentUnavailable,
+    AppEnded,
     AppNotFound,
     CallNotFound,
+    Conflict,
     FunctionUnknown,
     IdempotencyMismatch,
     InputTooLarge,
     InvalidConfiguration,
     InvalidRequest,
+    MoorageError,
     NameTaken,
     NotAWorker,
     PermissionDenied,
+    ResourceExhausted,
+    RunnerLost,
     SessionEnded,
     SessionExpired,
     SessionNotFound,
@@ -51,6 +61,7 @@ from tests.scenario import (
     ROOT,
     WATCHER,
     NotApplicable,
+    Outbox,
     TestScenario,
     a_call,
     a_row,
@@ -75,6 +86,20 @@ def there(run: Run) -> Callable[[FakeAgent], None]:
         agent.runs[str(CALL)] = run
 
     return put
+
+
+def refusing(error: MoorageError, *, once: bool = False) -> Callable[[FakeAgent], None]:
+    def refuse(agent: FakeAgent) -> None:
+        asked = agent._asked
+
+        def ask(name: str, *arguments: Any) -> None:
+            asked(name, *arguments)
+            if not (once and len(agent.calls) > 1):
+                raise error
+
+        agent._asked = ask  # type: ignore[method-assign]
+
+    return refuse
 
 
 def start(**fields: Any) -> StartCallAction:
@@ -161,7 +186,7 @@ WAITS: Final = ("+calls run", "workers train: open_calls 0 -> 1")
             agent=script(Run().say("stdout", b"at it")),
             answer=lambda a: a.call.status == "running",
             then_rows=("+calls run", "+executions call", "workers train: open_calls 0 -> 1"),
-            then_agent=("execute", "read"),
+            then_agent=("execute",),
         ),
         "nothing_overtakes_what_waits": TestScenario(
             given=(a_worker(), a_call(run=False)),
@@ -187,6 +212,22 @@ WAITS: Final = ("+calls run", "workers train: open_calls 0 -> 1")
         "an_input_that_is_too_large": TestScenario(
             given=(a_worker(),), do=start(input="x" * (MOST_INPUT_BYTES - 1)), error=InputTooLarge, then_audit=None
         ),
+        "what_its_host_refuses_never_runs": TestScenario(
+            given=(a_worker(),),
+            do=start(),
+            agent=refusing(ResourceExhausted()),
+            error=ResourceExhausted,
+            then_rows=CALLED,
+            then_agent=("execute",),
+        ),
+        "what_came_of_it_when_the_runner_was_lost_is_asked": TestScenario(
+            given=(a_worker(),),
+            do=start(),
+            agent=refusing(RunnerLost(), once=True),
+            answer=lambda a: a.call.status == "completed",
+            then_rows=CALLED,
+            then_agent=("execute", "execute"),
+        ),
         "an_administrator_calls_anybodys": TestScenario(
             given=(a_worker(),),
             do=start(session_name=str(ID)),
@@ -210,6 +251,77 @@ async def test_the_same_key_makes_one_call(database: Database) -> None:
     assert [call[0] for call in fake.calls] == ["execute"]
     with pytest.raises(IdempotencyMismatch):
         await processor.run(start(input=2), by=ALICE, key="once")
+
+
+async def test_the_same_key_has_the_answer_also_when_the_call_ended_its_session(database: Database) -> None:
+    processor = await stage(database, a_worker())
+    first = await processor.run(start(session_name=str(ID)), by=ALICE, key="once")
+    async with database.reader() as connection:
+        await connection.execute("UPDATE sessions SET status = 'TERMINATING'")
+    again = await processor.run(start(session_name=str(ID)), by=ALICE, key="once")
+    assert again.call == first.call
+    with pytest.raises(SessionEnded):
+        await processor.run(start(session_name=str(ID)), by=ALICE, key="another")
+    with pytest.raises(SessionEnded):
+        await processor.run(start(session_name=str(ID)), by=ALICE)
+
+
+async def test_a_call_that_came_too_late_is_told_so_again(database: Database) -> None:
+    fake = FakeAgent()
+    fake.fails_with = AppEnded()
+    processor = await stage(database, a_worker(), fake=fake)
+    for _ in range(2):
+        with pytest.raises(SessionEnded):
+            await processor.run(start(), by=ALICE, key="once")
+    assert len(fake.calls) == 1
+
+
+async def test_who_asks_for_a_while_is_answered_then_also_by_an_app_that_never_stops_talking(
+    database: Database,
+) -> None:
+    class Talking(FakeAgent):
+        def _read(self, run_id: str, from_seq: int, max_bytes: int) -> RunRead:
+            self.runs[run_id].say("result", {"progress": {"at": 0.5}})
+            return super()._read(run_id, from_seq, max_bytes)
+
+    fake = Talking()
+    fake.script.append(Run())
+    processor = await stage(database, a_worker(), fake=fake)
+    async with asyncio.timeout(20):
+        told = await processor.run(start(wait=0), by=ALICE)
+    assert (told.call.status, told.call.progress) == ("running", {"at": 0.5})
+
+
+async def test_who_waits_for_a_call_that_is_cancelled_meanwhile_is_told(database: Database) -> None:
+    class Heard(Outbox):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = asyncio.Event()
+
+        @contextmanager
+        def watching(self, _session_id: Any, wake: Callable[[], None]) -> Iterator[None]:
+            self.wake = wake
+            self.waiting.set()
+            yield
+
+        def announce(self, topic: str, *ids: Any) -> None:
+            if topic == "sessions":
+                self.wake()
+
+    outbox = Heard()
+    processor = await stage(database, a_worker(ready=False), a_call(run=False), outbox=outbox)
+    waiting = asyncio.create_task(processor.run(GetCallAction(call_id=CALL, wait=60), by=ALICE))
+    async with asyncio.timeout(20):
+        await outbox.waiting.wait()
+        await until_idle(database)
+        await processor.run(CancelCallAction(call_id=CALL), by=ALICE)
+        assert (await waiting).call.status == "cancelled"
+
+
+async def until_idle(database: Database) -> None:
+    """The waiting one has looked, and listens."""
+    while database._pool.get_idle_size() + len(database._idle) < database._pool.get_size():
+        await asyncio.sleep(0.01)
 
 
 async def test_a_call_ends_the_idle_time_and_its_end_begins_it_anew(database: Database) -> None:
@@ -341,7 +453,7 @@ get: Final = GetCallAction(call_id=CALL)
             do=get,
             agent=there(Run().say("result", {"progress": {"at": 1}}).say("result", {"partial": 0})),
             answer=lambda a: (a.call.status, a.call.progress, a.call.partials) == ("running", {"at": 1}, 1),
-            then_agent=("execute", "read"),
+            then_agent=("execute",),
             then_audit=None,
         ),
         "an_administrators_look_is_on_record": TestScenario(
@@ -365,7 +477,9 @@ get: Final = GetCallAction(call_id=CALL)
             given=(a_worker(Status.ERROR, status_reason="its app crashed"), a_call(sent_at=None)),
             do=get,
             agent=there(Run().end(137, reason="crashed", signal=9)),
-            answer=lambda a: (a.call.status, a.call.reason, a.call.error["code"]) == ("failed", "crashed", "runner_lost"),
+            answer=lambda a: (
+                (a.call.status, a.call.reason, a.call.error["code"]) == ("failed", "crashed", "runner_lost")
+            ),
             then_rows=(
                 f"calls run: error null -> {json.dumps(CRASHED, separators=(',', ':'))}",
                 "calls run: reason null -> crashed",
@@ -447,7 +561,14 @@ NEVER_RUN: Final = (
             do=cancel,
             agent=there(Run().say("stdout", b"at it")),
             answer=lambda a: (a.call.status, a.call.cancelling) == ("running", True),
-            then_agent=("interrupt", "execute", "read"),
+            then_agent=("interrupt", "execute"),
+        ),
+        "what_its_host_cannot_be_told_now_it_is_told_later": TestScenario(
+            given=(a_worker(), a_call()),
+            do=cancel,
+            agent=refusing(AgentUnavailable()),
+            answer=lambda a: (a.call.status, a.call.cancelling) == ("running", True),
+            then_agent=("interrupt", "execute"),
         ),
         "monitors_only_look": TestScenario(
             given=(a_worker(), OVER), do=cancel, by=WATCHER, error=PermissionDenied, then_audit="permission_denied"
@@ -455,6 +576,31 @@ NEVER_RUN: Final = (
     },
 )
 async def test_cancel_call(scenario: TestScenario, database: Database) -> None:
+    await scenario.play(database)
+
+
+delete: Final = DeleteCallAction(call_id=CALL)
+
+
+@scenarios(
+    DeleteCallAction,
+    success=TestScenario(given=(a_worker(), OVER), do=delete, then_rows=("-calls run",)),
+    stranger=TestScenario(
+        given=(a_worker(), OVER), do=delete, by=MALLORY, error=CallNotFound, then_audit="call_not_found"
+    ),
+    wrong_status=TestScenario(given=(a_worker(), a_call()), do=delete, error=Conflict, then_audit=None),
+    not_found=TestScenario(do=delete, error=CallNotFound, then_audit="call_not_found"),
+    bad_input=TestScenario(do=DeleteCallAction(call_id=wrong("x")), error=InvalidRequest, then_audit=None),
+    more={
+        "monitors_only_look": TestScenario(
+            given=(a_worker(), OVER), do=delete, by=WATCHER, error=PermissionDenied, then_audit="permission_denied"
+        ),
+        "also_when_its_session_has_ended": TestScenario(
+            given=(a_worker(Status.TERMINATED), OVER), do=delete, then_rows=("-calls run",)
+        ),
+    },
+)
+async def test_delete_call(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
 
 

@@ -68,6 +68,7 @@ def test_administrators_actions_are_theirs_alone() -> None:
         "create_volume",
         "create_webhook_secret",
         "delete_app",
+        "delete_call",
         "delete_keypair",
         "delete_template",
         "delete_token",

@@ -13,7 +13,7 @@ import pytest
 from agent.wire import RunDone
 from domain.apps import load_run_id
 from domain.errors import AgentUnavailable, AppEnded
-from domain.ids import AgentId
+from domain.ids import AgentId, RunId
 from domain.session import Status
 from manager.dispatcher import ConnectedAgents
 from manager.herald import Herald
@@ -251,7 +251,9 @@ async def test_nothing_overtakes_what_another_manager_is_about_to_send(database:
     await put(database, a_worker(), a_call(run=False), later)
     async with database.transaction() as connection:
         queue = await unsettled(connection, now=NOW)
-        assert await CallRepository(connection, now=NOW, cause=CAUSE).deliver(CALL) is not None  # and it dies here
+        assert (
+            await CallRepository(connection, now=NOW, cause=CAUSE).deliver(RunId(CALL)) is not None
+        )  # and it dies here
     await loop(database, fake, clock)._send(ID, queue)
     assert list(fake.runs) == [str(CALL), str(UUID(int=1))]
 

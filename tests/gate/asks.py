@@ -186,6 +186,7 @@ _SESSIONS: Final[Mapping[str, Ask]] = {
     "get_call": Ask(things=("worker",)),
     "follow_call": Ask(things=("worker",)),
     "cancel_call": Ask(things=("worker",), body=lambda cell: {}),
+    "delete_call": Ask(things=("worker",), ok=204),
     "execute_session": of_session(body=lambda cell: {"code": "1"}),
     "complete": of_session(body=lambda cell: {"code": "pri"}),
     "list_state": of_session(),

@@ -179,7 +179,7 @@ _BY_FAMILY: Final[Mapping[str, str]] = {
     "see templates": "get_template get_app",
     "keep templates": "modify_template delete_template delete_app",
     "call apps": "call_app",
-    "cancel calls": "cancel_call",
+    "cancel calls": "cancel_call delete_call",
     "keep one's own": "remove_ssh_key remove_registry",
     "groups": "list_resource_groups",
     "see groups": "get_resource_group",

@@ -129,6 +129,7 @@ async def test_a_task_that_is_cancelled_ends_so(warm: Installation) -> None:
     assert (await alice.post(f"{FRONT}/tasks/{task['id']}/cancel")).status == 200
     assert [told async for told in lines_of(alice, task)][-1]["status"] == 12
     assert (await alice.ask("DELETE", f"{FRONT}/tasks/{task['id']}")).status == 204
+    assert code_of(await alice.get(f"{FRONT}/tasks/{task['id']}")) == (404, "not_found")
 
 
 async def test_a_silent_task_is_told_of_all_the_same(warm: Installation, monkeypatch: pytest.MonkeyPatch) -> None:

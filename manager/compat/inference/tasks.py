@@ -10,6 +10,7 @@ from aiohttp import web
 from actions import (
     CancelCallAction,
     CreateFromParamsAction,
+    DeleteCallAction,
     DestroySessionAction,
     GetCallAction,
     GetSessionInfoAction,
@@ -196,11 +197,12 @@ async def cancel(ask: Ask, task_id: str) -> web.StreamResponse:
 
 
 async def delete(ask: Ask, task_id: str) -> web.StreamResponse:
-    """The task's files go when they are asked to; its record is kept as long as all records of calls."""
+    """With its files, when they are asked to go as well."""
     with_files = ask.flag("files")
     call = await _finished(ask, task_id)
     if with_files:
         await _remove(ask, call, None)
+    await ask.run(DeleteCallAction(call_id=call.id))
     return ask.nothing()
 
 

@@ -128,6 +128,10 @@ class Call:
         self.info = CallInfo.from_json(decoded(answer))
         return self.info
 
+    async def delete(self) -> None:
+        """Forget it, with its input, output and error, when it is over."""
+        await self._transport.request("DELETE", _wire.path("calls", self.id))
+
 
 class Calls:
     """`session.calls`"""

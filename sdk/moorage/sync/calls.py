@@ -129,6 +129,10 @@ class Call:
         self.info = CallInfo.from_json(decoded(answer))
         return self.info
 
+    def delete(self) -> None:
+        """Forget it, with its input, output and error, when it is over."""
+        self._transport.request("DELETE", _wire.path("calls", self.id))
+
 
 class Calls:
     """`session.calls`"""
