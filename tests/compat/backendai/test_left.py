@@ -38,9 +38,8 @@ def test_commands_that_follow_a_session(installation: Installation) -> None:
     assert watched.returncode == 3, watched.stdout + watched.stderr
     assert "session_failure" in watched.stdout + watched.stderr
     told = installation.command("events", session_id[0])
-    assert [line.split()[0] for line in told.stdout.splitlines()][-3:-1] == ["session_failure", "kernel_terminated"], (
-        told
-    )
+    names = [line.split()[0] for line in told.stdout.splitlines()]
+    assert names[-4:] == ["session_failure", "kernel_terminated", "session_terminated", "server_close"], told
     log = installation.command("task-logs", session_id[0])
     assert "out of a batch" in log.stdout, log.stdout + log.stderr
     nothing = installation.command("task-logs", "nope")
