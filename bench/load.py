@@ -125,7 +125,7 @@ class Place:
 
     def fill(self, number: int, running: int) -> None:
         """One through the API, as a user would; the others are copies of its rows. Then until as many run as have room."""
-        _apart(self._copy(self._first(), number))
+        asyncio.run(self._copy(self._first(), number))
         self.say(f"{number} are asked for")
         while (found := self.counted().get("RUNNING", 0)) < running:
             time.sleep(1.0)
@@ -167,7 +167,7 @@ class Place:
             finally:
                 await connection.close()
 
-        return _apart(ask())
+        return asyncio.run(ask())
 
     def cpu_seconds(self) -> dict[str, float]:
         """Of processes that live through the run; on a busy machine it says more than a clock does."""
@@ -181,17 +181,6 @@ class Place:
 
     def manager_mib(self) -> float:
         return sum(_pss_kib(one) for one in _family(self.manager.pid)) / 1024
-
-
-def _apart(work: Any) -> Any:
-    """Also from within a running loop: in a thread of its own."""
-    import threading
-
-    answer: list[Any] = []
-    thread = threading.Thread(target=lambda: answer.append(asyncio.run(work)))
-    thread.start()
-    thread.join()
-    return answer[0]
 
 
 def _family(pid: int) -> set[int]:
@@ -244,7 +233,7 @@ def _installation_of(running: int) -> Iterator[Place]:
         stack.callback(_end, manager)
         _wait_until_ready(config, manager, folder / "manager.log")
         place = Place(config, manager, postgres.pid or 0)
-        _apart(_prepare(config))
+        asyncio.run(_prepare(config))
         each = -(-running // AGENTS)
         agents = [f"load-{number:03}" for number in range(AGENTS)]
         for at in range(PROCESSES):
@@ -275,7 +264,8 @@ def _start_agents(
     url = f"https://127.0.0.1:{config.agent_control_port}"
     told = {
         "agents": [
-            [name, pki.join_token(url, authority, secret)] for name, secret in zip(names, _apart(tokens()), strict=True)
+            [name, pki.join_token(url, authority, secret)]
+            for name, secret in zip(names, asyncio.run(tokens()), strict=True)
         ],
         "cpu": 1000 * SLOTS["cpu"] * each,
         "mem": SLOTS["mem"] * each,

@@ -53,9 +53,9 @@ class Traffic:
     async def _watch(self, seconds: float, each_minute: Callable[[], None]) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            each_minute()
+            await asyncio.to_thread(each_minute)  # in this thread it would make every request of that moment late
             await asyncio.sleep(min(60.0, left))
-        each_minute()
+        await asyncio.to_thread(each_minute)
 
     async def _at_a_rate(
         self, http: aiohttp.ClientSession, seconds: float, rate: float, send: Callable[..., Coroutine[Any, Any, None]]
