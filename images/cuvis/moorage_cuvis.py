@@ -12,6 +12,7 @@ import argparse
 import importlib
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -21,7 +22,7 @@ import grpc
 from cuvis_ai_schemas.grpc.v1 import cuvis_ai_pb2
 
 #: Makes the service: anything with the RPCs as methods and a `session_manager` that has `create_session_with_id`.
-SERVICE = "cuvis_ai_core.grpc.service:CuvisAIService"
+SERVICE = "moorage_cuvis_service:service"
 _DESCRIPTOR = cuvis_ai_pb2.DESCRIPTOR.services_by_name["CuvisAIService"]
 #: Of a session's beginning and end the front sees.
 _ELSEWHERE = frozenset({"CreateSession", "CloseSession"})
@@ -32,6 +33,7 @@ class OneSession(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
 
     def __init__(self, service: Any) -> None:
         self._service = service
+        self._beginning = threading.Lock()
         self._handlers = {
             f"/{_DESCRIPTOR.full_name}/{method.name}": self._handler(method)
             for method in _DESCRIPTOR.methods
@@ -46,7 +48,8 @@ class OneSession(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
 
         def answered(request: Any, context: Any) -> Any:
             if getattr(request, "session_id", ""):
-                self._service.session_manager.create_session_with_id(request.session_id)
+                with self._beginning:  # it looks, and then writes: two first calls at once would get a session each
+                    self._service.session_manager.create_session_with_id(request.session_id)
             return ask(request, context)
 
         made = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
@@ -90,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve cuvis.ai to the gRPC front of Moorage.")
     parser.add_argument("--port", type=int, default=50051)
     parser.add_argument("--message-mib", type=int, default=300, help="the largest message")
-    parser.add_argument("--service", default=SERVICE, help="MODULE:CLASS of the service")
+    parser.add_argument("--service", default=SERVICE, help="MODULE:NAME of what makes the service")
     chosen = parser.parse_args()
     module, _, name = chosen.service.partition(":")
     make: Callable[[], Any] = getattr(importlib.import_module(module), name)

@@ -173,14 +173,14 @@ class GrpcDoor:
     async def _session_of(
         self, by: Principal, method: Method, message: Message, context: Any, request_id: str
     ) -> tuple[SessionId, Message]:
-        if method.session_field is None:
+        named = None if method.session_field is None else text_field(message.data, method.session_field)
+        if method.session_field is None or (method.needs_none and not named):
             newest = await self.sessions.newest(by, request_id)
             if newest is None:
                 raise Refused(
                     Code.FAILED_PRECONDITION, f"{method.name} is answered by a session: call CreateSession first."
                 )
             return newest, message
-        named = text_field(message.data, method.session_field)
         if not named and method.makes_session:
             made = await self.sessions.create(by, request_id, context.time_remaining())
             return made, Message(message.take() + text(method.session_field, shown(made)))

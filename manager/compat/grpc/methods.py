@@ -15,6 +15,8 @@ class Method:
     session_field: int | None = 1
     #: without an id in that field a session is made for it
     makes_session: bool = False
+    #: without an id in that field it is about no session in particular
+    needs_none: bool = False
     #: the answers are a stream
     streams: bool = False
 
@@ -28,8 +30,8 @@ CREATE: Final = Method("CreateSession", None)
 CLOSE: Final = Method("CloseSession")
 _OF_A_SESSION: Final = (
     "SetSessionSearchPaths", "ResolveConfig", "LoadPipelineWeights", "SetTrainRunConfig", "StopTrain", "GetTrainStatus",
-    "SavePipeline", "LoadPipeline", "SaveTrainRun", "GetPipelineInputs", "GetPipelineOutputs", "GetPipelineVisualization",
-    "Inference", "LoadPlugin", "ListLoadedPlugins", "GetPluginInfo", "ListAvailableNodes", "SetProfiling",
+    "SavePipeline", "LoadPipeline", "SaveTrainRun", "GetPipelineInputs", "GetPipelineOutputs", "Inference",
+    "LoadPlugin", "ListLoadedPlugins", "GetPluginInfo", "ListAvailableNodes", "SetProfiling",
     "GetProfilingSummary",
 )  # fmt: skip
 _OF_NONE: Final = (
@@ -42,6 +44,7 @@ METHODS: Final = {
         CLOSE,
         *(Method(name) for name in _OF_A_SESSION),
         *(Method(name, None) for name in _OF_NONE),
+        Method("GetPipelineVisualization", needs_none=True),
         Method("Train", streams=True),
         Method("RestoreTrainRun", 4, makes_session=True),
     )

@@ -65,10 +65,12 @@ class Front(Installed):
         command = [str(client_python("cuvis")), str(HERE / "clients" / script), *words]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
-    def client(self, script: Path | str, *words: str, port: int = 0, key: str | None = None) -> str:
+    def client(
+        self, script: Path | str, *words: str, port: int = 0, key: str | None = None, seconds: float = 150
+    ) -> str:
         """What it prints."""
         with self.begin(script, *words, port=port, key=key) as process:
-            out, err = process.communicate(timeout=150)
+            out, err = process.communicate(timeout=seconds)
         assert process.returncode == 0, f"{out}\n{err}"
         return out
 

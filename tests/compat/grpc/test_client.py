@@ -24,6 +24,7 @@ def test_a_session_from_its_beginning_to_its_end(front: Front) -> None:
     assert len(said["training"]) == 4
     assert said["training"][-1].endswith("TRAIN_STATUS_COMPLETE")
     assert said["no_session"] == ["adam"]
+    assert said["preview"] == "UNIMPLEMENTED"
     assert said["closed"] == [True, False, False]
     assert said["gone"][0] == said["unknown"][0] == said["unnamed"][0] == "NOT_FOUND"
     assert said["broken"][0] == "INVALID_ARGUMENT"

@@ -5,31 +5,14 @@ import sys
 import uuid
 
 import grpc
+from keyed import keyed_stub, refused
 from stubs import ADDRESS, KEY, OPTIONS, grpc_workflow, pb
 
 CONFIGS = sys.argv[1]
 
-
-class Keyed(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """The one thing that a client adds."""
-
-    def intercept_unary_unary(self, go_on, details, request):
-        return go_on(details._replace(metadata=KEY), request)
-
-    intercept_unary_stream = intercept_unary_unary
-
-
-def refused(ask, request):
-    try:
-        ask(request)
-    except grpc.RpcError as error:
-        return [error.code().name, error.details()]
-    return ["OK", ""]
-
-
 bare = grpc_workflow.build_stub(ADDRESS)
 plain = grpc.insecure_channel(ADDRESS, options=OPTIONS)
-stub = type(bare)(grpc.intercept_channel(plain, Keyed()))
+stub = keyed_stub()
 said = {"nobody": refused(bare.CreateSession, pb.CreateSessionRequest())}
 
 paths = [CONFIGS, f"{CONFIGS}/trainrun", f"{CONFIGS}/pipeline"]
@@ -56,6 +39,9 @@ said["inference"] = [list(done.outputs["cube"].raw_data), dict(done.metrics)]
 said["other"] = refused(stub.Inference, pb.InferenceRequest(session_id=two, inputs=cube))
 said["training"] = [grpc_workflow.format_progress(one) for one in stub.Train(pb.TrainRequest(session_id=one))]
 said["no_session"] = list(stub.GetTrainingCapabilities(pb.GetTrainingCapabilitiesRequest()).supported_optimizers)
+
+preview = pb.GetPipelineVisualizationRequest(config_content="nodes: []")
+said["preview"] = refused(stub.GetPipelineVisualization, preview)[0]  # the stand-in's own answer: it was asked
 
 said["closed"] = [stub.CloseSession(pb.CloseSessionRequest(session_id=which)).success for which in (one, one, "x")]
 said["gone"] = refused(stub.GetTrainStatus, pb.GetTrainStatusRequest(session_id=one))
