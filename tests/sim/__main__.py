@@ -33,10 +33,16 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--twice", type=int, default=0, metavar="N", help="play the first N seeds twice, and compare")
     parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
     parser.add_argument("--only", default="", help="planted bugs whose names fit this expression")
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="a copy of the tree with all of them, for the unit tests"
+    )
     given = parser.parse_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # PostgreSQL is stopped then, too
     if given.what == "planted":
-        return planted([bug for bug in BUGS if re.search(given.only, bug.name)], given.seeds or 1000, given.seconds)
+        chosen = [bug for bug in BUGS if re.search(given.only, bug.name)]
+        if given.into is not None:
+            return together(chosen, given.into)
+        return planted(chosen, given.first, given.seeds or 1000, given.seconds)
     logging.getLogger().addHandler(logging.NullHandler())
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
     gc.freeze()
@@ -80,7 +86,19 @@ def replay(stage: Bench, seed: int) -> int:
     return 1 if outcome.failure else 0
 
 
-def planted(bugs: Sequence[Bug], seeds: int, seconds: float) -> int:
+def together(bugs: Sequence[Bug], folder: Path) -> int:
+    """All of them at once, but those whose place another one has changed already."""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    for bug in bugs:
+        file = folder / bug.path
+        if file.read_text().count(bug.old) == bug.times:
+            bug.apply(folder)
+        else:
+            print(f"left out, another one is there: {bug.name}")
+    return 0
+
+
+def planted(bugs: Sequence[Bug], first: int, seeds: int, seconds: float) -> int:
     """Each in a copy of the tree; how many seeds it took to find it."""
     missed = 0
     folder = Path(tempfile.mkdtemp(prefix="moorage-planted-"))
@@ -91,27 +109,30 @@ def planted(bugs: Sequence[Bug], seeds: int, seconds: float) -> int:
             for name in ("alembic.ini", "pyproject.toml"):
                 shutil.copy2(ROOT / name, folder / name)
             for bug in bugs:
-                found = _hunt(bug, folder, server, seeds, seconds)
-                missed += found is None
-                print(f"| {bug.name} | `{bug.path}` | {found or 'NOT FOUND'} |", flush=True)
+                found = _hunt(bug, folder, server, first, seeds, seconds)
+                missed += not found[0].isdigit()
+                print(f"| {bug.name} | `{bug.path}` | {found} |", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{len(bugs) - missed} of {len(bugs)} found")
     return 1 if missed else 0
 
 
-def _hunt(bug: Bug, folder: Path, server: str, seeds: int, seconds: float) -> str | None:
+def _hunt(bug: Bug, folder: Path, server: str, first: int, seeds: int, seconds: float) -> str:
+    """The first seed that finds it, and what was seen; else how far it was looked for."""
     file = folder / bug.path
     before = file.read_text()
     bug.apply(folder)
     try:
-        command = [sys.executable, "-m", "tests.sim", "--seeds", str(seeds), "--seconds", str(seconds)]
+        bounds = ["--first", str(first), "--seeds", str(seeds), "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "tests.sim", *bounds]
         places = {"PYTHONPATH": f"{folder}:{folder / 'sdk'}", "PYTHONHASHSEED": "0", "DATABASE_URL": server}
         said = subprocess.run(
             command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True, check=False
         )
         if (seed := re.search(r"^seed (\d+): (.*)", said.stdout, re.MULTILINE)) is None:
-            return None if " seeds from" in said.stdout else f"does not run: {said.stderr[-300:]}"
+            played = re.search(r"^\d+ seeds from \d+ on", said.stdout, re.MULTILINE)
+            return f"not found in {played[0]}" if played else f"does not run: {said.stderr[-300:]}"
         return f"{seed[1]} | {re.sub(r'[0-9a-f]{8}-[0-9a-f-]+', '…', seed[2])[:90]}"
     finally:
         file.write_text(before)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from domain.session import FINAL
+from agent.hub import LEASE_SECONDS
+from domain.session import DEADLINES, FINAL
 from repositories.fsck import CHECKS
 from tests.sim.engine import Container, Engine
 from tests.sim.store import Backend
@@ -25,8 +27,15 @@ class Violation(Exception):
 
 
 class Watcher:
-    def __init__(self, backend: Backend, engines: Sequence[Engine], note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        engines: Sequence[Engine],
+        note: Callable[[str], None],
+        clock: Callable[[], datetime],
+    ) -> None:
         self._backend = backend
+        self._clock = clock
         self._engines = {engine.host: engine for engine in engines}
         self._note = note
         self._sessions: dict[str, tuple[int, str, int]] = {}  #: version, status, attempt
@@ -134,7 +143,8 @@ class Watcher:
     # -- the end -----------------------------------------------------------------------------------------------------------
     def unsettled(self) -> list[str]:
         """What has not come to rest: empty when nothing is left to do."""
-        found = [row["said"] for row in self._backend.call("fetch", _UNSETTLED)]
+        fresh = self._clock() + timedelta(seconds=LEASE_SECONDS / 2)
+        found = [row["said"] for row in self._backend.call("fetch", _UNSETTLED, fresh)]
         rows = {row["id"]: row for row in map(dict, self._backend.call("fetch", _KERNELS))}
         there = {
             one.kernel_id: one for engine in self._engines.values() for one in engine.containers.values()
@@ -149,6 +159,24 @@ class Watcher:
 
     def lost(self) -> list[str]:
         return [row["id"] for row in self._backend.call("fetch", "SELECT id FROM agents WHERE lost ORDER BY id")]
+
+    def unheard(self, known: Iterable[tuple[str, str, int, str]]) -> set[str]:
+        """Of what hosts know of their kernels (host, kernel, attempt, observed): what the database does not."""
+        rows = {row["id"]: row for row in self._backend.call("fetch", _KERNELS)}
+        return {
+            f"{host} knows that {kernel_id} is {observed}, and nobody has heard"
+            for host, kernel_id, attempt, observed in known
+            if (row := rows.get(kernel_id)) is not None
+            and (row["agent_id"], row["attempt"]) == (host, attempt)
+            and row["observed"] != observed
+        }
+
+    def too_early(self) -> list[str]:
+        """What a deadline has ended before its time."""
+        rows = self._backend.call(
+            "fetch", _TOO_EARLY, {str(one): deadline.seconds for one, deadline in DEADLINES.items()}
+        )
+        return [row["said"] for row in rows]
 
     def leftovers(self) -> list[str]:
         """After everything was destroyed."""
@@ -195,5 +223,19 @@ _UNSETTLED: Final = """
     WHERE s.status = 'PENDING'
     UNION ALL
     SELECT format('%s is taken for lost', id) FROM agents WHERE lost
+    UNION ALL
+    SELECT format('the lease of %s is not renewed', id) FROM agents WHERE lease_until < $1
+    ORDER BY 1
+"""
+#: $1 seconds by status. Of what is meant to pass, since it began; of a wait and a life, the shortest that may be meant.
+_TOO_EARLY: Final = """
+    SELECT format('I11 %s was %s for %s s, and a deadline ended it by %s', s.name, h.source, h.at - b.at, h.event) AS said
+    FROM status_history h
+    JOIN status_history b ON b.session_id = h.session_id AND b.version = h.version - 1
+    JOIN sessions s ON s.id = h.session_id
+    WHERE h.cause ->> 'by' = 'deadline' AND h.at - b.at < make_interval(secs => coalesce(CASE h.source
+        WHEN 'PENDING' THEN s.max_wait_seconds
+        WHEN 'RUNNING' THEN least(s.timeout_seconds, s.batch_timeout_seconds)
+        ELSE ($1::jsonb ->> h.source)::double precision END, 1e9))
     ORDER BY 1
 """

@@ -71,13 +71,9 @@ BUGS: Final = (
         'await connection.execute("UPDATE agents SET lost = false WHERE id = ANY($1::text[])", list(agents))', "pass",
     ),
     Bug(
-        "sessions are placed whatever their status", "repositories/placement.py",
-        "WHERE s.id IN (SELECT session_id FROM wanted) AND s.status = 'PENDING' AND s.unmet = 0",
-        "WHERE s.id IN (SELECT session_id FROM wanted) AND s.unmet = 0",
-    ),
-    Bug(
-        "a deadline ends what had passed already", "repositories/due.py",
-        "OR (deadline_at <= $1 AND status IN ({_PASSING})))", "OR (deadline_at <= $1))",
+        "the time for its work forces a session that is ending already", "repositories/due.py",
+        "_WORKING: Final = \", \".join(f\"'{status}'\" for status in sorted(ANSWERING))",
+        "_WORKING: Final = \", \".join(f\"'{status}'\" for status in sorted({*ANSWERING, Status.TERMINATING}))",
     ),
     Bug(
         "heartbeats renew no lease",
@@ -123,6 +119,11 @@ BUGS: Final = (
     Bug(
         "the container of the attempt before is not removed", "agent/kernel.py",
         "            if replaces:\n                await self._clear()\n", "",
+    ),
+    Bug(
+        "an end removes the container of the present attempt alone", "agent/kernel.py",
+        "while there := await engine.ours(kernel=self.id):",
+        "while there := await engine.ours(kernel=self.id, attempt=str(self.state.attempt)):",
     ),
     Bug(
         "a removal that was cut short is not taken up again", "agent/kernels.py",

@@ -21,8 +21,9 @@ from tests.sim.virtual import Deadlock, Endless
 from tests.sim.world import EPOCH, World
 
 FAULT_SECONDS = 30.0
-#: After faults have stopped, everything has come to rest within this (virtual) time.
-SETTLE_SECONDS = 240.0
+#: After faults have stopped, everything has come to rest within this (virtual) time. Less than the deadline of an end,
+#: which would hide what has got stuck.
+SETTLE_SECONDS = 120.0
 #: And stays so, for longer than a lease.
 REST_SECONDS = 40.0
 
@@ -89,12 +90,16 @@ async def _story(world: World, sessions: int) -> None:
     await _unless_violated(world, asyncio.gather(mischief, *lives))
     world.calm()
     await _until(world, world.watcher.unsettled, "has not come to rest")
+    unheard = world.unheard()
     await _unless_violated(world, asyncio.ensure_future(asyncio.sleep(REST_SECONDS)))
+    if still := unheard & world.unheard():
+        raise Violation(f"I11 {'; '.join(sorted(still)[:6])}")
     await _until(world, world.watcher.unsettled, "does not stay at rest")
     if world.watcher.lost():
         raise Violation(f"I11 taken for lost, while they are heard of: {world.watcher.lost()}")
-    if missing := users.missing():
-        raise Violation("; ".join(missing))
+    await _unless_violated(world, asyncio.ensure_future(users.ask_again()))
+    if wrong := users.missing() or world.watcher.too_early():
+        raise Violation("; ".join(wrong))
     world.note("everything is destroyed")
     await _unless_violated(world, asyncio.ensure_future(users.destroy_all()))
     await _until(world, world.watcher.leftovers, "is left over")

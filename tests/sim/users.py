@@ -17,6 +17,8 @@ from tests.sim.world import World
 
 #: Nobody knows then what happened: one asks again.
 _UNKNOWN = (DatabaseUnavailable, AgentUnavailable, RequestInProgress, Internal)
+#: So many of the keys are used once more when everything is over.
+_ASKED_AGAIN = 5
 
 
 class Users:
@@ -25,6 +27,7 @@ class Users:
         self._by = by
         self.created: list[str] = []  #: names of what was acknowledged
         self.asked: list[str] = []
+        self._answers: dict[str, tuple[Any, Any]] = {}  #: what was asked with each key, and how it was answered
 
     async def ask(self, action: Any, key: str) -> Any:
         """The answer, however often it takes; a refusal is None."""
@@ -42,6 +45,7 @@ class Users:
             error = task.exception()
             if error is None:
                 world.note(f"{key}: done after {number + 1} tries")
+                self._answers.setdefault(key, (action, task.result()))
                 return task.result()
             if isinstance(error, _UNKNOWN):
                 await asyncio.sleep(0.1)
@@ -67,6 +71,8 @@ class Users:
                 "max_retries": wishes.choice((0, 2)),
                 "retry_delay": 1.0,
             }
+            if world.limits.random() < 0.4:
+                options["batch_timeout"] = world.limits.choice((2.0, 6.0))
         elif wishes.random() < 0.2:
             options = {"timeout": 15.0}
         if wishes.random() < 0.15:
@@ -91,6 +97,13 @@ class Users:
                 await self.ask(DestroySessionAction(session_name=session_id), f"destroy {key}")
             elif lot < 0.64:
                 await self.ask(DestroySessionAction(session_name=session_id, forced=True), f"force {key}")
+
+    async def ask_again(self) -> None:
+        """I6: the same key, and the same answer, however much later and of whichever manager."""
+        for key in self._world.wishes.sample(sorted(self._answers), min(_ASKED_AGAIN, len(self._answers))):
+            action, before = self._answers[key]
+            if (now := await self.ask(action, key)) != before:
+                self._world.watcher.fail(f"I6 '{key}' is answered otherwise than before: {now}, not {before}")
 
     async def destroy_all(self) -> None:
         for name in self.created:

@@ -53,6 +53,7 @@ class World:
         self._delays = random.Random(f"{seed} delays")
         self.chaos = random.Random(f"{seed} chaos")
         self.wishes = random.Random(f"{seed} wishes")
+        self.limits = random.Random(f"{seed} limits")
         self.network = Network(self.loop, self._fate, self.point)
         self.loop.thread_seconds = lambda: (self._delays.uniform(0, 0.003), self._delays.uniform(0, 0.003))
         install(self.loop, self.network, str(seed), EPOCH.timestamp())
@@ -73,7 +74,7 @@ class World:
             )
             for number in range(hosts)
         ]  # fmt: skip
-        self.watcher = Watcher(backend, [agent.engine for agent in self.agents], self.note)
+        self.watcher = Watcher(backend, [agent.engine for agent in self.agents], self.note, self.clock)
 
     def clock(self) -> datetime:
         """What PostgreSQL would say: all managers go by it."""
@@ -112,6 +113,16 @@ class World:
         if label.startswith("database") and self.chance("database is away"):
             self.note(f"{process}: the database is away at {label}")
             raise DatabaseUnavailable
+
+    def unheard(self) -> set[str]:
+        """What a host knows of its kernels, and the managers do not."""
+        known = [
+            (agent.name, kernel.id, kernel.state.attempt, str(kernel.state.observed))
+            for agent in self.agents
+            if agent.kernels is not None
+            for kernel in agent.kernels._kernels.values()
+        ]
+        return self.watcher.unheard(known)
 
     # -- what happens ------------------------------------------------------------------------------------------------
     def note(self, line: str) -> None:
