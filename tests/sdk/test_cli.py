@@ -191,6 +191,10 @@ def test_mistakes_in_typing_are_exit_code_2(sh: Shell, words: list[str]) -> None
 
 
 def test_a_command_that_is_nearly_right_is_offered(sh: Shell) -> None:
+    failed = sh("agent", "--data-dir", "nosuch")
+    assert failed[0] == 1
+    assert failed[2].endswith("/nosuch'.\n")
+    assert "--help" not in failed[2]
     assert sh("voluem")[2] == "moorage: There is no command 'voluem'; did you mean 'volume'? See 'moorage --help'.\n"
 
 

@@ -327,18 +327,20 @@ def signals(handler: Callable[[int, FrameType | None], object], *numbers: signal
 
 
 def misused(problem: click.ClickException, *, as_json: bool) -> int:
-    """What was typed cannot be: one sentence, and where to read on."""
+    """What was typed cannot be, or a command of this machine failed: one sentence, and where to read on."""
     said = problem.format_message()
     said += "" if said.endswith((".", "?", ")")) else "."
     context = getattr(problem, "ctx", None)
     path = context.command_path if context is not None else "moorage"
+    typed = isinstance(problem, click.UsageError)
     if as_json:
-        fields = {"code": "usage", "message": said, "request_id": None}
-        click.echo(json.dumps({"error": {**fields, "facts": {"help": f"{path} --help"}}}, ensure_ascii=False), err=True)
+        fields = {"code": "usage" if typed else "local_error", "message": said, "request_id": None}
+        facts = {"help": f"{path} --help"} if typed else {}
+        click.echo(json.dumps({"error": {**fields, "facts": facts}}, ensure_ascii=False), err=True)
     elif isinstance(problem, click.exceptions.NoArgsIsHelpError):
         problem.show()
     else:
-        note(f"moorage: {printable(said)} See '{path} --help'.")
+        note(f"moorage: {printable(said)}" + (f" See '{path} --help'." if typed else ""))
     return problem.exit_code
 
 
