@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -40,7 +41,10 @@ def _tagged(package: str, tag: str, *extras: str) -> SimpleNamespace:
     return SimpleNamespace(name="mine", package_name=package, repo="-", tag=tag, extras=extras, capabilities=[_node()])
 
 
-def test_a_plugin_in_a_folder_runs_on_what_the_image_has(service: ModuleType, tmp_path: Path) -> None:
+def test_a_plugin_in_a_folder_runs_on_what_the_image_has(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     plugin = _in_folder(
         tmp_path, '[project]\nname = "mine"\ndependencies = ["pytest>=7", "nothing; python_version < \'3\'"]'
     )
