@@ -113,7 +113,7 @@ class ManagerConfig:
     def front_names(self) -> list[str]:
         names = [name for word in self.fronts.split(",") if (name := word.strip())]
         if wrong := unknown(names):
-            raise ConfigError(f"there is no front {wrong[0]}; there are {', '.join(FRONTS)}")
+            raise ConfigError(f"There is no front {wrong[0]}; there are {', '.join(FRONTS)}")
         return names
 
     def grpc_user_ports(self) -> dict[int, str]:
