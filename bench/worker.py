@@ -12,21 +12,24 @@ import tomllib
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
+import docker
 
+from agent.statistics import Cgroup
 from bench import inference as like
 from bench.http import Client
 from bench.installation import Installation
 from bench.report import Row, p50, percentile
+from runner.ring import MAX_RUNS
 
 BLOCKS, EACH = 10, 40
 CALLS: Final = int(os.environ.get("CALLS", "10000"))
 #: Of these tables a call has a row, or a few.
 TABLES: Final = ("calls", "executions", "audit", "events")
-#: A session that has been called so often has all that it will ever have in memory.
-WARM: Final = 1000
+#: A session that has been called so often has all that it will ever have in memory: the output of so many runs, and a few.
+WARM: Final = MAX_RUNS + 500
 
 
 def run(installation: Installation) -> Iterator[Row]:
@@ -41,7 +44,7 @@ def run(installation: Installation) -> Iterator[Row]:
     call = client.request("POST", f"{path}/calls", {"input": {"n": 1}})
     try:
         yield _warm(client, call, session["id"])
-        yield from _growth(installation, client, call, path)
+        yield from _growth(installation, client, call, session["id"])
     finally:
         client.ask("DELETE", f"{path}?wait=60")
         client.close()
@@ -66,14 +69,16 @@ def _warm(client: Client, call: bytes, session_id: str) -> Row:
     )
 
 
-def _growth(installation: Installation, client: Client, call: bytes, path: str) -> Iterator[Row]:
+def _growth(installation: Installation, client: Client, call: bytes, session_id: str) -> Iterator[Row]:
+    cgroup = _cgroup(session_id)
+    fresh = _charged(cgroup)
     for _ in range(min(WARM, CALLS)):
         _ours(client, call)
-    before, rows_before = _memory(installation, client, path), asyncio.run(_rows(installation))
+    before, rows_before = _memory(installation, cgroup), asyncio.run(_rows(installation))
     started = time.perf_counter()
     taken = [_ours(client, call) for _ in range(CALLS)]
     seconds = time.perf_counter() - started
-    after, rows_after = _memory(installation, client, path), asyncio.run(_rows(installation))
+    after, rows_after = _memory(installation, cgroup), asyncio.run(_rows(installation))
     for what in before:
         yield Row(
             name=f"memory of {what} after {CALLS} calls",
@@ -85,6 +90,16 @@ def _growth(installation: Installation, client: Client, call: bytes, path: str) 
             note=f"{CALLS / seconds:.0f} calls/s; p50 of the last tenth {p50(taken[-CALLS // 10 :]):.2f} ms, of the first "
             f"{p50(taken[: CALLS // 10 or 1]):.2f} ms",
         )
+    charged = _charged(cgroup)
+    yield Row(
+        name="what the container is charged, files and all",
+        ours=sum(charged.values()),
+        reference=sum(fresh.values()),
+        unit="MiB",
+        reference_is="the same, fresh",
+        note=", ".join(f"{what} {fresh[what]:.1f} to {charged[what]:.1f}" for what in charged)
+        + "; what is no process is the kernel's memory of files, which it gives up when there is need",
+    )
     made = {table: (rows_after[table][0] - rows_before[table][0]) / CALLS for table in TABLES}
     size = sum(rows_after[table][1] - rows_before[table][1] for table in TABLES) / CALLS
     yield Row(
@@ -105,11 +120,31 @@ def _ours(client: Client, call: bytes) -> float:
     return taken
 
 
-def _memory(installation: Installation, client: Client, path: str) -> dict[str, float]:
-    """MiB: of the daemons' processes, and of the session's container."""
+def _memory(installation: Installation, cgroup: Cgroup) -> dict[str, float]:
+    """MiB: of the daemons' processes, and of those of the session."""
     found = {f"the {daemon}": _pss_mib(installation, daemon) for daemon in ("manager", "agent")}
-    told: Any = client.ask("GET", f"{path}/statistics")
-    return {**found, "the container": told["mem_bytes"] / 2**20}
+    return {**found, "the session's processes": _charged(cgroup)["processes"]}
+
+
+def _charged(cgroup: Cgroup) -> dict[str, float]:
+    """MiB, by whose they are; as both versions of cgroups call it."""
+    told = {}
+    for line in (cgroup.memory / "memory.stat").read_text().splitlines():
+        name, number = line.split()
+        told[name] = int(number) / 2**20
+    if cgroup.version == 2:
+        return {"processes": told["anon"], "files": told["file"], "kernel": told.get("kernel", told["slab"])}
+    kernel = int((cgroup.memory / "memory.kmem.usage_in_bytes").read_text()) / 2**20
+    return {"processes": told["total_rss"], "files": told["total_cache"], "kernel": kernel}
+
+
+def _cgroup(session_id: str) -> Cgroup:
+    engine = docker.from_env(timeout=60)
+    [container] = engine.containers.list(filters={"label": f"moorage.session={session_id}"})
+    found = Cgroup.of_pid(container.attrs["State"]["Pid"])
+    engine.close()
+    assert found is not None
+    return found
 
 
 def _pss_mib(installation: Installation, daemon: str) -> float:

@@ -36,7 +36,9 @@ RUN_BYTES = 64 << 20
 LOG_BYTES = 16 << 20
 SESSION_BYTES = 512 << 20
 RECENT_BYTES = 8 << 10  #: of a short run's records, which go with the answer
-MAX_RUNS = 5_000
+#: Each takes about 12 KiB of its session's memory, for pages and inodes above all. More than may wait (serving.MAX_QUEUED), so that
+#: a manager that was away for a while finds them all.
+MAX_RUNS = 2_000
 LOG_RUN = "log"
 SPARE_PREFIX = ".spare-"  #: no run id begins so
 SPARES = 8
