@@ -100,17 +100,21 @@ class TemplateDocument(BaseModel):
 
 def parse(given: str | Mapping[str, Any]) -> tuple[TemplateDocument, str]:
     """The document, and the text to keep of it. Raises InvalidTemplate, which names what is wrong."""
-    source = given if isinstance(given, str) else json.dumps(given, indent=2, ensure_ascii=False)
-    if len(source.encode("utf-8", "replace")) > MOST_BYTES:
-        raise InvalidTemplate(f"A template has at most {MOST_BYTES // 1024} KiB; put long scripts into the image.")
-    data = _loaded(given) if isinstance(given, str) else dict(given)
-    _check_tree(data, 0)
+    data = _loaded(_sized(given)) if isinstance(given, str) else dict(given)
+    _check_tree(data, 0)  # before it is written as JSON, which not everything in YAML can be
+    source = given if isinstance(given, str) else _sized(json.dumps(given, indent=2, ensure_ascii=False))
     try:
         document = TemplateDocument.model_validate(data)
     except ValidationError as error:
         raise InvalidTemplate(_said(error)) from None
     _check(document)
     return document, source
+
+
+def _sized(source: str) -> str:
+    if len(source.encode("utf-8", "replace")) > MOST_BYTES:
+        raise InvalidTemplate(f"A template has at most {MOST_BYTES // 1024} KiB; put long scripts into the image.")
+    return source
 
 
 def fill(document: TemplateDocument, given: Mapping[str, Any], over: Mapping[str, Any]) -> CreateFromParamsAction:
