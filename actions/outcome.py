@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -55,8 +54,7 @@ class CallCollector:
             if record.payload.startswith(b'{"partial"'):  # not looked into: there may be many, and large
                 self._partials += 1
                 return
-            with suppress(RecursionError):  # only what goes around our worker is nested so deeply: it is not kept
-                self._keep(record.data)
+            self._keep(record.data)
 
     def _keep(self, said: dict[str, Any]) -> None:
         if "partial" in said:

@@ -282,6 +282,7 @@ async def test_who_asks_for_a_while_is_answered_then_also_by_an_app_that_never_s
     class Talking(FakeAgent):
         def _read(self, run_id: str, from_seq: int, max_bytes: int) -> RunRead:
             self.runs[run_id].say("result", {"progress": {"at": 0.5}})
+            assert len(self.runs[run_id].records) < 1000, "it is read on and on"
             return super()._read(run_id, from_seq, max_bytes)
 
     fake = Talking()
@@ -511,6 +512,13 @@ follow: Final = FollowCallAction(call_id=CALL)
 )
 async def test_follow_call(scenario: TestScenario, database: Database) -> None:
     await scenario.play(database)
+
+
+async def test_an_output_that_nobody_can_read_keeps_nobody_from_looking(database: Database) -> None:
+    over = a_call(run=False, status="completed", output="[" * 5000 + "]" * 5000, finished_at=NOW, reason="finished")
+    processor = await stage(database, a_worker(), over)
+    found = await processor.run(get, by=ALICE)
+    assert (found.call.status, found.call.output) == ("completed", None)
 
 
 async def test_what_is_followed_ends_with_the_call(database: Database) -> None:
