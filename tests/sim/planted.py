@@ -95,11 +95,6 @@ BUGS: Final = (
         "                await work.db.connection.execute(\"DELETE FROM idempotency_keys\")\n",
     ),
     Bug(
-        "facts are acknowledged before they are committed", "manager/ingest.py",
-        "        await self._facts.put([(agent_id, fact) for fact in facts])",
-        "        asyncio.ensure_future(self._facts.put([(agent_id, fact) for fact in facts]))",
-    ),
-    Bug(
         "a batch that was not written is acknowledged", "manager/loop.py",
         "                    written.set_exception(error)\n", "                    written.set_result(None)\n",
     ),

@@ -87,7 +87,8 @@ async def _story(world: World, sessions: int) -> None:
     users = Users(world, ALICE)
     lives = [asyncio.ensure_future(users.live(number, FAULT_SECONDS)) for number in range(sessions)]
     mischief = asyncio.ensure_future(world.mischief(FAULT_SECONDS))
-    await _unless_violated(world, asyncio.gather(mischief, *lives))
+    outages = asyncio.ensure_future(world.outages(FAULT_SECONDS))
+    await _unless_violated(world, asyncio.gather(mischief, outages, *lives))
     world.calm()
     await _until(world, world.watcher.unsettled, "has not come to rest")
     unheard = world.unheard()

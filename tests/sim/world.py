@@ -54,6 +54,8 @@ class World:
         self.chaos = random.Random(f"{seed} chaos")
         self.wishes = random.Random(f"{seed} wishes")
         self.limits = random.Random(f"{seed} limits")
+        self._outages = random.Random(f"{seed} database outages")
+        self._database_is_away = False
         self.network = Network(self.loop, self._fate, self.point)
         self.loop.thread_seconds = lambda: (self._delays.uniform(0, 0.003), self._delays.uniform(0, 0.003))
         install(self.loop, self.network, str(seed), EPOCH.timestamp())
@@ -110,7 +112,7 @@ class World:
         if self.chance("killed here"):
             self.kill(process, label)
             await for_ever()
-        if label.startswith("database") and self.chance("database is away"):
+        if label.startswith("database") and (self._database_is_away or self.chance("database is away")):
             self.note(f"{process}: the database is away at {label}")
             raise DatabaseUnavailable
 
@@ -174,6 +176,19 @@ class World:
                 self._kill_agent, self._kill_manager, self._partition, self._isolate, self._end_container,
                 self._end_container, self._turn_agents_clock, self._turn_clock,
             ))()  # fmt: skip
+
+    async def outages(self, seconds: float) -> None:
+        """In one world of six the database goes away for whole seconds, not only for one statement."""
+        lots, end = self._outages, self.loop.now + seconds
+        if lots.random() >= 1 / 6:
+            return
+        while self.loop.now < end:
+            await asyncio.sleep(lots.uniform(1.0, 8.0))
+            away_seconds = lots.uniform(0.3, 4.0)
+            self.note(f"the database is away for {away_seconds:.1f} s")
+            self._database_is_away = True
+            await asyncio.sleep(away_seconds)
+            self._database_is_away = False
 
     def _kill_agent(self) -> None:
         self.kill(self.chaos.choice(self.agents).process, "at random")
