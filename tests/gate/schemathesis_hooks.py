@@ -9,7 +9,8 @@ from hypothesis.internal import lambda_sources
 
 #: What would make a request wait for what never comes here, or follow without end.
 _NOT_FOR_LONG = {"wait": 0, "follow": "false", "hosts": "false"}
-_described = lambda_sources._lambda_description
+_lambda_sources: Any = lambda_sources
+_described = _lambda_sources._lambda_description
 
 
 def _description(function: Any, *given: Any, **more: Any) -> Any:
@@ -21,7 +22,7 @@ def _description(function: Any, *given: Any, **more: Any) -> Any:
         return "lambda: <unknown>"
 
 
-lambda_sources._lambda_description = _description
+_lambda_sources._lambda_description = _description
 
 
 @schemathesis.hook
