@@ -166,7 +166,7 @@ class GrpcDoor:
                 await relay(context, method, message, held, link)
             except Refused as refused:
                 if refused.code is Code.UNAVAILABLE:
-                    self._links.drop(link)
+                    self._links.forget(link)
                     self.sessions.forget(session_id)
                 raise
 

@@ -102,7 +102,8 @@ class Link:
         self.calls -= 1
         if not self.calls:
             self.unread = 0
-            self._ending = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._links.drop, self)
+            seconds = KEPT_SECONDS if self._links.knows(self) else 0.0
+            self._ending = asyncio.get_running_loop().call_later(seconds, self._links.drop, self)
 
     def hold(self, end: _End) -> None:
         self._ends.add(end)
@@ -224,23 +225,29 @@ class Links:
         try:
             yield link
         finally:
-            link.end()
             if link.refused is not None or link.over or link.broken:
-                self.drop(link)
+                self.forget(link)
+            link.end()
 
     async def _open(self, key: Key, where: KernelAddress, share: Share) -> Link:
         link = Link(self, key, where, share)
         await link.open()
         return link
 
-    def drop(self, link: Link) -> None:
-        """The next call gets a new one."""
+    def knows(self, link: Link) -> bool:
         making = self._links.get(link.key)
-        if making is not None and making.done() and making.result() is link:
+        return making is not None and making.done() and making.result() is link
+
+    def forget(self, link: Link) -> None:
+        """The next call gets a new one; it is closed when no other call is at it any more, which would be broken off."""
+        if self.knows(link):
             del self._links[link.key]
-            task = asyncio.create_task(link.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+
+    def drop(self, link: Link) -> None:
+        self.forget(link)
+        task = asyncio.create_task(link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         for making in list(self._links.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ _NOT_PASSED_ON: Final = frozenset({"authorization", "user-agent", "te", "content
 TOO_MUCH: Final = (
     "Your messages take up more memory here than one user may have at once; ask again when others are done."
 )
+CUT: Final = "The connection to the session's server was closed while it was asked; ask again."
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
@@ -69,6 +71,12 @@ async def relay(context: Any, method: Method, message: Message, held: Held, link
         raise await _refused(asked, error.code(), link) from None
     except grpc.aio.UsageError:  # it ended before all was written
         raise await _refused(asked, await asked.code(), link) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # The link was closed. gRPC says so by the same exception, and would leave its caller without an answer for ever.
+        raise Refused(grpc.StatusCode.UNAVAILABLE, CUT) from None
     finally:
         asked.cancel()
 
