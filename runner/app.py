@@ -232,9 +232,8 @@ class Server:
         self.loop.call_soon(self._on_message, header, body)
         self.loop.call_soon(self._on_readable)
         while not self._over:
-            with contextlib.suppress(
-                KeyboardInterrupt, SystemExit
-            ):  # of a task of the app's own, which has it as its end
+            # of a task of the app's own, which has it as its end
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 self.loop.run_forever()
             while self._jobs:  # also then: what has asked to stop the loop is not heard twice
                 self._jobs.popleft()()
