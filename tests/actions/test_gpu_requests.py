@@ -88,7 +88,7 @@ async def test_what_can_be_given_is_queued(
         ),
         (HOST_WITH_GPUS, ask("h100", gpu=3), ResourcesImpossible, "2 GPUs"),
         (HOST_WITH_GPUS, ask(gpu=5), ResourcesImpossible, "4 GPUs"),
-        ((), ask(gpu=1), ResourcesImpossible, "0 GPUs"),
+        ((), ask(gpu=1), ResourcesImpossible, "none has a GPU"),
         (HOST_WITH_GPUS, ask("h100"), InvalidConfiguration, "ask for some with gpu"),
         (HOST_WITH_GPUS, ask(gpu_mem="10g"), GpuNotShared, "does not share devices"),
         ((*HOST_WITH_GPUS, sharing), ask("mig", gpu_mem="1g"), GpuNotShared, "handed out whole only"),
