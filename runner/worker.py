@@ -29,6 +29,7 @@ LENGTHS = struct.Struct("!II")
 RESULT, ERROR = 3, 4
 MAX_RESULT_BYTES = 4 << 20
 FLUSH_SECONDS = 0.005
+PENDING_CHARACTERS = 8192
 NEEDS_IPYTHON = ("%", "!", "?", "IPython", "get_ipython")
 _real_exit = os._exit
 
@@ -136,7 +137,8 @@ class Pipe(io.BufferedIOBase):
 class Output(io.TextIOWrapper):
     """Flushes a line at once when the last flush is 5 ms old, else leaves it to the flusher.
 
-    Live, and cheap for a million prints.
+    Live, and cheap for a million prints. Whoever flushes takes what is there and writes it before the next one may: two
+    threads at once would write "1" and its newline in the wrong order. So nothing is written but by `flush`.
     """
 
     def __init__(self, fd: int, name: str, flusher: Flusher) -> None:
@@ -145,7 +147,14 @@ class Output(io.TextIOWrapper):
         self.dirty = False
         pipe: Any = Pipe(fd)
         super().__init__(pipe, "utf-8", "backslashreplace", newline="\n")
+        self._CHUNK_SIZE = sys.maxsize  # what is pending is never written by `write`
+        self._size = 0  #: about as many characters are pending
         self._name = name
+        self._allow_flush()
+        os.register_at_fork(after_in_child=self._allow_flush)  # another thread may have been at it
+
+    def _allow_flush(self) -> None:
+        self._flushing = threading.RLock()  # a signal's handler may print, too
 
     @property
     def name(self) -> str:
@@ -154,16 +163,19 @@ class Output(io.TextIOWrapper):
     def write(self, text: str, _write: Any = io.TextIOWrapper.write, _clock: Any = time.monotonic) -> int:
         written: int = _write(self, text)
         self.dirty = True
+        self._size += written
         # print() writes its newline apart: only that is worth a flush
-        if _clock() - self._flushed_at > FLUSH_SECONDS and text[-1:] in "\r\n":
+        if self._size > PENDING_CHARACTERS or (_clock() - self._flushed_at > FLUSH_SECONDS and text[-1:] in "\r\n"):
             self.flush()
         elif not self._flusher.awake:
             self._flusher.wake()
         return written
 
     def flush(self) -> None:
-        self.dirty = False
-        super().flush()
+        with self._flushing:
+            self.dirty = False
+            self._size = 0
+            super().flush()
         self._flushed_at = time.monotonic()
 
 
