@@ -21,6 +21,7 @@ from tests.sim.server import Bench, bench, dsn
 from tests.sim.story import play
 
 _TREE = ("domain", "actions", "repositories", "migrations", "agent", "runner", "manager", "images", "tests", "sdk")
+_PROGRESS_SECONDS = 10.0
 
 
 def main(words: Sequence[str]) -> int:
@@ -56,6 +57,7 @@ def main(words: Sequence[str]) -> int:
 def run(stage: Bench, given: argparse.Namespace) -> int:
     started, played, virtual, steps = time.monotonic(), 0, 0.0, 0
     failed: list[int] = []
+    said = started
     for seed in range(given.first, given.first + (given.seeds or 200)):
         outcome = play(seed, stage.fresh())
         if outcome.failure is None and played < given.twice and play(seed, stage.fresh()).digest != outcome.digest:
@@ -68,6 +70,9 @@ def run(stage: Bench, given: argparse.Namespace) -> int:
             print(f"seed {seed}: {outcome.failure}\n  python -m tests.sim --replay {seed}", flush=True)
             if not given.keep_going or len(failed) == 10:
                 break
+        if time.monotonic() - said > _PROGRESS_SECONDS:
+            said = time.monotonic()
+            print(f"{played} seeds, {len(failed)} violated, {said - started:.0f} s", file=sys.stderr, flush=True)
         if time.monotonic() - started > given.seconds:
             break
     took = time.monotonic() - started

@@ -220,7 +220,8 @@ _UNSETTLED: Final = """
     SELECT format('%s waits, and %s has room', s.name, a.id) FROM sessions s JOIN kernels k ON k.session_id = s.id
         AND k.attempt = s.attempt JOIN agents a ON NOT EXISTS (
             SELECT FROM resources r WHERE r.agent_id = a.id AND r.capacity - r.used < (k.slots ->> r.name)::bigint)
-    WHERE s.status = 'PENDING'
+    WHERE s.status = 'PENDING' AND NOT EXISTS (  -- room is kept for who waits longer, and outlasts none
+        SELECT FROM sessions o WHERE o.status = 'PENDING' AND o.created_at < s.created_at)
     UNION ALL
     SELECT format('%s is taken for lost', id) FROM agents WHERE lost
     UNION ALL

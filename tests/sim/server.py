@@ -28,6 +28,7 @@ class Bench:
         self.backend = Backend(dsn)
 
     def fresh(self) -> Backend:
+        self.backend.forget()
         self._reset()
         self._used += 1
         if self._used % _VACUUM_EVERY == 0:

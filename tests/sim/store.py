@@ -30,7 +30,9 @@ class Backend:
         self._loop = asyncio.SelectorEventLoop()
         settings = {"jit": "off", "application_name": "moorage sim", "timezone": "UTC"}
         self._connection: asyncpg.Connection[Any] = self._loop.run_until_complete(
-            asyncpg.connect(dsn, server_settings=settings, statement_cache_size=2000)
+            asyncpg.connect(  # a lifetime would be a timer in the context of a world, which would outlive that
+                dsn, server_settings=settings, statement_cache_size=2000, max_cached_statement_lifetime=0
+            )
         )
         self._loop.run_until_complete(_prepare(self._connection))
         transport: Any = self._connection._transport  # type: ignore[attr-defined]  # it is on no other shelf
@@ -56,6 +58,11 @@ class Backend:
         if not data:
             raise ConnectionError("PostgreSQL has closed the connection")
         self._protocol.data_received(data)
+
+    def forget(self) -> None:
+        """Between two worlds: the loop never runs, and would keep what each statement of the last one has left on it."""
+        self._loop.call_soon(self._loop.stop)
+        self._loop.run_forever()
 
     def close(self) -> None:
         self._loop.run_until_complete(self._connection.close())
