@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main(words: Sequence[str]) -> int:
         return planted(chosen, given.first, given.seeds or 1000, given.seconds)
     logging.getLogger().addHandler(logging.NullHandler())
     sys.unraisablehook = lambda _unraisable: None  # what a killed process would have said
+    warnings.simplefilter("ignore", RuntimeWarning)  # and what it has left unfinished
     gc.freeze()
     gc.disable()
     with bench() as stage:
