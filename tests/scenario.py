@@ -369,23 +369,25 @@ _NAMES: Final = {
 _ASIDE: Final = {"audit", "events", "alembic_version", "idempotency_keys"}
 
 
+#: By table, the columns of its primary key: read once.
+_keys: dict[str, list[str]] = {}
+_KEYS: Final = """
+    SELECT c.relname AS name, array_agg(a.attname ORDER BY a.attname) AS key FROM pg_class c
+    JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(i.indkey)
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition GROUP BY 1
+"""
+
+
 async def rows(connection: Connection) -> Rows:
     """Every row of every table but audit, events and keys, by table and primary key."""
-    tables = await connection.fetch(
-        """
-        SELECT c.relname AS name, array_agg(a.attname ORDER BY a.attname) AS key FROM pg_class c
-        JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
-        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(i.indkey)
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT c.relispartition GROUP BY 1
-        """
-    )
+    if not _keys:
+        _keys.update({row["name"]: row["key"] for row in await connection.fetch(_KEYS) if row["name"] not in _ASIDE})
+    # one statement: two for each of seventy tables were a third of a test's time
+    each = " UNION ALL ".join(f"SELECT '{name}' AS name, to_jsonb(t) AS row FROM \"{name}\" t" for name in _keys)
     found: Rows = {}
-    for table in tables:
-        if table["name"] in _ASIDE:
-            continue
-        for row in await connection.fetch(f'SELECT to_jsonb(t) AS row FROM "{table["name"]}" t'):
-            key = " ".join(str(row["row"][column]) for column in table["key"])
-            found[f"{table['name']} {key}"] = row["row"]
+    for name, row in await connection.fetch(each):
+        found[f"{name} {' '.join(str(row[column]) for column in _keys[name])}"] = row
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actions import ACTIONS
-from actions.__main__ import table
+from actions.__main__ import main, table
 from tests.scenario import ASPECTS, COVERED, NotApplicable, TestScenario, uncovered
 
 ROOT = Path(__file__).parents[2]
@@ -38,16 +38,13 @@ def test_the_documented_table_is_the_declared_one() -> None:
 
 
 def test_the_table_is_printed_and_checked(tmp_path: Path) -> None:
-    def actions(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "actions", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    printed = actions().stdout
+    command = [sys.executable, "-m", "actions"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed == table()
     (tmp_path / "same.md").write_text(printed)
     (tmp_path / "other.md").write_text(printed.replace("owner or admin", "anyone", 1))
-    assert actions("--check", str(tmp_path / "same.md")).returncode == 0
-    assert actions("--check", str(tmp_path / "other.md")).returncode == 1
+    assert main(["--check", str(tmp_path / "same.md")]) == 0
+    assert main(["--check", str(tmp_path / "other.md")]) == 1
 
 
 def test_administrators_actions_are_theirs_alone() -> None:

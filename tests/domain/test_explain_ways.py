@@ -12,7 +12,7 @@ from domain.explain import explain
 from tests.domain.explained import NOW, Case, comes_true, draw, explained, generated
 
 #: Snapshots of each of the five parts.
-NUMBER = int(os.environ.get("EXPLAINED", "160"))
+NUMBER = int(os.environ.get("EXPLAINED", "100"))
 KINDS = {"fewer", "kernels", "without", "group", "quota", "ends", "time", "priority"}
 
 

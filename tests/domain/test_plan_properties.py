@@ -16,11 +16,11 @@ from tests.domain.naive import check
 from tests.domain.snapshots import NOW, seeded, snapshots
 
 #: `python -m tests.domain.long_plan` takes 100,000.
-EXAMPLES = int(os.environ.get("MOORAGE_PLAN_EXAMPLES", "4000"))
+EXAMPLES = int(os.environ.get("MOORAGE_PLAN_EXAMPLES", "2500"))
 
 
 @given(snapshots())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_a_plan_is_right(snapshot: Snapshot) -> None:
     assert_right(snapshot)
 

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -311,10 +312,11 @@ async def test_the_loader_is_not_told_what_to_load(stack: Stack) -> None:
     assert told == {"MODE": "fast"}
 
 
-def server_code() -> Iterator[tuple[str, ast.Module]]:
-    for folder in ("domain", "actions", "repositories", "manager", "agent", "runner", "images", "sdk/moorage"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+@cache
+def server_code() -> list[tuple[str, ast.Module]]:
+    folders = ("domain", "actions", "repositories", "manager", "agent", "runner", "images", "sdk/moorage")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in paths]
 
 
 def test_archives_that_write_where_they_like(tmp_path: Path) -> None:
