@@ -31,7 +31,7 @@ def write(folder: Path, payloads: list[bytes], *, run: str = "run", done: bool =
 def read_all(
     reader: RingReader, run: str, max_bytes: int, at: int = 0
 ) -> tuple[bytes, list[int], list[tuple[int, int]]]:
-    output, seqs, gaps = b"", [], []
+    output, seqs, gaps = bytearray(), [], []
     while True:
         chunk = reader.read(run, at, max_bytes)
         for record in decode_records(chunk.records):
@@ -42,7 +42,7 @@ def read_all(
             gaps.append(chunk.gap)
         at = chunk.next_seq
         if chunk.done is not None or not chunk.records:
-            return output, seqs, gaps
+            return bytes(output), seqs, gaps
 
 
 @pytest.mark.parametrize("max_bytes", [1, 30, 1000, 100_000, 8 << 20])
