@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -37,8 +38,10 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
     if context.invoked_subcommand is not None:
         context.obj = data_dir
         return
+    gc.disable()  # of what is imported nothing is garbage, and to look for it takes a seventh of the start
     from agent.daemon import run_agent
 
+    gc.enable()
     try:
         config = AgentConfig.load((data_dir or _default_data_dir()).absolute())
         logging.basicConfig(
