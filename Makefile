@@ -1,5 +1,6 @@
 # Each of these sets up what it needs on a bare machine, and does nothing that is done already.
-# Where it is set, as in many images for containers, each of some thousand processes compiles all that it imports anew.
+
+# Where this is set, as in many images for containers, each of some thousand processes compiles all that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test check long compat bench faults sim fuzz-plan clean
