@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 pytest_plugins = ["tests.database", "tests.engine", "tests.mock_gpus", "tests.registry"]
@@ -61,3 +63,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in items if item not in set(chosen)]
     items[:] = sorted(chosen, key=_begun)
     config.hook.pytest_deselected(items=others)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: not to be looked through for garbage again after every few tests."""
+    gc.collect()
+    gc.freeze()

@@ -116,14 +116,16 @@ class Reset:
         counted = " UNION ALL ".join(f"SELECT '{name}' AS name WHERE EXISTS (SELECT FROM {name})" for name in tables)
         seeded = {row["name"] for row in server.fetch(dsn, counted)} if tables else set()
         server.execute(dsn, "CREATE SCHEMA seed; " + "; ".join(f"CREATE TABLE seed.{t} AS TABLE {t}" for t in seeded))
-        # As a replica: neither triggers nor foreign keys have a say in what is removed, or in which order.
-        steps = ["BEGIN", "SET LOCAL lock_timeout = '10s'", "SET LOCAL session_replication_role = replica"]
-        steps += [f"DELETE FROM {table}" for table in tables]
+        # A function, whose statements are planned once for this connection. As a replica, for good: neither triggers nor
+        # foreign keys have a say in what is removed or in which order, and a change of the role forgets all plans.
+        steps = [f"DELETE FROM {table}" for table in tables]
         steps += [f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM seed.{table}" for table in sorted(seeded)]
-        self._sql = "; ".join([*steps, "COMMIT"])
+        body = "".join(f"{step}; " for step in steps)
+        server.execute(dsn, f"CREATE FUNCTION seed.reset() RETURNS void LANGUAGE plpgsql AS $$ BEGIN {body}END $$")
+        server.execute(dsn, "SET session_replication_role = replica; SET lock_timeout = '10s'")
 
     def __call__(self) -> None:
-        self._server.execute(self._dsn, self._sql)
+        self._server.execute(self._dsn, "SELECT seed.reset()")
 
 
 _TABLES = """
@@ -148,12 +150,18 @@ def dsn(worker_database: tuple[str, Reset]) -> str:
     return found
 
 
-@pytest.fixture
-async def database(dsn: str) -> AsyncIterator[Database]:
-    """The same, connected."""
-    opened = await Database.connect(dsn)
+@pytest.fixture(scope="session")
+async def kept(worker_database: tuple[str, Reset]) -> AsyncIterator[Database]:
+    """On the loop that all tests run in."""
+    opened = await Database.connect(worker_database[0])
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def database(dsn: str, kept: Database) -> Database:
+    """The same, connected, as for all tests: a new connection reads the catalogues anew, which takes longer than most."""
+    return kept
 
 
 @pytest.fixture

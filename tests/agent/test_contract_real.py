@@ -12,7 +12,6 @@ from typing import Any
 
 import docker
 import pytest
-import pytest_asyncio
 
 from agent.wire import Fact, RunRead, decode_records
 from domain.errors import AppNotLoaded, InvalidRequest, MoorageError, SessionEnded, TransferFailed
@@ -20,10 +19,10 @@ from domain.ids import RunId, uuid7
 from tests.agent.bed import RealBed
 from tests.agent.contract import Contract, Subject
 
-pytestmark = [pytest.mark.containers, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.containers
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def bed(engine_host: str, kernel_image: str) -> AsyncIterator[RealBed]:
     bed = RealBed(engine_host, kernel_image)
     try:
@@ -33,7 +32,7 @@ async def bed(engine_host: str, kernel_image: str) -> AsyncIterator[RealBed]:
         await bed.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def subject(bed: RealBed) -> AsyncIterator[Subject]:
     subject = Subject(bed)
     fact = await subject.up()
@@ -42,7 +41,7 @@ async def subject(bed: RealBed) -> AsyncIterator[Subject]:
     await subject.down()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def fresh(bed: RealBed) -> AsyncIterator[Subject]:
     subject = Subject(bed)
     yield subject
@@ -288,7 +287,7 @@ class App:
 LOAD = {"adapter": "class", "entry": "app:App", "path": "/home/work/app"}
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def worker(bed: RealBed) -> AsyncIterator[Subject]:
     """A worker session, with the app loaded."""
     subject = Subject(bed)

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from agent.direct import Ticket, Tickets, part_of
 from domain.errors import RangeNotSatisfiable, SessionEnded, Unauthenticated
@@ -125,7 +124,7 @@ async def cut_short(address: dict[str, Any]) -> None:
     writer.transport.abort()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def bed(engine_host: str, kernel_image: str) -> AsyncIterator[RealBed]:
     bed = RealBed(engine_host, kernel_image)
     try:
@@ -136,7 +135,6 @@ async def bed(engine_host: str, kernel_image: str) -> AsyncIterator[RealBed]:
 
 
 @pytest.mark.containers
-@pytest.mark.asyncio(loop_scope="module")
 async def test_files_pass_no_manager(bed: RealBed) -> None:
     subject, other = Subject(bed), Subject(bed)
     await subject.up()

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from agent.wire import ServiceFact, ServiceSpec
 from domain.errors import NothingListens, PortConflict, ServiceEnded, ServiceSilent
 from tests.agent.bed import RealBed
 from tests.agent.contract import Subject
 
-pytestmark = [pytest.mark.containers, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.containers
 
 HTTP = """
 import http.server as h, sys
@@ -31,7 +30,7 @@ h.HTTPServer(("127.0.0.1", int(sys.argv[1])), H).serve_forever()
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def subject(engine_host: str, kernel_image: str) -> AsyncIterator[Subject]:
     bed = RealBed(engine_host, kernel_image)
     try:

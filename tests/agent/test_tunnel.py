@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from agent import pki, tunnel
 from agent.client import Output, ProcessEnd
@@ -57,7 +56,7 @@ async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 # -- real containers -----------------------------------------------------------------------------------------------------
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def subject(engine_host: str, kernel_image: str) -> AsyncIterator[Subject]:
     bed = RealBed(engine_host, kernel_image)
     try:
@@ -80,7 +79,6 @@ async def serve(subject: Subject, program: str) -> RunId:
 
 
 @pytest.mark.containers
-@pytest.mark.asyncio(loop_scope="module")
 class TestIntoContainers:
     async def test_bytes_pass_both_ways_and_ends_too(self, subject: Subject) -> None:
         assert await digest(*await subject.agent.open_tunnel(subject.where, 8123)) == ANSWER

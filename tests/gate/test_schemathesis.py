@@ -20,7 +20,7 @@ from tests.gate.people import SUPERADMIN, USER, Person
 from tests.gate.raw import Wire
 from tests.gate.server import running
 
-SECONDS: Final = int(os.environ.get("MOORAGE_FUZZ_SECONDS", "60"))
+SECONDS: Final = int(os.environ.get("MOORAGE_FUZZ_SECONDS", "20"))
 SEED: Final = int(os.environ.get("MOORAGE_FUZZ_SEED", "1"))
 MOST_GROWTH_BYTES: Final = 50 << 20
 
