@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -37,6 +42,7 @@ _BEGUN_FIRST = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=["unit", *_TIERS], help="run the tests of this tier only")
+    parser.addoption("--tiers-known", type=Path, help="a file that says which tiers are in which file: found, or made")
     parser.addoption("--full", action="store_true", help="with a tier: what is marked as full too")
 
 
@@ -55,17 +61,43 @@ def _begun(item: pytest.Item) -> int:
     return _BEGUN_FIRST.index(name) if name in _BEGUN_FIRST else len(_BEGUN_FIRST)
 
 
+_KNOWN: Final = pytest.StashKey[dict[str, list[str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    known: Path | None = config.getoption("--tiers-known")
+    config.stash[_KNOWN] = json.loads(known.read_text()) if known is not None and known.exists() else {}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a test of this tier are not even imported, once that is known."""
+    tiers = config.stash[_KNOWN].get(str(collection_path))
+    return True if tiers is not None and config.getoption("--tier") not in tiers else None
+
+
+def _write_down(known: Path, items: list[pytest.Item]) -> None:
+    tiers = defaultdict(set)
+    for item in items:
+        tiers[str(item.path)].add(tier_of(item))
+    unfinished = known.with_suffix(f".{os.getpid()}")  # each worker writes the same
+    unfinished.write_text(json.dumps({path: sorted(found) for path, found in tiers.items()}))
+    unfinished.rename(known)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (wanted := config.getoption("--tier")) is None:
         return
+    known: Path | None = config.getoption("--tiers-known")
+    if known is not None and not config.stash[_KNOWN]:
+        _write_down(known, items)
     full = config.getoption("--full")
     chosen = [item for item in items if tier_of(item) == wanted and (full or item.get_closest_marker("full") is None)]
-    others = [item for item in items if item not in set(chosen)]
+    kept = set(chosen)
+    others = [item for item in items if item not in kept]
     items[:] = sorted(chosen, key=_begun)
     config.hook.pytest_deselected(items=others)
 
 
 def pytest_collection_finish() -> None:
     """What was collected stays to the end: not to be looked through for garbage again after every few tests."""
-    gc.collect()
     gc.freeze()
