@@ -48,19 +48,16 @@ def finish(folder: Path) -> None:
     pki.write(folder / "ca.pem", certificates(folder)[0].public_bytes(Encoding.PEM), 0o644)
 
 
-def state(folder: Path) -> str:
-    """How far a change is, and what comes next."""
+def state(folder: Path) -> tuple[str, str]:
+    """How far a change is (settled, begun, switched), and what comes next."""
+    then = "Once all managers were started anew and all hosts have connected since:"
     if (folder / _NEXT_KEY).exists():
-        return (
-            "begun: the next authority is trusted beside the present one. Once all managers were started anew and all hosts "
-            "have connected since: 'moorage manager authority switch'."
-        )
+        known = "the next authority is trusted beside the present one."
+        return "begun", f"{known} {then} 'moorage manager authority switch'."
     if len(certificates(folder)) > 1:
-        return (
-            "switched: the new authority signs, the former one is still trusted. Once all managers were started anew and "
-            "all hosts have connected since: 'moorage manager authority finish'."
-        )
-    return f"settled: one authority, until {certificates(folder)[0].not_valid_after_utc:%Y-%m-%d}."
+        known = "the new authority signs, the former one is still trusted."
+        return "switched", f"{known} {then} 'moorage manager authority finish'."
+    return "settled", f"one authority, until {certificates(folder)[0].not_valid_after_utc:%Y-%m-%d}."
 
 
 def certificates(folder: Path) -> list[x509.Certificate]:

@@ -80,6 +80,7 @@ def doctor(data_dir_before: Path | None, data_dir: Path | None, as_json: bool) -
     "--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them."
 )
 @click.option("--direct", default="", help="HOST:PORT of transfers that pass no manager.  [default: off]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
 def join(
     data_dir_before: Path | None,
@@ -92,6 +93,7 @@ def join(
     engine: str,
     volumes: str,
     direct: str,
+    as_json: bool,
 ) -> None:
     """Let this host join an installation. TOKEN is good for one time; '-' reads it from standard input."""
     from agent.join import join as joining
@@ -105,4 +107,7 @@ def join(
         AgentConfig.load(folder)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"Joined as {config.agent_id}. Start it with: moorage agent --data-dir {folder}")
+    if as_json:
+        click.echo(json.dumps({"agent_id": config.agent_id, "data_dir": str(folder)}))
+    else:
+        click.echo(f"Joined as {config.agent_id}. Start it with: moorage agent --data-dir {folder}")

@@ -140,7 +140,8 @@ def _announce(installation: Any, as_json: bool) -> None:
 
 @click.command()
 @_data_dir
-def down(data_dir: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def down(data_dir: Path | None, as_json: bool) -> None:
     """Stop what `moorage up` runs. Sessions' containers go on, and the next `up` finds them again."""
     from manager import up as installing
 
@@ -149,7 +150,10 @@ def down(data_dir: Path | None) -> None:
         stopped = installing.down(installation)
     except installing.CannotStart as error:
         raise click.ClickException(str(error)) from None
-    click.echo("Stopped." if stopped else f"Nothing is running in {installation.data_dir}.")
+    if as_json:
+        click.echo(json.dumps({"stopped": stopped, "data_dir": str(installation.data_dir)}))
+    else:
+        click.echo("Stopped." if stopped else f"Nothing is running in {installation.data_dir}.")
 
 
 @click.command()
@@ -231,8 +235,9 @@ def manager(context: click.Context, /, data_dir: Path | None, role: str | None, 
 @manager.command("authority")
 @click.argument("step", type=click.Choice(["show", "begin", "switch", "finish"]), default="show")
 @_data_dir
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_obj
-def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | None) -> None:
+def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | None, as_json: bool) -> None:
     """Change the authority that signs managers and agents, in three steps; docs/trust.md tells how.
 
     After each, copy the folder pki to the other managers, and start all of them anew one by one.
@@ -248,7 +253,8 @@ def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | 
             {"begin": authority.begin, "switch": authority.switch, "finish": authority.finish}[step](folder)
     except MoorageError as error:
         raise click.ClickException(error.message) from None
-    click.echo(authority.state(folder))
+    reached, meaning = authority.state(folder)
+    click.echo(json.dumps({"state": reached, "meaning": meaning}) if as_json else f"{reached}: {meaning}")
 
 
 @click.command()

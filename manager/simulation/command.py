@@ -154,18 +154,21 @@ for _option in _trace_options:
 @click.option("--since", help="Submitted since: a time, or how long ago (30d).  [default: 30 days ago]")
 @click.option("--until", help="Submitted before.  [default: now]")
 @click.option("--anonymous", is_flag=True, help="Number users and projects instead of naming them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines; with --out, what was written there.")
 @_told
-def record(out: Path | None, since: str | None, until: str | None, anonymous: bool) -> None:
+def record(out: Path | None, since: str | None, until: str | None, anonymous: bool, as_json: bool) -> None:
     """Write down what has really run here, as a trace to be replayed. For administrators and monitors."""
-    from domain.simulation.native import as_csv
+    from domain.simulation.native import as_csv, as_json_lines
     from manager.simulation.live import live_workload
 
     workload = live_workload(since, until, anonymous=anonymous)
     if out is None:
-        for line in as_csv(workload.jobs):
+        for line in (as_json_lines if as_json else as_csv)(workload.jobs):
             click.echo(line, nl=False)
     else:
         _save(workload, out)
+        if as_json:
+            print_json({"out": str(out), "jobs": len(workload.jobs), "notes": list(workload.notes)})
     for told in (workload.source + (f" written to {out}" if out else ""), *workload.notes):
         note(told)
 

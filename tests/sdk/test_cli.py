@@ -17,8 +17,9 @@ from typing import Any
 import click
 import pytest
 from aiohttp import web
-from moorage.cli import COMMANDS, cli, main
+from moorage.cli import cli, main
 
+from agent.pki import ensure_authority
 from tests.sdk.scripted import (
     BASE,
     RUN,
@@ -35,8 +36,8 @@ from tests.sdk.scripted import (
 SDK = Path(__file__).resolve().parents[2] / "sdk"
 EXECUTE = f"{BASE}/execute"
 
-#: What they print is a program's, not an answer.
-NO_JSON = (("completion",), ("ssh",), ("config-ssh",), ("ssh-certificate",), ("admin", "audit", "export"))
+#: What they print is another program's; what is asked of the second is asked by ssh itself.
+NO_JSON = (("ssh",), ("ssh-certificate",))
 
 
 class Shell:
@@ -94,7 +95,7 @@ def sh(server: ScriptedServer, tmp_path: Path) -> Shell:
 def leaves(group: click.Group, path: Sequence[str] = ()) -> list[tuple[str, ...]]:
     context = click.Context(group)
     found: list[tuple[str, ...]] = []
-    for name in COMMANDS if group is cli else group.list_commands(context):
+    for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
@@ -337,6 +338,35 @@ def test_shells_complete_session_names(server: ScriptedServer, sh: Shell, shell:
     at = "de" if shell == "fish" else "2"
     sh.environ |= {"_MOORAGE_COMPLETE": f"{shell}_complete", "COMP_WORDS": "moorage info de", "COMP_CWORD": at}
     assert "demo" in sh()[1]
+
+
+def test_what_goes_elsewhere_is_told_as_json(server: ScriptedServer, sh: Shell, tmp_path: Path) -> None:
+    script = json.loads(sh("completion", "zsh", "--json")[1])
+    assert (script["shell"], "_MOORAGE_COMPLETE" in script["script"]) == ("zsh", True)
+
+    sh.environ["MOORAGE_CONFIG"] = str(tmp_path / "config.toml")
+    settings, includes = str(tmp_path / "ssh_config"), str(tmp_path / "ssh/config")
+    asked = ("config-ssh", "--ssh-config", settings, "--json")
+    assert json.loads(sh(*asked)[1]) == {"ssh_config": settings, "includes": includes}
+    assert json.loads(sh(*asked, "--remove")[1]) == {"ssh_config": settings, "includes": None}
+    assert f'"{tmp_path}/ssh/hosts/*.conf"' in json.loads(sh(*asked, "--print")[1])["settings"]
+
+    head = {"seq": 1, "chain": "ab"}
+    server.on("GET", "/v1/audit/export", lines({"seq": 1}, {"head": head}))
+    export = ("admin", "audit", "export", "--json")
+    kept = str(tmp_path / "audit.jsonl")
+    assert json.loads(sh(*export, "-o", kept)[1]) == {"output": kept, "rows": 1, "head": head}
+    assert [json.loads(line) for line in sh(*export)[1].splitlines()] == [{"seq": 1}, {"head": head}]
+
+    nowhere = str(tmp_path / "nowhere")
+    assert json.loads(sh("down", "--data-dir", nowhere, "--json")[1]) == {"stopped": False, "data_dir": nowhere}
+
+
+def test_how_far_a_change_of_authority_is(sh: Shell, tmp_path: Path) -> None:
+    ensure_authority(tmp_path / "pki")
+    asked = ("--data-dir", str(tmp_path), "--json")
+    for step, state in (("show", "settled"), ("begin", "begun"), ("switch", "switched"), ("finish", "settled")):
+        assert json.loads(sh("manager", "authority", step, *asked)[1])["state"] == state
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def audit_ls(limit: int, as_json: bool, **asked: str | None) -> None:
 @click.option(
     "--head", "head_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the head also to this file."
 )
-def audit_export(output: Path | None, head_file: Path | None, **asked: str | None) -> None:
+@json_option
+def audit_export(output: Path | None, head_file: Path | None, as_json: bool, **asked: str | None) -> None:
     """Write the audit as JSON lines, oldest first; the last one is its head.
 
     Keep the head where nobody who can write to the database can write: 'moorage admin audit verify --head FILE' finds by
@@ -86,7 +87,10 @@ def audit_export(output: Path | None, head_file: Path | None, **asked: str | Non
             partial.replace(output)
     if head_file is not None:
         head_file.write_text(json.dumps({"head": head}) + "\n", encoding="utf-8")
-    note(f"{rows} rows; the head is row {head.get('seq')}")
+    if as_json and output is not None:  # what goes to standard output is JSON anyway
+        print_json({"output": str(output), "rows": rows, "head": head})
+    else:
+        note(f"{rows} rows; the head is row {head.get('seq')}")
 
 
 def _write(lines: Iterable[dict[str, Any]], write: Callable[[str], object]) -> tuple[int, dict[str, Any]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from moorage._errors import MoorageError
+from moorage.cli.terminal import json_option, print_json
 
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
-def completion_command(shell: str | None) -> None:
+@json_option
+def completion_command(shell: str | None, as_json: bool) -> None:
     """Print the completion script of your shell.
 
     \b
@@ -28,7 +30,8 @@ def completion_command(shell: str | None) -> None:
     if (found := get_completion_class(name)) is None:
         raise MoorageError(f"There is no completion for {name}; there is for bash, zsh and fish.")
     complete = found(cli, {}, "moorage", "_MOORAGE_COMPLETE")
-    click.echo(_in_bash(complete.source()) if name == "bash" else complete.source())
+    script = _in_bash(complete.source()) if name == "bash" else complete.source()
+    print_json({"shell": name, "script": script}) if as_json else click.echo(script)
 
 
 def _in_bash(script: str) -> str:

@@ -143,12 +143,13 @@ def ssh_certificate_command(host: str) -> None:
 @click.option("--ssh-config", type=click.Path(dir_okay=False, path_type=Path), help="[default: ~/.ssh/config]")
 @click.option("--remove", is_flag=True, help="Take the settings out again.")
 @click.option("--print", "only_print", is_flag=True, help="Show what would be included, and change nothing.")
-def config_ssh_command(ssh_config: Path | None, remove: bool, only_print: bool) -> None:
+@json_option
+def config_ssh_command(ssh_config: Path | None, remove: bool, only_print: bool, as_json: bool) -> None:
     """Let `ssh NAME.moorage` work, and scp, sftp, rsync and editors with it, for every session you have or will have."""
     folder = Folder.of_this_user()
     text = included(folder)
     if only_print:
-        click.echo(text, nl=False)
+        print_json({"settings": text}) if as_json else click.echo(text, nl=False)
         return
     path = ssh_config or Path("~/.ssh/config").expanduser()
     line = f'Include "{folder.config}"'
@@ -158,14 +159,17 @@ def config_ssh_command(ssh_config: Path | None, remove: bool, only_print: bool) 
     if remove:
         Folder(path.parent).write(path.name, "".join(f"{old}\n" for old in kept))
         folder.config.unlink(missing_ok=True)
-        click.echo(f"Removed from {path}.")
+        print_json({"ssh_config": str(path), "includes": None}) if as_json else click.echo(f"Removed from {path}.")
         return
     folder.public_key()
     folder.write("config", text)
     if before.splitlines()[:1] != [line]:
         # First: what is included after a Host block would be part of it.
         Folder(path.parent).write(path.name, "".join(f"{old}\n" for old in (line, *kept)))
-    click.echo(f"{path} includes {folder.config}.\nTry:  ssh NAME{SUFFIX}")
+    if as_json:
+        print_json({"ssh_config": str(path), "includes": str(folder.config)})
+    else:
+        click.echo(f"{path} includes {folder.config}.\nTry:  ssh NAME{SUFFIX}")
 
 
 def included(folder: Folder) -> str:
