@@ -118,7 +118,7 @@ class Reset:
         server.execute(dsn, "CREATE SCHEMA seed; " + "; ".join(f"CREATE TABLE seed.{t} AS TABLE {t}" for t in seeded))
         # A function, whose statements are planned once for this connection. As a replica, for good: neither triggers nor
         # foreign keys have a say in what is removed or in which order, and a change of the role forgets all plans.
-        steps = [f"DELETE FROM {table}" for table in tables]
+        steps = [_STRAGGLERS, *(f"DELETE FROM {table}" for table in tables)]
         steps += [f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM seed.{table}" for table in sorted(seeded)]
         body = "".join(f"{step}; " for step in steps)
         server.execute(dsn, f"CREATE FUNCTION seed.reset() RETURNS void LANGUAGE plpgsql AS $$ BEGIN {body}END $$")
@@ -127,6 +127,12 @@ class Reset:
     def __call__(self) -> None:
         self._server.execute(self._dsn, "SELECT seed.reset()")
 
+
+#: What another process was writing when the test before ended it.
+_STRAGGLERS = """
+    PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle'
+"""
 
 _TABLES = """
     SELECT quote_ident(relname) AS name FROM pg_class
@@ -159,9 +165,14 @@ async def kept(worker_database: tuple[str, Reset]) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def database(dsn: str, kept: Database) -> Database:
+async def database(dsn: str, kept: Database) -> AsyncIterator[Database]:
     """The same, connected, as for all tests: a new connection reads the catalogues anew, which takes longer than most."""
-    return kept
+    before = asyncio.all_tasks()
+    yield kept
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    for task in left:  # requests whose clients have gone, for example: they would write into the next test
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 @pytest.fixture

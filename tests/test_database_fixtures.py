@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+import asyncpg
 import pytest
 
 from repositories import migrate
@@ -31,6 +33,37 @@ async def test_what_a_migration_put_in_comes_back(worker_database: tuple[str, Re
     database = await Database.connect(dsn)
     async with database.reader() as connection:
         assert await connection.fetchval("SELECT count(*) FROM session_transition") == before
+    await database.close()
+
+
+_left: list[asyncio.Task[None]] = []
+
+
+@pytest.mark.parametrize("time", ["first", "again"])
+async def test_what_a_test_leaves_running_ends_with_it(database: Database, time: str) -> None:
+    async def writes_for_ever() -> None:
+        while True:
+            async with database.reader() as connection:
+                await connection.execute("INSERT INTO domains (name) VALUES ('left') ON CONFLICT DO NOTHING")
+
+    if time == "first":
+        _left.append(asyncio.create_task(writes_for_ever()))
+        await asyncio.sleep(0.01)
+    else:
+        assert _left.pop().cancelled()
+
+
+async def test_what_another_process_still_writes_does_not_come(worker_database: tuple[str, Reset]) -> None:
+    dsn, reset = worker_database
+    other = await asyncpg.connect(dsn)
+    await other.execute("BEGIN; INSERT INTO domains (name) VALUES ('late')")
+    _in_a_thread(reset)
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)):
+        await other.execute("COMMIT")
+    await other.close()
+    database = await Database.connect(dsn)
+    async with database.reader() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM domains WHERE name = 'late'") == 0
     await database.close()
 
 
