@@ -91,6 +91,7 @@ class Connection:
         self._hurried = asyncio.Event()
         self._anew = asyncio.Event()
         self._refused = False
+        self._failing = False
         self._former: set[asyncio.Task[None]] = set()
         self.disks: Disks = dict
 
@@ -156,7 +157,9 @@ class Connection:
                 log.error("%s refuses this host: it was revoked or removed; a new join token brings it back", self.url)
             self._refused = error.status == HTTPStatus.FORBIDDEN
         except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
-            log.info("no connection to the manager at %s: %s", self.url, error)
+            # once: a manager that has gone for good is dialled until its row has aged out
+            log.log(logging.DEBUG if self._failing else logging.INFO, "%s does not answer: %s", self.url, _reason(error))
+            self._failing = True
         except Exception:  # whatever it is: a host that stops dialling is lost for good
             log.exception("the connection to the manager at %s failed", self.url)
 
@@ -172,7 +175,7 @@ class Connection:
             for name, handler in self._handlers.items():
                 peer.handle(name, self._to_here(handler) if name == wire.OPEN_STREAM else handler)
             peer.on_notice(wire.MANAGERS, lambda said: self._on_managers(said.get("managers", [])))
-            self._refused = False
+            self._refused = self._failing = False
             reading = asyncio.create_task(peer.run(), name=f"link {self.url}")
             try:
                 said = replace(await self._teller.hello(), beside=self.peer is not None)
@@ -439,6 +442,11 @@ class Links:
             controls = [connection for connection, _ in self._connections.values() if connection.is_control]
             self._told = random.choice(controls) if controls else None  # noqa: S311 - spreads the load, no secret
         return self._told.peer if self._told is not None else None
+
+
+def _reason(error: Exception) -> object:
+    """Without the options of the connection, which aiohttp puts in front."""
+    return error.os_error.strerror or error if isinstance(error, aiohttp.ClientConnectorError) else error
 
 
 async def _greet(peer: Peer, said: AgentHello) -> Welcome:
