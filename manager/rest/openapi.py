@@ -337,17 +337,32 @@ def _operation_id(route: Route) -> str:
     return f"{route.action.action_name}_{route.segments[-1].strip('{}*') if route.method == 'GET' else route.method.lower()}"
 
 
-_IDENTITY: Final = frozenset({"keypairs", "users", "tokens", "whoami", "sign-in", "sign-out", "projects", "domains"})
+#: Sections of the documentation, by the word that addresses begin with; others are a section by themselves.
+_SECTIONS: Final = {
+    **dict.fromkeys(
+        ("keypairs", "users", "tokens", "whoami", "sign-in", "sign-out", "projects", "domains", "ssh-keys"), "identity"
+    ),
+    **dict.fromkeys(("top", "abusing-reports", "usage", "shares", "quota", "policies"), "usage and limits"),
+    **dict.fromkeys(("images", "registries"), "images"),
+    **dict.fromkeys(("agents", "devices", "resource-groups"), "hosts"),
+    **dict.fromkeys(("audit", "fsck"), "audit and consistency"),
+}
+
+_BELOW_SESSIONS: Final = {
+    "files": "files",
+    "calls": "calls",
+    "state": "state",
+    **dict.fromkeys(("execute", "executions", "interrupt", "complete"), "executions"),
+    **dict.fromkeys(("services", "direct-access", "ports"), "services"),
+}
 
 
 def _tag(route: Route) -> str:
     first = route.segments[1]
     if first != "sessions":
-        return "identity" if first in _IDENTITY else first
+        return _SECTIONS.get(first, first)
     below = route.segments[3] if len(route.segments) > 3 else ""
-    if below == "files":
-        return "files"
-    return "executions" if below in ("execute", "executions", "interrupt", "complete") else "sessions"
+    return _BELOW_SESSIONS.get(below, "sessions")
 
 
 def _properties(route: Route, schemas: dict[tuple[Any, str], dict[str, Any]]) -> dict[str, Any]:

@@ -108,13 +108,6 @@ NDJSON: Final = "application/x-ndjson"
 SSE: Final = "text/event-stream"
 # fmt: off
 ROUTES: Final[tuple[Route, ...]] = (
-    # services
-    _row("POST", f"{_S}/services/{{service}}", a.StartServiceAction, hidden=frozenset({"login_session_token"})),
-    _row("DELETE", f"{_S}/services/{{service}}", a.ShutdownServiceAction),
-    _row("GET", f"{_S}/services", a.ListServicesAction),
-    _row("POST", f"{_S}/services/{{service}}/ticket", a.OpenServiceAction),
-    _row("GET", f"{_S}/direct-access", a.GetDirectAccessInfoAction),
-    _row("POST", f"{_S}/ports/{{port}}/pass", a.OpenPortAction),
     # sessions
     _row("POST", "/v1/sessions", a.CreateFromParamsAction, handler=information.create, settles=True, etag=True,
          query=("dry_run",), answer=session_data, status=lambda result: 201 if result.created else 200),
@@ -148,6 +141,26 @@ ROUTES: Final[tuple[Route, ...]] = (
     # executions
     _row("POST", f"{_S}/execute", a.ExecuteSessionAction, handler=executions.execute, answer=answers.run_output,
          max_body_bytes=MAX_CODE_BODY_BYTES, query=("binary",), media=("application/json", NDJSON, SSE)),
+    _row("POST", f"{_S}/interrupt", a.InterruptAction),
+    _row("POST", f"{_S}/complete", a.CompleteAction),
+    _row("GET", f"{_S}/state", a.ListStateAction),
+    _row("GET", f"{_S}/state/{{key}}", a.GetStateAction),
+    _row("PUT", f"{_S}/state/{{key}}", a.SetStateAction),
+    _row("DELETE", f"{_S}/state/{{key}}", a.DeleteStateAction),
+    _row("GET", f"{_S}/executions", a.ListExecutionsAction, answer=page),
+    _row("GET", f"{_S}/executions/{{run}}", a.ReadExecutionAction, handler=executions.read, answer=answers.run_piece,
+         query=("follow",), media=("application/json", NDJSON, SSE), head=False),
+    _row("POST", f"{_S}/executions/{{run}}/kill", a.KillExecutionAction),
+    _row("GET", f"{_S}/executions/{{run}}/stream", a.FollowExecutionAction, handler=executions.socket,
+         query=("binary",), media=("websocket",), head=False),
+    # services
+    _row("POST", f"{_S}/services/{{service}}", a.StartServiceAction, hidden=frozenset({"login_session_token"})),
+    _row("DELETE", f"{_S}/services/{{service}}", a.ShutdownServiceAction),
+    _row("GET", f"{_S}/services", a.ListServicesAction),
+    _row("POST", f"{_S}/services/{{service}}/ticket", a.OpenServiceAction),
+    _row("GET", f"{_S}/direct-access", a.GetDirectAccessInfoAction),
+    _row("POST", f"{_S}/ports/{{port}}/pass", a.OpenPortAction),
+    # calls
     _row("POST", f"{_S}/calls", a.StartCallAction, handler=apps.start_call, answer=attrgetter("call"),
          max_body_bytes=MAX_CODE_BODY_BYTES),
     _row("GET", f"{_S}/calls", a.ListCallsAction, answer=page),
@@ -165,18 +178,6 @@ ROUTES: Final[tuple[Route, ...]] = (
     _row("DELETE", "/v1/apps/{app}", a.DeleteAppAction, status=204),
     _row("POST", "/v1/apps/{app}/calls", a.CallAppAction, status=201, max_body_bytes=MAX_CODE_BODY_BYTES,
          answer=attrgetter("call")),
-    _row("POST", f"{_S}/interrupt", a.InterruptAction),
-    _row("POST", f"{_S}/complete", a.CompleteAction),
-    _row("GET", f"{_S}/state", a.ListStateAction),
-    _row("GET", f"{_S}/state/{{key}}", a.GetStateAction),
-    _row("PUT", f"{_S}/state/{{key}}", a.SetStateAction),
-    _row("DELETE", f"{_S}/state/{{key}}", a.DeleteStateAction),
-    _row("GET", f"{_S}/executions", a.ListExecutionsAction, answer=page),
-    _row("GET", f"{_S}/executions/{{run}}", a.ReadExecutionAction, handler=executions.read, answer=answers.run_piece,
-         query=("follow",), media=("application/json", NDJSON, SSE), head=False),
-    _row("POST", f"{_S}/executions/{{run}}/kill", a.KillExecutionAction),
-    _row("GET", f"{_S}/executions/{{run}}/stream", a.FollowExecutionAction, handler=executions.socket,
-         query=("binary",), media=("websocket",), head=False),
     # terminals and SSH
     _row("GET", f"{_S}/pty", a.OpenProcessAction, handler=terminals.socket, query=("command",),
          hidden=frozenset({"command", "terminal", "shell", "program", "environ"}), media=("websocket",), head=False),
