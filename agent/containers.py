@@ -475,18 +475,19 @@ class Containers:
         return tuple(Path(path) for path in (upper, *kept) if path)
 
     async def freeze(self, container: str) -> None:
-        """It is no error when it is frozen."""
-        await self._until_so(lambda: self._client.pause(container), "pause", "already paused")
+        """It is no error when it is frozen, whatever the engine answers."""
+        await self._until_so(lambda: self._client.pause(container), "pause", container, frozen=True)
 
     async def thaw(self, container: str) -> None:
         """It is no error when it is not frozen."""
-        await self._until_so(lambda: self._client.unpause(container), "unpause", "is not paused")
+        await self._until_so(lambda: self._client.unpause(container), "unpause", container, frozen=False)
 
-    async def _until_so(self, function: Callable[[], object], step: str, already: str) -> None:
+    async def _until_so(self, function: Callable[[], object], step: str, container: str, *, frozen: bool) -> None:
         try:
             await self._call(function, step)
-        except EngineError as error:
-            if already not in str(error):
+        except EngineError:
+            state = await self.inspect(container)
+            if (state is not None and state.status == "paused") is not frozen:
                 raise
 
     async def signal(self, container: str, signal: str) -> None:

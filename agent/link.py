@@ -158,7 +158,9 @@ class Connection:
             self._refused = error.status == HTTPStatus.FORBIDDEN
         except (aiohttp.ClientError, MoorageError, OSError, TimeoutError) as error:
             # once: a manager that has gone for good is dialled until its row has aged out
-            log.log(logging.DEBUG if self._failing else logging.INFO, "%s does not answer: %s", self.url, _reason(error))
+            log.log(
+                logging.DEBUG if self._failing else logging.INFO, "%s does not answer: %s", self.url, _reason(error)
+            )
             self._failing = True
         except Exception:  # whatever it is: a host that stops dialling is lost for good
             log.exception("the connection to the manager at %s failed", self.url)

@@ -11,7 +11,7 @@ from uuid import uuid4
 import docker
 import pytest
 
-from agent.containers import Containers
+from agent.containers import Containers, EngineError
 from tests.agent.conftest import Host
 from tests.faults.proxy import EngineProxy, Fault
 
@@ -63,6 +63,31 @@ async def test_every_wrong_answer_leads_to_one_container_or_none(behind: Host, p
         assert await life(behind) == becomes, f"{kind}: {fault}"
         assert fallen.is_set()
         assert await behind.containers() == [], f"{kind}: {fault}"
+
+
+async def test_who_is_frozen_is_seen_and_not_believed(behind: Host, proxy: EngineProxy) -> None:
+    kernel_id = str(uuid4())
+    await behind.run(kernel_id)
+    await behind.until(kernel_id, "RUNNING")
+    kernel = behind.kernel(kernel_id)
+    await kernel.hold_still()  # else it thaws what it has not frozen
+    for step, change, becomes in (
+        ("pause", behind.engine.freeze, "paused"),
+        ("unpause", behind.engine.thaw, "running"),
+    ):
+        proxy.arm(f"POST containers/*/{step}", Fault.REFUSED)
+        with pytest.raises(EngineError):
+            await change(kernel.name)
+        for fault in (Fault.FAILED, Fault.TRUNCATED):
+            fallen = proxy.arm(f"POST containers/*/{step}", fault)
+            await change(kernel.name)
+            assert fallen.is_set()
+            state = await behind.engine.inspect(kernel.name)
+            assert state is not None
+            assert state.status == becomes
+    kernel.go_on()
+    await behind.end(kernel_id)
+    await behind.until(kernel_id, "GONE")
 
 
 async def test_what_the_engine_does_too_late_is_found_and_removed(
