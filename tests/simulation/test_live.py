@@ -89,7 +89,8 @@ def test_what_has_run_is_written_down_and_can_be_replayed(
     simulate.main(["record", "--out", str(out), "--anonymous", "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["jobs"] == 2
     simulate.main(["record", "--json"], standalone_mode=False)
-    assert [json.loads(line)["user"] for line in capsys.readouterr().out.splitlines()] == ["ann@example.org", "bob@example.org"]
+    users = [json.loads(line)["user"] for line in capsys.readouterr().out.splitlines()]
+    assert users == ["ann@example.org", "bob@example.org"]
     first, second = read(out.read_text().splitlines(keepends=True)).jobs
     assert (first.user, second.user, first.project) == ("user1", "user2", "project1")
     assert (first.cpu, first.gpu_mem, first.timeout_seconds, first.resource_group) == (2000, 20480, 3600, "lab")
