@@ -142,11 +142,11 @@ class Worked:
         self.fails: Exception | None = None
 
     async def run(self, task: Task, report: Report) -> None:
-        self.begun.set()
         try:
             if self.fails is not None:
                 raise self.fails
             await report(1, 2, "half")
+            self.begun.set()  # not before: whoever claims tasks passes over a row that is being written
             await asyncio.Event().wait()
         finally:
             self.stopped.set()
