@@ -11,4 +11,5 @@ pytestmark = pytest.mark.alone
 def test_code_that_forks_without_end(session: moorage.Session) -> None:
     bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
     assert session.run_code(bomb, timeout=3).reason in ("timeout", "crashed", "killed", "out_of_memory")
-    assert session.commands.run("echo alive", timeout=60).stdout == "alive\n"
+    # at once, mostly; where the bomb has ended for want of memory, what it left has held a session for over a minute
+    assert session.commands.run("echo alive", timeout=180).stdout == "alive\n"
