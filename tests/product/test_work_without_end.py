@@ -11,5 +11,4 @@ pytestmark = pytest.mark.alone
 def test_code_that_forks_without_end(session: moorage.Session) -> None:
     bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass"
     assert session.run_code(bomb, timeout=3).reason in ("timeout", "crashed", "killed", "out_of_memory")
-    # at once, mostly; where the bomb has ended for want of memory, what it left has held a session for over a minute
-    assert session.commands.run("echo alive", timeout=180).stdout == "alive\n"
+    assert session.commands.run("echo alive", timeout=60).stdout == "alive\n"
