@@ -21,6 +21,7 @@ _data_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where everything is kept.  [default: $MOORAGE_AGENT_DIR, or ~/.local/share/moorage/agent]",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def _default_data_dir() -> Path:
@@ -56,7 +57,7 @@ def agent(context: click.Context, data_dir: Path | None, log_level: str | None) 
 
 @agent.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 @click.pass_obj
 def doctor(data_dir_before: Path | None, data_dir: Path | None, as_json: bool) -> None:
     """Look at this host: its engine, disks, limits and files. Changes nothing. Exit code 1: something is bad."""
@@ -80,7 +81,7 @@ def doctor(data_dir_before: Path | None, data_dir: Path | None, as_json: bool) -
     "--volumes", default="", help="The folder that keeps volumes, the same NFS folder on all hosts that share them."
 )
 @click.option("--direct", default="", help="HOST:PORT of transfers that pass no manager.  [default: off]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 @click.pass_obj
 def join(
     data_dir_before: Path | None,

@@ -23,6 +23,7 @@ _data_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where everything is kept.  [default: $MOORAGE_DATA_DIR, or ~/.local/share/moorage]",
 )
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 @click.command()
@@ -140,7 +141,7 @@ def _announce(installation: Any, as_json: bool) -> None:
 
 @click.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 def down(data_dir: Path | None, as_json: bool) -> None:
     """Stop what `moorage up` runs. Sessions' containers go on, and the next `up` finds them again."""
     from manager import up as installing
@@ -158,7 +159,7 @@ def down(data_dir: Path | None, as_json: bool) -> None:
 
 @click.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 def status(data_dir: Path | None, as_json: bool) -> None:
     """Say whether the installation of this machine runs, and how it is."""
     from manager import up as installing
@@ -235,7 +236,7 @@ def manager(context: click.Context, /, data_dir: Path | None, role: str | None, 
 @manager.command("authority")
 @click.argument("step", type=click.Choice(["show", "begin", "switch", "finish"]), default="show")
 @_data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 @click.pass_obj
 def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | None, as_json: bool) -> None:
     """Change the authority that signs managers and agents, in three steps; docs/trust.md tells how.
@@ -259,7 +260,7 @@ def manager_authority(data_dir_before: Path | None, step: str, data_dir: Path | 
 
 @click.command()
 @_data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json
 def doctor(data_dir: Path | None, as_json: bool) -> None:
     """Look at this machine's installation: database, files, engine, disks, clock. Changes nothing.
 
